@@ -1,0 +1,111 @@
+# One command each; every target sets itself up on a fresh clone and repeats in seconds. `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOG := build/log
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_CONSTRAINT := $(VENV)/constraints.txt
+# torch's and ORT's threads spin against each other otherwise.
+export OMP_WAIT_POLICY := PASSIVE
+
+# Only one build at a time in a checkout, however many calls of make there are.
+LOCKED = mkdir -p $(LOG); exec flock $(LOG)/lock $(MAKE) -s
+
+# run NAME, COMMAND: one quiet line; the log's end if it fails.
+define run
+mkdir -p $(LOG)
+printf '%-12s' '$(1)'; start=$$SECONDS
+if ( $(2) ) >$(LOG)/$(1).log 2>&1; then printf '%d s\n' $$((SECONDS - start))
+else printf 'failed; the end of $(LOG)/$(1).log:\n'; tail -n 40 $(LOG)/$(1).log; exit 1; fi
+endef
+
+.PHONY: venv build demo test test-all bench bench-baseline lint format gpu clean help FORCE
+
+venv: ## the environment in .venv: torch first, then everything else
+	@$(LOCKED) $(VENV)/deps.stamp
+
+build: ## compile, and install editable into .venv
+	@$(LOCKED) $(VENV)/build.stamp
+
+demo: build ## MiniLM from torch to a verified int8 file, with the table; files in ./demo-output
+	@$(BIN)/deepseek-fast demo --out demo-output $(ARGS)
+
+test: build ## the CPU test suite
+	@$(BIN)/pytest $(ARGS)
+
+test-all: build ## `make test` and the slow tests
+	@$(BIN)/pytest -m '' $(ARGS)
+
+bench: build ## kernels against their competitors beside the committed baseline, then the demo's table
+	@$(BIN)/pytest -c bench/pytest.ini --rows build/bench.json $(ARGS)
+	$(BIN)/python -m bench.compare build/bench.json
+	$(BIN)/deepseek-fast demo --out demo-output
+
+bench-baseline: bench ## `make bench`, kept as this CPU's baseline
+	@$(BIN)/python -m bench.compare build/bench.json --demo demo-output/demo.json --write
+
+lint: build ## ruff, clang-format, mypy
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files -co --exclude-standard -- '*.cc' '*.h' '*.cu' | xargs -r $(BIN)/clang-format --dry-run -Werror
+	$(BIN)/mypy
+
+format: build ## let ruff and clang-format rewrite the sources
+	@$(BIN)/ruff check --fix-only -q .
+	$(BIN)/ruff format -q .
+	git ls-files -co --exclude-standard -- '*.cc' '*.h' '*.cu' | xargs -r $(BIN)/clang-format -i
+
+gpu: build ## what can be checked on a GPU machine
+	@$(BIN)/pytest -q -m gpu $(ARGS) || [ $$? = 5 ]  # 5: no such test yet
+
+clean: ## remove the environment and everything built
+	@rm -rf $(VENV) build demo-output .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	echo '  ARGS="..." is handed on; PYTHON=python3.12 chooses the interpreter of a new .venv'
+
+# --- how it is set up ------------------------------------------------------------------------------------------------
+$(VENV)/torch.stamp:
+	@$(call run,environment,$(PYTHON) -m venv $(VENV))
+	echo '$(TORCH)' >$(VENV)/constraints.txt
+	$(call run,torch,$(BIN)/python -m pip install '$(TORCH)')
+	touch $@
+
+# Every requirement that pyproject.toml names, all extras included; torch stays what it is (PIP_CONSTRAINT).
+define REQUIREMENTS
+import tomllib
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)
+wanted = project["build-system"]["requires"] + project["project"]["dependencies"] + ["cmake>=3.25", "ninja"]
+wanted += sum(project["project"]["optional-dependencies"].values(), [])
+print("\n".join(name for name in wanted if not name.startswith("deepseek-fast")))
+endef
+export REQUIREMENTS
+
+$(VENV)/deps.stamp: $(VENV)/torch.stamp pyproject.toml
+	@$(BIN)/python -c "$$REQUIREMENTS" >$(VENV)/requirements.txt
+	$(call run,packages,$(BIN)/python -m pip install -r $(VENV)/requirements.txt)
+	touch $@
+
+SOURCES := $(shell find csrc kernels \( -name '*.cc' -o -name '*.h' -o -name '*.inc' -o -name '*.txt' -o -name '*.tsv' \) 2>/dev/null)
+# The names of all files: an added or removed one, Python included, calls for a new install.
+NAMES := $(shell find csrc kernels deepseek_fast -name __pycache__ -prune -o -type f -print 2>/dev/null | LC_ALL=C sort)
+$(VENV)/names.txt: FORCE
+	@mkdir -p $(VENV)
+	printf '%s\n' $(NAMES) | cmp -s - $@ || printf '%s\n' $(NAMES) >$@
+FORCE:
+
+$(VENV)/build.stamp: $(VENV)/deps.stamp $(VENV)/names.txt CMakeLists.txt pyproject.toml $(SOURCES)
+	@$(call run,build,$(BIN)/python -m pip install --no-build-isolation --no-deps -e .)
+	touch $@

@@ -1,0 +1,37 @@
+// One error grammar for every door: "<op>: <arg> must <rule>; got <value>".
+#pragma once
+#include <cstdint>
+
+#include "csrc/core/api.h"
+#include "csrc/core/tensor_view.h"
+
+namespace dsf {
+
+enum class Fault : int32_t { none = 0, value = 1, type = 2, runtime = 3 };
+
+// What is wrong with a call; a door turns it into its own exception or status.
+struct Problem {
+  Fault fault;
+  char sentence[512];
+};
+
+// Each returns false, so that a check reads `return value_error(...)`.
+bool value_error(Problem* problem, const char* op, const char* arg, const char* rule, const char* got);
+bool type_error(Problem* problem, const char* op, const char* arg, const char* rule, const char* got);
+
+// "shape (4, 100)" into text; cut with "..." where it does not fit.
+void shape_text(const TensorView& view, char* text, int64_t text_bytes);
+bool shape_error(Problem* problem, const char* op, const char* arg, const char* rule, const TensorView& got);
+// "dtype int64"
+bool dtype_error(Problem* problem, const char* op, const char* arg, const char* rule, const TensorView& got);
+
+// Sizes as (rows, columns): all but the last dimension folded. False where the product overflows int64.
+bool fold_rows(const TensorView& view, int64_t* rows, int64_t* columns);
+// The distance in elements between rows of the folded view, or -1 where the memory is not rows of
+// contiguous values at one distance (the door then copies to contiguous memory first).
+extern "C" DSF_API int64_t dsf_row_stride(const TensorView* view);
+
+// a * b in *product; false on overflow or a negative factor.
+bool checked_mul(int64_t a, int64_t b, int64_t* product);
+
+}  // namespace dsf

@@ -1,0 +1,84 @@
+// The only place that asks the CPU what it can do.
+#include "csrc/core/isa.h"
+
+#include <cpuid.h>
+
+#include <cstdlib>
+#include <cstring>
+
+namespace dsf {
+namespace {
+
+constexpr const char* NAMES[NUM_ISA] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16"};
+
+struct CpuFeatures {
+  bool level[NUM_ISA] = {};
+
+  CpuFeatures() {
+    level[0] = true;
+    __builtin_cpu_init();  // asks the operating system too whether it saves the wide registers
+    const bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() && __builtin_cpu_supports("bmi2");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512cd");
+    const bool avx512vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    level[int(Isa::avx2)] = avx2;
+    level[int(Isa::avxvnni)] = avx2 && has_avxvnni();
+    level[int(Isa::avx512)] = avx512;
+    level[int(Isa::avx512vnni)] = avx512vnni;
+    level[int(Isa::avx512bf16)] =
+        avx512vnni && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+  }
+
+  static bool has_f16c() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+  }
+  static bool has_avxvnni() {  // leaf 7, subleaf 1, EAX bit 4
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
+  }
+};
+
+const CpuFeatures& cpu() {
+  static const CpuFeatures features;
+  return features;
+}
+
+int32_t best_up_to(int32_t cap) {
+  for (int32_t isa = cap < NUM_ISA ? cap : NUM_ISA - 1; isa > 0; --isa)
+    if (cpu().level[isa]) return isa;
+  return 0;
+}
+
+int32_t initial_cap() {
+  const char* name = std::getenv("DSF_MAX_ISA");
+  const int32_t isa = name ? dsf_isa_from_name(name) : -1;
+  return best_up_to(isa < 0 ? NUM_ISA - 1 : isa);
+}
+
+int32_t current_cap = initial_cap();  // read and written with relaxed atomics
+
+}  // namespace
+
+int32_t dsf_isa_supported(int32_t isa) { return isa >= 0 && isa < NUM_ISA && cpu().level[isa]; }
+int32_t dsf_max_isa() { return __atomic_load_n(&current_cap, __ATOMIC_RELAXED); }
+
+int32_t dsf_set_max_isa(int32_t isa) {
+  const int32_t cap = best_up_to(isa < 0 ? 0 : isa);
+  __atomic_store_n(&current_cap, cap, __ATOMIC_RELAXED);
+  return cap;
+}
+
+const char* dsf_isa_name(int32_t isa) { return isa >= 0 && isa < NUM_ISA ? NAMES[isa] : nullptr; }
+
+int32_t dsf_isa_from_name(const char* name) {
+  for (int32_t isa = 0; isa < NUM_ISA; ++isa)
+    if (!std::strcmp(name, NAMES[isa])) return isa;
+  return -1;
+}
+
+const char* dsf_version() { return DSF_VERSION; }
+
+}  // namespace dsf

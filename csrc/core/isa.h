@@ -1,0 +1,33 @@
+// The instruction set levels, in the order in which a cap lowers them.
+#pragma once
+#include <cstdint>
+
+#include "csrc/core/api.h"
+
+namespace dsf {
+
+enum class Isa : int32_t {
+  scalar = 0,   // x86-64-v2
+  avx2 = 1,     // + FMA, F16C
+  avxvnni = 2,  // VEX VPDPBUSD
+  avx512 = 3,   // F, BW, DQ, VL
+  avx512vnni = 4,
+  avx512bf16 = 5,  // + VNNI, VBMI: Zen 4/5, Sapphire Rapids
+};
+inline constexpr int32_t NUM_ISA = 6;
+
+extern "C" {
+// Whether this CPU and its operating system run the level, whatever the cap says.
+DSF_API int32_t dsf_isa_supported(int32_t isa);
+// The highest level that kernels may use: what the CPU supports, lowered by DSF_MAX_ISA and dsf_set_max_isa.
+DSF_API int32_t dsf_max_isa();
+// Lowers or restores the cap; returns the level in force. A level above the CPU's is cut to the CPU's.
+DSF_API int32_t dsf_set_max_isa(int32_t isa);
+// "avx512vnni"; null for a number that is no level.
+DSF_API const char* dsf_isa_name(int32_t isa);
+// The level of that name, or -1.
+DSF_API int32_t dsf_isa_from_name(const char* name);
+DSF_API const char* dsf_version();
+}
+
+}  // namespace dsf

@@ -1,0 +1,18 @@
+// A door's tensor, as the checks and kernels see it. Owns nothing.
+#pragma once
+#include <cstdint>
+
+namespace dsf {
+
+enum class Dtype : int32_t { f32 = 0, bf16 = 1, i8 = 2, u8 = 3, other = 4 };
+
+struct TensorView {
+  void* data;
+  Dtype dtype;
+  const char* dtype_name;  // as the door's users write it, for error sentences: "float32", "int64"
+  int64_t ndim;
+  const int64_t* sizes;    // ndim values
+  const int64_t* strides;  // ndim values, in elements; null: contiguous
+};
+
+}  // namespace dsf

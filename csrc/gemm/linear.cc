@@ -1,0 +1,228 @@
+#include "csrc/gemm/linear.h"
+
+#include <cstdio>
+#include <cstring>
+
+#include "csrc/gemm/linear_checks.h"
+#include "csrc/gemm/packed.h"
+
+namespace dsf {
+namespace {
+
+constexpr const char* ACTIVATIONS[] = {"none", "relu", "gelu", "gelu_tanh", "silu"};
+
+const char* name_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::f32:
+      return "float32";
+    case Dtype::bf16:
+      return "bfloat16";
+    case Dtype::i8:
+      return "int8";
+    case Dtype::u8:
+      return "uint8";
+    case Dtype::other:
+      break;
+  }
+  return "another dtype";
+}
+
+bool check_same_dtype(const LinearCall& call, const char* op, const char* arg, const TensorView& view,
+                      Problem* problem) {
+  if (view.dtype == call.x.dtype) return true;
+  char rule[64];
+  std::snprintf(rule, sizeof rule, "have x's dtype %s", name_of(call.x.dtype));
+  return dtype_error(problem, op, arg, rule, view);
+}
+
+bool check_vector(const char* op, const char* arg, const TensorView& view, int64_t length, Problem* problem) {
+  if (view.ndim == 1 && view.sizes[0] == length) return true;
+  char rule[64];
+  std::snprintf(rule, sizeof rule, "have shape (%lld,)", static_cast<long long>(length));
+  return shape_error(problem, op, arg, rule, view);
+}
+
+bool check_packed(const LinearCall& call, const char* op, Dtype weight_dtype, LinearArgs* args, Problem* problem) {
+  const TensorView& packed = call.weight;
+  if (packed.dtype != Dtype::u8) return dtype_error(problem, op, "packed", "be uint8", packed);
+  if (packed.ndim != 1) return shape_error(problem, op, "packed", "have 1 dimension", packed);
+  if (packed.strides && packed.sizes[0] > 1 && packed.strides[0] != 1)
+    return value_error(problem, op, "packed", "be contiguous", "a strided tensor");
+  PackedHeader header{};
+  if (packed.sizes[0] < int64_t(sizeof header)) return shape_error(problem, op, "packed", "be a packed weight", packed);
+  std::memcpy(&header, packed.data, sizeof header);
+  char rule[96], got[64];
+  if (header.magic != PACKED_MAGIC || header.version != PACKED_VERSION) {
+    std::snprintf(rule, sizeof rule, "be a packed weight of version %u", PACKED_VERSION);
+    std::snprintf(got, sizeof got, header.magic == PACKED_MAGIC ? "version %u" : "other bytes", header.version);
+    return value_error(problem, op, "packed", rule, got);
+  }
+  if (header.dtype != int32_t(weight_dtype)) {
+    std::snprintf(rule, sizeof rule, "be packed from %s", name_of(weight_dtype));
+    return type_error(problem, op, "packed", rule, name_of(Dtype(header.dtype)));
+  }
+  if (header.bytes != packed.sizes[0]) return shape_error(problem, op, "packed", "be whole", packed);
+  if (call.out_features >= 0 && header.N != call.out_features) {
+    std::snprintf(rule, sizeof rule, "hold out_features = %lld rows", static_cast<long long>(call.out_features));
+    std::snprintf(got, sizeof got, "%lld", static_cast<long long>(header.N));
+    return value_error(problem, op, "packed", rule, got);
+  }
+  if (header.K != args->K) {
+    std::snprintf(rule, sizeof rule, "hold %lld columns, as x's last dimension", static_cast<long long>(args->K));
+    std::snprintf(got, sizeof got, "%lld", static_cast<long long>(header.K));
+    return value_error(problem, op, "packed", rule, got);
+  }
+  args->N = header.N;
+  args->packed = packed.data;
+  return true;
+}
+
+bool check_plain(const LinearCall& call, const char* op, const char* weight_arg, Dtype weight_dtype, LinearArgs* args,
+                 Problem* problem) {
+  const TensorView& weight = call.weight;
+  if (weight_dtype == Dtype::i8 && weight.dtype != Dtype::i8)
+    return dtype_error(problem, op, weight_arg, "be int8", weight);
+  if (weight_dtype != Dtype::i8 && !check_same_dtype(call, op, weight_arg, weight, problem)) return false;
+  if (weight.ndim != 2) return shape_error(problem, op, weight_arg, "have 2 dimensions", weight);
+  if (weight.sizes[1] != args->K) {
+    char rule[96];
+    std::snprintf(rule, sizeof rule, "have %lld columns, as x's last dimension", static_cast<long long>(args->K));
+    return shape_error(problem, op, weight_arg, rule, weight);
+  }
+  args->N = weight.sizes[0];
+  return true;
+}
+
+bool check_residual(const LinearCall& call, const char* op, LinearArgs* args, Problem* problem) {
+  const TensorView& residual = *call.residual;
+  if (!check_same_dtype(call, op, "residual", residual, problem)) return false;
+  bool same = residual.ndim == call.x.ndim && residual.sizes[residual.ndim - 1] == args->N;
+  for (int64_t d = 0; same && d + 1 < residual.ndim; ++d) same = residual.sizes[d] == call.x.sizes[d];
+  if (same) {
+    args->residual = residual.data;
+    args->residual_stride = dsf_row_stride(&residual);
+    return true;
+  }
+  bool single = true;
+  for (int64_t d = 0; d < residual.ndim; ++d) single = single && residual.sizes[d] == 1;
+  if (single) {
+    args->residual_constant = 0;
+    if (residual.dtype == Dtype::f32) {
+      std::memcpy(&args->residual_constant, residual.data, 4);
+    } else {
+      std::memcpy(reinterpret_cast<char*>(&args->residual_constant) + 2, residual.data, 2);  // bf16: the upper half
+    }
+    return true;
+  }
+  char rule[224] = "have the output's shape ", *end = rule + std::strlen(rule);
+  int64_t sizes[64];
+  TensorView output = call.x;
+  if (output.ndim <= 64) {
+    std::memcpy(sizes, call.x.sizes, size_t(output.ndim) * sizeof(int64_t));
+    sizes[output.ndim - 1] = args->N;
+    output.sizes = sizes;
+  }
+  shape_text(output, end, 160);
+  std::strcat(rule, " or one element");
+  return shape_error(problem, op, "residual", rule, residual);
+}
+
+}  // namespace
+
+bool check_linear(const LinearCall& call, const char* op, const char* weight_arg, Dtype weight_dtype, LinearArgs* args,
+                  Problem* problem) {
+  *args = LinearArgs{};
+  problem->fault = Fault::none;
+  problem->sentence[0] = 0;
+  const TensorView& x = call.x;
+  if (x.dtype != Dtype::f32 && x.dtype != Dtype::bf16)
+    return dtype_error(problem, op, "x", "be float32 or bfloat16", x);
+  if (x.ndim < 1) return shape_error(problem, op, "x", "have at least 1 dimension", x);
+  args->dtype = x.dtype;
+  if (!fold_rows(x, &args->M, &args->K)) return shape_error(problem, op, "x", "have fewer than 2^63 rows", x);
+
+  const bool weight_ok = call.weight_is_packed ? check_packed(call, op, weight_dtype, args, problem)
+                                               : check_plain(call, op, weight_arg, weight_dtype, args, problem);
+  if (!weight_ok) return false;
+  // Byte counts of the output, of x and of the packed weight; a quarter of the range leaves room for padding.
+  int64_t elements = 0;
+  constexpr int64_t LARGEST = int64_t{1} << 60;
+  if (!checked_mul(args->M, args->N, &elements) || elements > LARGEST)
+    return shape_error(problem, op, "x", "give an output below 2^60 elements", x);
+  if (!checked_mul(args->M, args->K, &elements) || elements > LARGEST)
+    return shape_error(problem, op, "x", "have fewer than 2^60 elements", x);
+  if (!checked_mul(args->N, args->K, &elements) || elements > LARGEST)
+    return shape_error(problem, op, weight_arg, "have fewer than 2^60 elements", call.weight);
+
+  if (call.scale) {
+    if (call.scale->dtype != Dtype::f32) return dtype_error(problem, op, "scale", "be float32", *call.scale);
+    if (!check_vector(op, "scale", *call.scale, args->N, problem)) return false;
+    args->scale = static_cast<const float*>(call.scale->data);
+  }
+  if (call.bias) {
+    if (!check_same_dtype(call, op, "bias", *call.bias, problem)) return false;
+    if (!check_vector(op, "bias", *call.bias, args->N, problem)) return false;
+    args->bias = call.bias->data;
+  }
+  if (call.residual && !check_residual(call, op, args, problem)) return false;
+
+  int32_t activation = -1;
+  for (int32_t i = 0; i < int32_t(sizeof ACTIVATIONS / sizeof *ACTIVATIONS); ++i)
+    if (!std::strcmp(call.activation, ACTIVATIONS[i])) activation = i;
+  if (activation < 0) {
+    char got[48];
+    std::snprintf(got, sizeof got, "'%.32s'", call.activation);
+    return value_error(problem, op, "activation", "be one of none, relu, gelu, gelu_tanh, silu", got);
+  }
+  args->activation = static_cast<Activation>(activation);
+  args->x = x.data;
+  args->x_stride = dsf_row_stride(&x);
+  return true;
+}
+
+bool check_matrix(const char* op, const char* arg, const TensorView& matrix, Problem* problem) {
+  if (matrix.ndim != 2) return shape_error(problem, op, arg, "have 2 dimensions", matrix);
+  if (packed_bytes(matrix.dtype, matrix.sizes[0], matrix.sizes[1]) < 0)
+    return shape_error(problem, op, arg, "have fewer than 2^60 elements", matrix);
+  return true;
+}
+
+int64_t packed_bytes(Dtype dtype, int64_t N, int64_t K) {
+  const int64_t value_bytes = dtype == Dtype::i8 ? 1 : dtype == Dtype::bf16 ? 2 : 4;
+  int64_t values = 0, bytes = 0;
+  constexpr int64_t LARGEST = int64_t{1} << 60;
+  if (N < 0 || K < 0 || N > LARGEST || K > LARGEST) return -1;
+  const int64_t padded_N = round_up(N, PANEL_N);
+  if (!checked_mul(padded_N, round_up(K, k_group(dtype)), &values) || values > LARGEST) return -1;
+  if (!checked_mul(values, value_bytes, &bytes)) return -1;
+  return int64_t(sizeof(PackedHeader)) + (dtype == Dtype::i8 ? padded_N * 4 : 0) + bytes;
+}
+
+void write_packed_header(Dtype dtype, int64_t N, int64_t K, void* packed) {
+  PackedHeader header{};
+  header.magic = PACKED_MAGIC;
+  header.version = PACKED_VERSION;
+  header.dtype = int32_t(dtype);
+  header.N = N;
+  header.K = K;
+  header.bytes = packed_bytes(dtype, N, K);
+  std::memcpy(packed, &header, sizeof header);
+}
+
+WalkPlan plan_walk(const Context& context, const LinearArgs& args) {
+  WalkPlan plan;
+  plan.panels = round_up(args.N, PANEL_N) / PANEL_N;
+  plan.rows = args.M;
+  plan.row_blocks = 1;
+  // One thread walks all rows of a panel while the panel is in cache. More threads want about four tasks each.
+  constexpr int64_t TASKS_PER_THREAD = 4, SMALLEST_BLOCK = 48;  // rows: eight register tiles
+  const int64_t wanted = context.num_threads > 1 ? context.num_threads * TASKS_PER_THREAD : 1;
+  if (plan.panels > 0 && plan.panels < wanted) {
+    const int64_t blocks = (wanted + plan.panels - 1) / plan.panels;
+    plan.rows = round_up((args.M + blocks - 1) / blocks, SMALLEST_BLOCK);
+    if (plan.rows > 0) plan.row_blocks = (args.M + plan.rows - 1) / plan.rows;
+  }
+  return plan;
+}
+
+}  // namespace dsf

@@ -1,0 +1,64 @@
+// What the linear rooms share: the arguments of y = act(x W^T * scales + bias) + residual, their checks,
+// the packed weight's header, and the walk over its panels.
+//
+//   x         (M, K)  rows of K contiguous values at x_stride; any outer dimensions are folded into M
+//   packed    the weight (N, K) in panels of PANEL_N columns, behind a PackedHeader
+//   bias      (N)     x's dtype, or null
+//   residual  (M, N)  x's dtype, rows at residual_stride, or null; may be y itself, may not overlap it otherwise
+//   y         (M, N)  x's dtype, rows at y_stride; overlaps nothing else
+// Pointers need the alignment of their element type only.
+#pragma once
+#include <cstdint>
+
+#include "csrc/core/check.h"
+#include "csrc/core/context.h"
+#include "csrc/core/tensor_view.h"
+
+namespace dsf {
+
+enum class Activation : int32_t { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4 };
+
+struct LinearArgs {
+  Dtype dtype;  // of x, bias, residual and y: f32 or bf16
+  Activation activation;
+  int32_t float_activations;  // int8_matmul: 0 quantizes each row of x to int8, 1 keeps x as it is
+  int64_t M, N, K;
+  const void* x;
+  int64_t x_stride;
+  const void* packed;
+  const float* scale;  // int8_matmul: (N), else null
+  const void* bias;
+  const void* residual;
+  int64_t residual_stride;
+  float residual_constant;  // a one-element residual; 0 without one
+  void* y;
+  int64_t y_stride;
+};
+
+// A door's call before it is checked. weight is (N, K), or where weight_is_packed a packed tensor (1-D uint8).
+struct LinearCall {
+  TensorView x;
+  TensorView weight;
+  int32_t weight_is_packed;
+  int64_t out_features;        // with a packed weight: N as the caller states it; -1: take the packed tensor's word
+  const TensorView* scale;     // int8_matmul, else null
+  const TensorView* bias;      // may be null
+  const TensorView* residual;  // may be null
+  const char* activation;      // "none", "relu", "gelu", "gelu_tanh", "silu"; NUL-terminated
+  const char* activations;     // int8_matmul: "int8" or "float"; else null
+};
+
+// A linear room's functions, as every door calls them (their contracts: kernels/<op>/cpu.h).
+struct LinearRoom {
+  const char* op;          // "int8_matmul"
+  const char* weight_arg;  // "q"
+  int32_t (*check)(const LinearCall* call, LinearArgs* args, Problem* problem);
+  int32_t (*pack_check)(const TensorView* weight, Problem* problem);
+  int64_t (*packed_bytes)(Dtype dtype, int64_t N, int64_t K);
+  void (*pack)(const Context* context, Dtype dtype, const void* weight, int64_t row_stride, int64_t N, int64_t K,
+               void* packed);
+  int64_t (*workspace_bytes)(const Context* context, const LinearArgs* args);
+  void (*run)(const Context* context, const LinearArgs* args);
+};
+
+}  // namespace dsf

@@ -1,0 +1,143 @@
+// Eight lanes of AVX2 + FMA + F16C.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace dsf {
+namespace {
+
+struct Vec {
+  static constexpr int LANES = 8;
+  static constexpr int TILE_M = 6, TILE_NV = 2;            // 12 sums, 2 weights, 1 x: 15 of 16 registers
+  static constexpr int PAIR_TILE_M = 4, PAIR_TILE_NV = 2;  // 8 sums, 4 weights, 2 x
+  using f32 = __m256;
+  using i32 = __m256i;
+
+  static __m256i mask_of(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static f32 zero() { return _mm256_setzero_ps(); }
+  static f32 set1(float value) { return _mm256_set1_ps(value); }
+  static f32 load(const float* p) { return _mm256_loadu_ps(p); }
+  static f32 load_n(const float* p, int n) { return _mm256_maskload_ps(p, mask_of(n)); }
+  static void store(float* p, f32 v) { _mm256_storeu_ps(p, v); }
+  static void store_n(float* p, f32 v, int n) { _mm256_maskstore_ps(p, mask_of(n), v); }
+  static i32 load_i32(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static void store_i32(int32_t* p, i32 v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+
+  static f32 widen_bf16(__m128i v_bf16x8) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v_bf16x8), 16));
+  }
+  static f32 load_bf16(const uint16_t* p) { return widen_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static f32 load_bf16_n(const uint16_t* p, int n) {
+    alignas(16) uint16_t buffer[8] = {};
+    for (int i = 0; i < n; ++i) buffer[i] = p[i];
+    return load_bf16(buffer);
+  }
+  // Round to nearest even; NaN stays a quiet NaN.
+  static void store_bf16_n(uint16_t* p, f32 v, int n) {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i lsb = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(lsb, _mm256_set1_epi32(0x7FFF)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+    if (n >= LANES) return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+    alignas(16) uint16_t buffer[8];
+    _mm_store_si128(reinterpret_cast<__m128i*>(buffer), packed);
+    for (int i = 0; i < n; ++i) p[i] = buffer[i];
+  }
+
+  static f32 add(f32 a, f32 b) { return _mm256_add_ps(a, b); }
+  static f32 sub(f32 a, f32 b) { return _mm256_sub_ps(a, b); }
+  static f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
+  static f32 div(f32 a, f32 b) { return _mm256_div_ps(a, b); }
+  static f32 fma(f32 a, f32 b, f32 c) { return _mm256_fmadd_ps(a, b, c); }
+  static f32 madd(f32 a, f32 b, f32 c) { return _mm256_fmadd_ps(a, b, c); }
+  static f32 abs(f32 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  static f32 negate(f32 a) { return _mm256_xor_ps(_mm256_set1_ps(-0.0f), a); }
+  // VMAXPS and VMINPS give their second operand where one is NaN.
+  static f32 max0(f32 a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }
+  static f32 min_limit(f32 a, float limit) { return _mm256_min_ps(_mm256_set1_ps(limit), a); }
+  static f32 pow2_of_shifted(f32 t) {
+    return _mm256_castsi256_ps(
+        _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(t), 23), _mm256_set1_epi32(0x3F800000)));
+  }
+
+  static f32 to_f32(i32 v) { return _mm256_cvtepi32_ps(v); }
+  static i32 round_to_i32(f32 v) { return _mm256_cvtps_epi32(v); }
+  // Lane-wise larger of the bits of |v|: as integers, NaN is above inf is above every number.
+  static i32 max_magnitude(i32 so_far, f32 v) { return _mm256_max_epu32(so_far, _mm256_castps_si256(abs(v))); }
+  static uint32_t largest(i32 v) {
+    __m128i m = _mm_max_epu32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0x4E));
+    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0xB1));
+    return uint32_t(_mm_cvtsi128_si32(m));
+  }
+  static i32 zero_i32() { return _mm256_setzero_si256(); }
+
+  static __m128i low16(i32 v) {
+    const __m256i words = _mm256_and_si256(v, _mm256_set1_epi32(0xFFFF));
+    return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  }
+  static void store_low8(uint8_t* p, i32 v, int n) {
+    const __m128i words = low16(_mm256_and_si256(v, _mm256_set1_epi32(0xFF)));
+    const __m128i bytes = _mm_packus_epi16(words, words);
+    if (n >= LANES) return _mm_storel_epi64(reinterpret_cast<__m128i*>(p), bytes);
+    alignas(16) uint8_t buffer[16];
+    _mm_store_si128(reinterpret_cast<__m128i*>(buffer), bytes);
+    for (int i = 0; i < n; ++i) p[i] = buffer[i];
+  }
+  static void store_low16(int16_t* p, i32 v, int n) {
+    const __m128i words = low16(v);
+    if (n >= LANES) return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), words);
+    alignas(16) int16_t buffer[8];
+    _mm_store_si128(reinterpret_cast<__m128i*>(buffer), words);
+    for (int i = 0; i < n; ++i) p[i] = buffer[i];
+  }
+  static i32 add_i32(i32 v, int32_t value) { return _mm256_add_epi32(v, _mm256_set1_epi32(value)); }
+  // The i-th s8 of each quad, as f32.
+  template <int i>
+  static f32 quad_to_f32(i32 quads) {
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(quads, 24 - 8 * i), 24));
+  }
+
+  static i32 load_quads_s16(const char* p) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static i32 set1_quad_s16(const int16_t* p) {
+    int64_t quad;
+    __builtin_memcpy(&quad, p, 8);
+    return _mm256_set1_epi64x(quad);
+  }
+  static i32 madd_s16(i32 sum, i32 a, i32 b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+  static void store_pair_sums(int32_t* p, i32 v) {
+    const __m256i sums = _mm256_add_epi32(v, _mm256_srli_epi64(v, 32));
+    const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(sums, order)));
+  }
+#ifdef __AVXVNNI__
+  static i32 set1_quad(const uint8_t* p) {
+    int32_t quad;
+    __builtin_memcpy(&quad, p, 4);
+    return _mm256_set1_epi32(quad);
+  }
+  static i32 dot_quad(i32 sum, i32 x_u8, i32 q_s8) { return _mm256_dpbusd_avx_epi32(sum, x_u8, q_s8); }
+#endif
+
+  struct pair {
+    f32 even, odd;
+  };
+  static pair pair_of(__m256i bits) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)),
+            _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(int(0xFFFF0000))))};
+  }
+  static pair load_pair(const uint16_t* p) { return pair_of(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static pair set1_pair(uint32_t bits) { return pair_of(_mm256_set1_epi32(int(bits))); }
+  static f32 dot_pair(f32 sum, pair a, pair b) { return madd(a.odd, b.odd, madd(a.even, b.even, sum)); }
+};
+
+}  // namespace
+}  // namespace dsf

@@ -1,0 +1,125 @@
+// Sixteen lanes of AVX-512 F, BW, DQ, VL.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace dsf {
+namespace {
+
+struct Vec {
+  static constexpr int LANES = 16;
+  static constexpr int TILE_M = 6, TILE_NV = 4;  // 24 sums, 4 weights, 1 x: 29 of 32 registers
+#ifdef __AVX512BF16__
+  static constexpr int PAIR_TILE_M = 6, PAIR_TILE_NV = 4;  // as TILE
+#else
+  static constexpr int PAIR_TILE_M = 4, PAIR_TILE_NV = 4;  // 16 sums, 8 weights, 2 x
+#endif
+  using f32 = __m512;
+  using i32 = __m512i;
+
+  static __mmask16 mask_of(int n) { return __mmask16((1u << n) - 1); }
+  static f32 zero() { return _mm512_setzero_ps(); }
+  static f32 set1(float value) { return _mm512_set1_ps(value); }
+  static f32 load(const float* p) { return _mm512_loadu_ps(p); }
+  static f32 load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(mask_of(n), p); }
+  static void store(float* p, f32 v) { _mm512_storeu_ps(p, v); }
+  static void store_n(float* p, f32 v, int n) { _mm512_mask_storeu_ps(p, mask_of(n), v); }
+  static i32 load_i32(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static void store_i32(int32_t* p, i32 v) { _mm512_storeu_si512(p, v); }
+
+  static f32 widen_bf16(__m256i v_bf16x16) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v_bf16x16), 16));
+  }
+  static f32 load_bf16(const uint16_t* p) {
+    return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static f32 load_bf16_n(const uint16_t* p, int n) { return widen_bf16(_mm256_maskz_loadu_epi16(mask_of(n), p)); }
+  // Round to nearest even; NaN stays a quiet NaN. (VCVTNEPS2BF16 would flush subnormals.)
+  static void store_bf16_n(uint16_t* p, f32 v, int n) {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i lsb = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(lsb, _mm512_set1_epi32(0x7FFF)));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
+    const __m256i v_bf16x16 = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+    _mm256_mask_storeu_epi16(p, mask_of(n), v_bf16x16);
+  }
+
+  static f32 add(f32 a, f32 b) { return _mm512_add_ps(a, b); }
+  static f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
+  static f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }
+  static f32 div(f32 a, f32 b) { return _mm512_div_ps(a, b); }
+  static f32 fma(f32 a, f32 b, f32 c) { return _mm512_fmadd_ps(a, b, c); }
+  static f32 madd(f32 a, f32 b, f32 c) { return _mm512_fmadd_ps(a, b, c); }
+  static f32 abs(f32 a) { return _mm512_abs_ps(a); }
+  static f32 negate(f32 a) { return _mm512_xor_ps(_mm512_set1_ps(-0.0f), a); }
+  // VMAXPS and VMINPS give their second operand where one is NaN.
+  static f32 max0(f32 a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
+  static f32 min_limit(f32 a, float limit) { return _mm512_min_ps(_mm512_set1_ps(limit), a); }
+  static f32 pow2_of_shifted(f32 t) {
+    return _mm512_castsi512_ps(
+        _mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(t), 23), _mm512_set1_epi32(0x3F800000)));
+  }
+
+  static f32 to_f32(i32 v) { return _mm512_cvtepi32_ps(v); }
+  static i32 round_to_i32(f32 v) { return _mm512_cvtps_epi32(v); }
+  // Lane-wise larger of the bits of |v|: as integers, NaN is above inf is above every number.
+  static i32 max_magnitude(i32 so_far, f32 v) { return _mm512_max_epu32(so_far, _mm512_castps_si512(abs(v))); }
+  static uint32_t largest(i32 v) { return _mm512_reduce_max_epu32(v); }
+  static i32 zero_i32() { return _mm512_setzero_si512(); }
+
+  static void store_low8(uint8_t* p, i32 v, int n) { _mm_mask_storeu_epi8(p, mask_of(n), _mm512_cvtepi32_epi8(v)); }
+  static void store_low16(int16_t* p, i32 v, int n) {
+    _mm256_mask_storeu_epi16(p, mask_of(n), _mm512_cvtepi32_epi16(v));
+  }
+  static i32 add_i32(i32 v, int32_t value) { return _mm512_add_epi32(v, _mm512_set1_epi32(value)); }
+  // The i-th s8 of each quad, as f32.
+  template <int i>
+  static f32 quad_to_f32(i32 quads) {
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(quads, 24 - 8 * i), 24));
+  }
+
+  static i32 load_quads_s16(const char* p) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static i32 set1_quad_s16(const int16_t* p) {
+    int64_t quad;
+    __builtin_memcpy(&quad, p, 8);
+    return _mm512_set1_epi64(quad);
+  }
+  static i32 madd_s16(i32 sum, i32 a, i32 b) { return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)); }
+  static void store_pair_sums(int32_t* p, i32 v) {
+    const __m512i sums = _mm512_add_epi32(v, _mm512_srli_epi64(v, 32));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi64_epi32(sums));
+  }
+#ifdef __AVX512VNNI__
+  static i32 set1_quad(const uint8_t* p) {
+    int32_t quad;
+    __builtin_memcpy(&quad, p, 4);
+    return _mm512_set1_epi32(quad);
+  }
+  static i32 dot_quad(i32 sum, i32 x_u8, i32 q_s8) { return _mm512_dpbusd_epi32(sum, x_u8, q_s8); }
+#endif
+
+#ifdef __AVX512BF16__
+  using pair = __m512bh;
+  static pair load_pair(const uint16_t* p) { return __m512bh(_mm512_loadu_si512(p)); }
+  static pair set1_pair(uint32_t bits) { return __m512bh(_mm512_set1_epi32(int(bits))); }
+  static f32 dot_pair(f32 sum, pair a, pair b) { return _mm512_dpbf16_ps(sum, a, b); }
+#else
+  struct pair {
+    f32 even, odd;
+  };
+  static pair pair_of(__m512i bits) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(int(0xFFFF0000))))};
+  }
+  static pair load_pair(const uint16_t* p) { return pair_of(_mm512_loadu_si512(p)); }
+  static pair set1_pair(uint32_t bits) { return pair_of(_mm512_set1_epi32(int(bits))); }
+  static f32 dot_pair(f32 sum, pair a, pair b) { return madd(a.odd, b.odd, madd(a.even, b.even, sum)); }
+#endif
+};
+
+}  // namespace
+}  // namespace dsf

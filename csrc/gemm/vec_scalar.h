@@ -1,0 +1,131 @@
+// Four lanes of plain arithmetic for the baseline level; the model that the wider headers follow.
+// Every vec_<level>.h defines one struct Vec with these members, and nothing that another file can see.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+namespace dsf {
+namespace {
+
+struct Vec {
+  static constexpr int LANES = 4;
+  static constexpr int TILE_M = 4, TILE_NV = 2;            // rows and vectors of a register tile
+  static constexpr int PAIR_TILE_M = 2, PAIR_TILE_NV = 2;  // the same for tiles that hold two f32 a bf16 pair
+  typedef float f32 __attribute__((vector_size(16)));
+  typedef int32_t i32 __attribute__((vector_size(16)));
+  typedef uint32_t u32 __attribute__((vector_size(16)));
+
+  static f32 zero() { return f32{}; }
+  static f32 set1(float value) { return f32{value, value, value, value}; }
+  static f32 load(const float* p) {
+    f32 v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static f32 load_n(const float* p, int n) {
+    f32 v{};
+    std::memcpy(&v, p, size_t(n) * 4);
+    return v;
+  }
+  static void store(float* p, f32 v) { std::memcpy(p, &v, sizeof v); }
+  static void store_n(float* p, f32 v, int n) { std::memcpy(p, &v, size_t(n) * 4); }
+  static i32 load_i32(const int32_t* p) {
+    i32 v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static void store_i32(int32_t* p, i32 v) { std::memcpy(p, &v, sizeof v); }
+
+  static f32 load_bf16(const uint16_t* p) { return load_bf16_n(p, LANES); }
+  static f32 load_bf16_n(const uint16_t* p, int n) {
+    u32 bits{};
+    for (int i = 0; i < n; ++i) bits[i] = uint32_t(p[i]) << 16;
+    return f32(bits);
+  }
+  // Round to nearest even; NaN stays a quiet NaN.
+  static void store_bf16_n(uint16_t* p, f32 v, int n) {
+    const u32 bits = u32(v);
+    for (int i = 0; i < n; ++i)
+      p[i] = v[i] != v[i] ? uint16_t(bits[i] >> 16 | 0x40) : uint16_t((bits[i] + 0x7FFF + (bits[i] >> 16 & 1)) >> 16);
+  }
+
+  static f32 add(f32 a, f32 b) { return a + b; }
+  static f32 sub(f32 a, f32 b) { return a - b; }
+  static f32 mul(f32 a, f32 b) { return a * b; }
+  static f32 div(f32 a, f32 b) { return a / b; }
+  // One rounding, as in hardware: the epilogues promise equal bits on every level.
+  static f32 fma(f32 a, f32 b, f32 c) {
+    f32 v;
+    for (int i = 0; i < LANES; ++i) v[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return v;
+  }
+  // a * b + c for the sums of the float schemes, which promise a bound: whatever is fast.
+  static f32 madd(f32 a, f32 b, f32 c) { return a * b + c; }
+  static f32 abs(f32 a) { return f32(u32(a) & 0x7FFFFFFFu); }
+  static f32 negate(f32 a) { return f32(u32(a) ^ 0x80000000u); }
+  // max(a, 0) and min(a, limit) that keep NaN.
+  static f32 max0(f32 a) { return a < f32{} ? f32{} : a; }
+  static f32 min_limit(f32 a, float limit) { return a > set1(limit) ? set1(limit) : a; }
+  // 2^n where t = 1.5 * 2^23 + n.
+  static f32 pow2_of_shifted(f32 t) { return f32((u32(t) << 23) + 0x3F800000u); }
+
+  static f32 to_f32(i32 v) { return __builtin_convertvector(v, f32); }
+  // Nearest even; defined for |v| < 2^22, which is all that quantization needs.
+  static i32 round_to_i32(f32 v) { return i32(v + 12582912.0f) - 0x4B400000; }
+  // Lane-wise larger of the bits of |v|: as integers, NaN is above inf is above every number.
+  static i32 max_magnitude(i32 so_far, f32 v) {
+    const u32 bits = u32(v) & 0x7FFFFFFFu;
+    return i32(bits > u32(so_far) ? bits : u32(so_far));
+  }
+  static uint32_t largest(i32 v) {
+    uint32_t most = 0;
+    for (int i = 0; i < LANES; ++i) most = uint32_t(v[i]) > most ? uint32_t(v[i]) : most;
+    return most;
+  }
+  static i32 zero_i32() { return i32{}; }
+
+  static void store_low8(uint8_t* p, i32 v, int n) {
+    for (int i = 0; i < n; ++i) p[i] = uint8_t(v[i]);
+  }
+  static void store_low16(int16_t* p, i32 v, int n) {
+    for (int i = 0; i < n; ++i) p[i] = int16_t(v[i]);
+  }
+  static i32 add_i32(i32 v, int32_t value) { return v + value; }
+  // The i-th s8 of each quad, as f32.
+  template <int i>
+  static f32 quad_to_f32(i32 quads) {
+    return to_f32(i32(u32(quads) << (24 - 8 * i)) >> 24);
+  }
+
+  typedef int16_t s16 __attribute__((vector_size(16)));
+  static i32 load_quads_s16(const char* p) {
+    s16 v;
+    for (int i = 0; i < 8; ++i) v[i] = static_cast<signed char>(p[i]);
+    return i32(v);
+  }
+  static i32 set1_quad_s16(const int16_t* p) { return i32(s16{p[0], p[1], p[2], p[3], p[0], p[1], p[2], p[3]}); }
+  static i32 madd_s16(i32 sum, i32 a, i32 b) {
+    for (int i = 0; i < LANES; ++i)
+      sum[i] += int32_t(s16(a)[2 * i]) * s16(b)[2 * i] + int32_t(s16(a)[2 * i + 1]) * s16(b)[2 * i + 1];
+    return sum;
+  }
+  static void store_pair_sums(int32_t* p, i32 v) {
+    p[0] = v[0] + v[1];
+    p[1] = v[2] + v[3];
+  }
+
+  struct pair {
+    f32 even, odd;
+  };
+  static pair pair_of(u32 bits) { return {f32(bits << 16), f32(bits & 0xFFFF0000u)}; }
+  static pair load_pair(const uint16_t* p) {
+    u32 bits;
+    std::memcpy(&bits, p, sizeof bits);
+    return pair_of(bits);
+  }
+  static pair set1_pair(uint32_t bits) { return pair_of(u32{bits, bits, bits, bits}); }
+  static f32 dot_pair(f32 sum, pair a, pair b) { return madd(a.odd, b.odd, madd(a.even, b.even, sum)); }
+};
+
+}  // namespace
+}  // namespace dsf

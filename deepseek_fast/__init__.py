@@ -1,0 +1,55 @@
+"""One compiled kernel, the same numbers in PyTorch and ONNX Runtime.
+
+Importing the package imports neither torch nor onnxruntime: a name loads what it needs when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from deepseek_fast._version import __version__
+
+if TYPE_CHECKING:
+    from deepseek_fast import nn, numpy, onnx, ort, quantization
+    from deepseek_fast._load import isa, set_max_isa, supported_isas
+    from deepseek_fast.kernels.fused_matmul.op import fused_matmul
+    from deepseek_fast.kernels.int8_matmul.op import int8_matmul, int8_quantize_weight
+
+# Public name -> the module that defines it; a module of the package stands for itself.
+_HOMES = {
+    "fused_matmul": "deepseek_fast.kernels.fused_matmul.op",
+    "int8_matmul": "deepseek_fast.kernels.int8_matmul.op",
+    "int8_quantize_weight": "deepseek_fast.kernels.int8_matmul.op",
+    "isa": "deepseek_fast._load",
+    "set_max_isa": "deepseek_fast._load",
+    "supported_isas": "deepseek_fast._load",
+}
+_MODULES = ("nn", "numpy", "onnx", "ort", "quantization")
+
+__all__ = [
+    "__version__",
+    "fused_matmul",
+    "int8_matmul",
+    "int8_quantize_weight",
+    "isa",
+    "nn",
+    "numpy",
+    "onnx",
+    "ort",
+    "quantization",
+    "set_max_isa",
+    "supported_isas",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"deepseek_fast.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deepseek_fast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,79 @@
+"""What the torch side of the linear rooms shares: the checks, as csrc/gemm/linear.cc writes them, and the call.
+
+The compiled operators check every call themselves, but from C++ only RuntimeError is portable. These twins run where
+no compiled kernel does (Meta kernels), and after a compiled check has failed, to raise its sentence with its type.
+"""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def shape_error(op: str, arg: str, rule: str, tensor: Tensor) -> NoReturn:
+    raise ValueError(f"{op}: {arg} must {rule}; got shape {tuple(tensor.shape)}")
+
+
+def dtype_error(op: str, arg: str, rule: str, tensor: Tensor) -> NoReturn:
+    raise TypeError(f"{op}: {arg} must {rule}; got dtype {dtype_name(tensor.dtype)}")
+
+
+def check_choice(op: str, arg: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{op}: {arg} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def check_x(op: str, x: Tensor) -> None:
+    if x.dtype not in DTYPES:
+        dtype_error(op, "x", "be float32 or bfloat16", x)
+    if x.dim() < 1:
+        shape_error(op, "x", "have at least 1 dimension", x)
+
+
+def check_matrix(op: str, arg: str, matrix: Tensor, columns: Any) -> None:
+    if matrix.dim() != 2:
+        shape_error(op, arg, "have 2 dimensions", matrix)
+    if matrix.shape[1] != columns:
+        shape_error(op, arg, f"have {columns} columns, as x's last dimension", matrix)
+
+
+def check_rest(
+    op: str, x: Tensor, out_features: Any, bias: Tensor | None, residual: Tensor | None, activation: str
+) -> None:
+    """Bias, residual and activation, in the compiled check's order."""
+    same_dtype = f"have x's dtype {dtype_name(x.dtype)}"
+    if bias is not None:
+        if bias.dtype != x.dtype:
+            dtype_error(op, "bias", same_dtype, bias)
+        if bias.dim() != 1 or bias.shape[0] != out_features:
+            shape_error(op, "bias", f"have shape ({out_features},)", bias)
+    if residual is not None:
+        if residual.dtype != x.dtype:
+            dtype_error(op, "residual", same_dtype, residual)
+        output = (*x.shape[:-1], out_features)
+        if tuple(residual.shape) != output and any(size != 1 for size in residual.shape):
+            shape_error(op, "residual", f"have the output's shape {output} or one element", residual)
+    check_choice(op, "activation", activation, ACTIVATIONS)
+
+
+def new_output(x: Tensor, out_features: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+def call(op: Any, check: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
+    """op(...), with a failed check as ValueError or TypeError."""
+    if torch.compiler.is_compiling():
+        return op(*args, **kwargs)
+    try:
+        return op(*args, **kwargs)
+    except RuntimeError:
+        check(*args, **kwargs)
+        raise

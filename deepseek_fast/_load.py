@@ -1,0 +1,73 @@
+"""Finds and loads the compiled libraries: a door's library when the door is first used, only from this package."""
+
+import functools
+import importlib
+import importlib.util
+from types import ModuleType
+
+from deepseek_fast._version import __version__
+
+_HOW_TO_BUILD = "reinstall it with `pip install --no-build-isolation .` (torch installed first for the torch door)"
+
+
+def library_path(name: str) -> str:
+    """The file of a compiled library of this package, "_C_ort"; RuntimeError where it was not built."""
+    spec = importlib.util.find_spec(f"deepseek_fast.{name}")
+    if spec is None or spec.origin is None:
+        raise RuntimeError(f"deepseek_fast: {name} must be part of the installation; got none, {_HOW_TO_BUILD}")
+    return spec.origin
+
+
+@functools.cache
+def native() -> ModuleType:
+    """The module behind the NumPy door."""
+    try:
+        module = importlib.import_module("deepseek_fast._native")
+    except ImportError as error:
+        raise RuntimeError(f"deepseek_fast: _native must load; got '{error}', {_HOW_TO_BUILD}") from error
+    if module.version() != __version__:
+        raise RuntimeError(
+            f"deepseek_fast: the libraries must be of version {__version__}; got {module.version()}, {_HOW_TO_BUILD}"
+        )
+    return module
+
+
+@functools.cache
+def load_torch() -> None:
+    """Registers torch.ops.deepseek_fast."""
+    try:
+        import torch
+    except ImportError as error:
+        raise RuntimeError(f"deepseek_fast: torch must be installed for the torch door; got '{error}'") from error
+    path = library_path("_C_torch")
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise RuntimeError(
+            f"deepseek_fast: _C_torch must load into torch {torch.__version__}; got '{error}'"
+        ) from error
+
+
+def isa() -> str:
+    """The highest instruction set level that kernels use now: "avx512bf16", ..., "scalar"."""
+    level: str = native().isa()
+    return level
+
+
+def set_max_isa(isa: str) -> str:
+    """Lowers the instruction set level, or raises it again up to the CPU's; the variable DSF_MAX_ISA does so at start.
+
+    isa: one of scalar, avx2, avxvnni, avx512, avx512vnni, avx512bf16. Returns the level then in force.
+    Raises ValueError for another name.
+
+    >>> deepseek_fast.set_max_isa("avx2")
+    'avx2'
+    """
+    level: str = native().set_max_isa(isa)
+    return level
+
+
+def supported_isas() -> list[str]:
+    """The levels that this CPU runs, lowest first."""
+    levels: list[str] = native().supported_isas()
+    return levels

@@ -1,0 +1,103 @@
+#include "kernels/fused_matmul/cpu.h"
+
+#include <cstring>
+
+#include "csrc/gemm/linear_checks.h"
+#include "csrc/gemm/packed.h"
+#include "kernels/fused_matmul/cpu_kernels.h"
+
+namespace dsf {
+namespace {
+
+struct Variant {
+  Isa isa;
+  Dtype dtype;
+  const char* name;
+  const fused_matmul::Kernel* kernel;
+};
+
+constexpr Variant VARIANTS[] = {
+#define DSF_VARIANT(isa, dtype, kernel) {Isa::isa, Dtype::dtype, #kernel, &fused_matmul::kernel},
+#include "kernels/fused_matmul/variants.inc"
+#undef DSF_VARIANT
+};
+
+fused_matmul::Kernel pick(Dtype dtype) {
+  const int32_t cap = dsf_max_isa();
+  for (const Variant& variant : VARIANTS)
+    if (variant.dtype == dtype && int32_t(variant.isa) <= cap && dsf_isa_supported(int32_t(variant.isa)))
+      return *variant.kernel;
+  return nullptr;  // not reached: every dtype has a scalar row
+}
+
+// panel[k / group][n][k % group] = weight[n, k]
+template <class Value>
+void pack_panel(const Value* weight, int64_t row_stride, int64_t columns, int64_t K, int64_t group, Value* panel) {
+  std::memset(panel, 0, size_t((K + group - 1) / group * group * PANEL_N) * sizeof(Value));
+  for (int64_t n = 0; n < columns; ++n)
+    for (int64_t k = 0; k < K; ++k)
+      panel[k / group * PANEL_N * group + n * group + k % group] = weight[n * row_stride + k];
+}
+
+}  // namespace
+
+int32_t dsf_fused_matmul_check(const LinearCall* call, LinearArgs* args, Problem* problem) {
+  const char* op = call->weight_is_packed ? "fused_matmul_packed" : "fused_matmul";
+  return check_linear(*call, op, "weight", call->x.dtype, args, problem);
+}
+
+int32_t dsf_fused_matmul_pack_check(const TensorView* weight, Problem* problem) {
+  *problem = Problem{};
+  constexpr const char* OP = "fused_matmul_pack";
+  if (weight->dtype != Dtype::f32 && weight->dtype != Dtype::bf16)
+    return dtype_error(problem, OP, "weight", "be float32 or bfloat16", *weight);
+  return check_matrix(OP, "weight", *weight, problem);
+}
+
+int64_t dsf_fused_matmul_packed_bytes(Dtype dtype, int64_t N, int64_t K) { return packed_bytes(dtype, N, K); }
+
+void dsf_fused_matmul_pack(const Context* context, Dtype dtype, const void* weight, int64_t row_stride, int64_t N,
+                           int64_t K, void* packed) {
+  write_packed_header(dtype, N, K, packed);
+  const PackedPanels target(packed);
+  parallel_for(*context, round_up(N, PANEL_N) / PANEL_N, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t n = p * PANEL_N, columns = N - n < PANEL_N ? N - n : PANEL_N;
+      char* panel = const_cast<char*>(target.panel(p));
+      if (dtype == Dtype::f32)
+        pack_panel(static_cast<const float*>(weight) + n * row_stride, row_stride, columns, K, 1,
+                   reinterpret_cast<float*>(panel));
+      else
+        pack_panel(static_cast<const uint16_t*>(weight) + n * row_stride, row_stride, columns, K, 2,
+                   reinterpret_cast<uint16_t*>(panel));
+    }
+  });
+}
+
+int64_t dsf_fused_matmul_workspace_bytes(const Context*, const LinearArgs*) { return 0; }
+
+void dsf_fused_matmul(const Context* context, const LinearArgs* args) {
+  if (args->M == 0 || args->N == 0) return;
+  const fused_matmul::Kernel kernel = pick(args->dtype);
+  walk(*context, *args, [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel(*args, m_begin, m_end, panel); });
+}
+
+const LinearRoom* dsf_fused_matmul_room() {
+  static constexpr LinearRoom ROOM = {"fused_matmul",
+                                      "weight",
+                                      dsf_fused_matmul_check,
+                                      dsf_fused_matmul_pack_check,
+                                      dsf_fused_matmul_packed_bytes,
+                                      dsf_fused_matmul_pack,
+                                      dsf_fused_matmul_workspace_bytes,
+                                      dsf_fused_matmul};
+  return &ROOM;
+}
+
+int32_t dsf_fused_matmul_variant(int32_t i, const char** name) {
+  const bool past_end = i < 0 || i >= int32_t(sizeof VARIANTS / sizeof *VARIANTS);
+  *name = past_end ? nullptr : VARIANTS[i].name;
+  return past_end ? -1 : int32_t(VARIANTS[i].isa);
+}
+
+}  // namespace dsf

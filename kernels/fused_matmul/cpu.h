@@ -1,0 +1,41 @@
+// fused_matmul: y = act(x @ weight^T + bias) + residual
+//
+// f32:  every output is one chain of K fused multiply-adds in the order of k (scalar level: multiply, then add),
+//       so a result depends neither on M, N, the neighbours, nor the number of threads.
+// bf16: products and sums in f32; pairs of k in one VDPBF16PS where the level has it (which reads subnormal
+//       inputs as zero and writes subnormal sums as zero), else two fused multiply-adds. One rounding to bf16 at the
+//       end.
+// Epilogue in f32, in this order: + bias, activation, + residual, round to nearest even.
+// NaN and inf follow IEEE; relu keeps NaN. K = 0 gives act(bias) + residual. Any M, N, K whose byte counts fit int64.
+#pragma once
+#include <cstdint>
+
+#include "csrc/core/api.h"
+#include "csrc/core/isa.h"
+#include "csrc/gemm/linear.h"
+
+namespace dsf {
+extern "C" {
+
+// Fills *args from a call (all but y, y_stride and, with a plain weight, packed). Returns 1, or 0 and *problem.
+DSF_API int32_t dsf_fused_matmul_check(const LinearCall* call, LinearArgs* args, Problem* problem);
+
+// Whether weight can be packed: (N, K), f32 or bf16. Returns 1, or 0 and *problem.
+DSF_API int32_t dsf_fused_matmul_pack_check(const TensorView* weight, Problem* problem);
+// Bytes of the packed form of an (N, K) weight of dtype f32 or bf16; -1 where that overflows.
+DSF_API int64_t dsf_fused_matmul_packed_bytes(Dtype dtype, int64_t N, int64_t K);
+// Packs weight (N, K), rows at row_stride elements, into packed. Needs no workspace.
+DSF_API void dsf_fused_matmul_pack(const Context* context, Dtype dtype, const void* weight, int64_t row_stride,
+                                   int64_t N, int64_t K, void* packed);
+
+// Bytes of context->workspace that dsf_fused_matmul uses; -1 where that overflows.
+DSF_API int64_t dsf_fused_matmul_workspace_bytes(const Context* context, const LinearArgs* args);
+DSF_API void dsf_fused_matmul(const Context* context, const LinearArgs* args);
+
+// All of the above.
+DSF_API const LinearRoom* dsf_fused_matmul_room();
+
+// Rows of variants.inc: the i-th one's level and name, -1 and null past the end.
+DSF_API int32_t dsf_fused_matmul_variant(int32_t i, const char** name);
+}
+}  // namespace dsf

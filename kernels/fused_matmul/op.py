@@ -1,0 +1,149 @@
+"""fused_matmul in torch: the public function, its Meta kernels, gradient and autocast rule."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepseek_fast import _linear, _load
+
+_load.load_torch()
+_OP = torch.ops.deepseek_fast.fused_matmul.default
+_PACKED_OP = torch.ops.deepseek_fast.fused_matmul_packed.default
+PACK_OP = torch.ops.deepseek_fast.fused_matmul_pack.default
+
+
+def fused_matmul(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", residual: Tensor | None = None
+) -> Tensor:
+    """act(x @ weight.T + bias) + residual in one pass; takes the arguments of torch.nn.functional.linear.
+
+    x: (..., K) float32 or bfloat16. weight: (N, K), bias: (N,), both of x's dtype; the weight is packed on each call,
+    nn.FusedLinear packs it once. activation: none, relu, gelu, gelu_tanh or silu. residual: the output's shape or one
+    element, x's dtype, added after the activation. Returns (..., N) of x's dtype.
+    Raises ValueError for shapes and names, TypeError for dtypes. Differentiable in all four tensors, once.
+    Numerics: sums and epilogue in float32, one rounding at the end; a row's result does not depend on the other rows
+    or on the number of threads.
+
+    >>> x, weight = torch.randn(8, 64, 384), torch.randn(1536, 384)
+    >>> deepseek_fast.fused_matmul(x, weight, activation="gelu").shape
+    torch.Size([8, 64, 1536])
+
+    Source: kernels/fused_matmul/README.md.
+    """
+    if torch.is_grad_enabled() and _needs_grad(x, weight, bias, residual):
+        check(x, weight, bias, activation, residual)
+        return _Differentiable.apply(x, weight, bias, activation, residual)  # type: ignore[no-any-return,no-untyped-call]
+    return _linear.call(_OP, _check_keywords, x, weight, bias, activation=activation, residual=residual)  # type: ignore[no-any-return]
+
+
+def fused_matmul_packed(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_features: int,
+    activation: str = "none",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """fused_matmul with a weight packed by torch.ops.deepseek_fast.fused_matmul_pack; without gradients."""
+    return _PACKED_OP(  # type: ignore[no-any-return]
+        x, packed, bias, out_features=out_features, activation=activation, residual=residual
+    )
+
+
+def check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> None:
+    op = "fused_matmul"
+    _linear.check_x(op, x)
+    if weight.dtype != x.dtype:
+        _linear.dtype_error(op, "weight", f"have x's dtype {_linear.dtype_name(x.dtype)}", weight)
+    _linear.check_matrix(op, "weight", weight, x.shape[-1])
+    _linear.check_rest(op, x, weight.shape[0], bias, residual, activation)
+
+
+def _check_keywords(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", residual: Tensor | None = None
+) -> None:
+    check(x, weight, bias, activation, residual)
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+@torch.library.register_fake("deepseek_fast::fused_matmul")
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", residual: Tensor | None = None
+) -> Tensor:
+    check(x, weight, bias, activation, residual)
+    return _linear.new_output(x, weight.shape[0])
+
+
+@torch.library.register_fake("deepseek_fast::fused_matmul_packed")
+def _(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_features: int,
+    activation: str = "none",
+    residual: Tensor | None = None,
+) -> Tensor:
+    _linear.check_x("fused_matmul_packed", x)
+    _linear.check_rest("fused_matmul_packed", x, out_features, bias, residual, activation)
+    return _linear.new_output(x, out_features)
+
+
+@torch.library.register_fake("deepseek_fast::fused_matmul_pack")
+def _(weight: Tensor) -> Tensor:
+    return weight.new_empty(_packed_bytes(weight), dtype=torch.uint8)
+
+
+def _packed_bytes(weight: Tensor) -> Any:
+    """As csrc/gemm/packed.h lays a weight out: a header of 64 bytes, panels of 64 rows, pairs of bf16."""
+    N, K = weight.shape
+    group = 2 if weight.dtype == torch.bfloat16 else 1
+    return 64 + (N + 63) // 64 * 64 * ((K + group - 1) // group * group) * weight.element_size()
+
+
+# Autocast runs the matmul in bfloat16, as it does for torch.nn.functional.linear.
+torch.library.register_autocast("deepseek_fast::fused_matmul", "cpu", torch.bfloat16)
+
+
+class _Differentiable(torch.autograd.Function):
+    """Saves the inputs, not the sums: the backward pass computes x @ weight.T + bias again where it needs it."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.activation = activation
+        ctx.residual_shape = None if residual is None else residual.shape
+        return _OP(x, weight, bias, activation=activation, residual=residual)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx: Any, grad_y: Tensor) -> Any:  # type: ignore[override]
+        x, weight, bias = ctx.saved_tensors
+        grad_residual = grad_y
+        if ctx.residual_shape is not None and ctx.residual_shape != grad_y.shape:
+            grad_residual = grad_y.sum().reshape(ctx.residual_shape)
+        grad_z = grad_y
+        if ctx.activation != "none":
+            grad_z = _activation_backward(ctx.activation, grad_y, _OP(x, weight, bias))
+        grad_x = grad_z @ weight if ctx.needs_input_grad[0] else None
+        grad_rows = grad_z.reshape(-1, weight.shape[0])
+        grad_weight = grad_rows.T @ x.reshape(-1, weight.shape[1]) if ctx.needs_input_grad[1] else None
+        grad_bias = grad_rows.sum(0) if bias is not None else None
+        return grad_x, grad_weight, grad_bias, None, grad_residual if ctx.residual_shape is not None else None
+
+
+def _activation_backward(activation: str, grad: Tensor, z: Tensor) -> Tensor:
+    if activation == "relu":
+        return torch.ops.aten.threshold_backward(grad, z, 0)
+    if activation == "silu":
+        return torch.ops.aten.silu_backward(grad, z)
+    return torch.ops.aten.gelu_backward(grad, z, approximate="tanh" if activation == "gelu_tanh" else "none")

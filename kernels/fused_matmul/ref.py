@@ -1,0 +1,111 @@
+"""The meaning of fused_matmul in float64, and the a-priori bound that every kernel must stay inside.
+
+fused_matmul: y = act(x @ weight^T + bias) + residual
+
+`activate` and `epilogue_bound` also serve int8_matmul, whose epilogue is the same.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+U = 2.0**-24  # unit roundoff of f32: the kernels multiply, add and activate in f32
+F32_MAX = torch.finfo(torch.float32).max
+F32_MIN_NORMAL = 2.0**-126  # smallest normal of f32 and of bf16; VDPBF16PS reads and writes less than this as zero
+F32_MIN_SUBNORMAL = 2.0**-149
+BF16_SIGNIFICANT_BITS = 8
+BF16_MIN_SUBNORMAL = 2.0**-133
+SMOOTH = ("gelu", "gelu_tanh", "silu")
+SMOOTH_LIPSCHITZ = 1.13  # largest |derivative| of gelu 1.129, of gelu_tanh 1.129, of silu 1.100
+SMOOTH_ERROR = 4 * U  # a kernel's own error in act(z), relative to |z|
+SMOOTH_FLAT = -128.0  # below, a smooth activation is 0 to within SMOOTH_TAIL
+SMOOTH_TAIL = 2.0**-100
+
+
+def fused_matmul_ref(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", residual: Tensor | None = None
+) -> Tensor:
+    """y in float64, not rounded to x's dtype; a one-element residual is added to every output."""
+    z = x.double() @ weight.double().T
+    if bias is not None:
+        z = z + bias.double()
+    return add_residual(activate(z, activation), residual)
+
+
+def activate(z: Tensor, activation: str) -> Tensor:
+    """act(z), in forms that lose nothing where the result is small; the smooth ones give 0 for -inf, their limit."""
+    if activation == "none":
+        return z
+    if activation == "relu":
+        return torch.where(z < 0, 0.0, z)  # keeps NaN
+    if activation == "gelu":
+        share = 0.5 * torch.special.erfc(-z * math.sqrt(0.5))
+    elif activation == "gelu_tanh":  # (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u))
+        share = torch.sigmoid(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))
+    elif activation == "silu":
+        share = torch.sigmoid(z)
+    else:
+        names = ", ".join(("none", "relu", *SMOOTH))
+        raise ValueError(f"activate: activation must be one of {names}; got {activation!r}")
+    return torch.where(z == -math.inf, 0.0, z * share)
+
+
+def add_residual(y: Tensor, residual: Tensor | None) -> Tensor:
+    """y + residual; none counts as 0, which turns -0 into +0 as the kernels do."""
+    if residual is None:
+        return y + 0.0
+    value = residual.to(y.dtype)
+    return y + (value.reshape(()) if value.numel() == 1 else value)
+
+
+def bound(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", residual: Tensor | None = None
+) -> Tensor:
+    """Largest |kernel - fused_matmul_ref| per output, float64; inf where f32 sums may overflow on the way."""
+    z = x.double() @ weight.double().T
+    if bias is not None:
+        z = z + bias.double()
+    error = matmul_bound(x, weight)
+    return epilogue_bound(z, error, x.dtype, bias=bias is not None, activation=activation, residual=residual)
+
+
+def matmul_bound(x: Tensor, weight: Tensor) -> Tensor:
+    """Error of the sum of products, before the bias.
+
+    A product meets its own rounding and at most K additions, one more factor covers the float64 reference itself:
+    |err| <= gamma(K + 2) sum|x||w|, gamma(n) = n u / (1 - n u). A rounding in the subnormal range adds at most half a
+    smallest subnormal. bf16 products are exact in f32, but VDPBF16PS reads a subnormal input as zero (error of a
+    product: 2^-126 times the other factor) and writes a subnormal sum as zero (2^-126 a step).
+    """
+    K = x.shape[-1]
+    x_abs, weight_abs = x.double().abs(), weight.double().abs()
+    magnitude = x_abs @ weight_abs.T
+    error = (K + 2) * U / (1 - (K + 2) * U) * magnitude + K * F32_MIN_SUBNORMAL
+    if x.dtype == torch.bfloat16:
+        error = error + F32_MIN_NORMAL * (x_abs.sum(-1, keepdim=True) + weight_abs.sum(-1) + K)
+    return torch.where(magnitude + error > F32_MAX, math.inf, error)
+
+
+def epilogue_bound(
+    z: Tensor, error: Tensor, dtype: torch.dtype, *, bias: bool, activation: str, residual: Tensor | None
+) -> Tensor:
+    """Error of the output, from the exact z before the activation and the error of the sum without the bias."""
+    if bias:  # one rounding of acc + bias
+        error = error + U * (z.abs() + error)
+    if activation in SMOOTH:
+        size = torch.where(z < SMOOTH_FLAT, 0.0, z.abs())
+        error = SMOOTH_LIPSCHITZ * error + SMOOTH_ERROR * (size + error) + SMOOTH_TAIL
+    y = add_residual(activate(z, activation), residual)
+    if residual is not None:  # one rounding of act + residual
+        error = error + U * (y.abs() + error)
+    if dtype == torch.bfloat16:
+        error = error + half_ulp_bf16(y.abs() + error)
+    return error
+
+
+def half_ulp_bf16(magnitude: Tensor) -> Tensor:
+    """Half the distance between bf16 neighbours at a float64 magnitude: the error of rounding to nearest."""
+    exponent = torch.frexp(magnitude).exponent.double()  # magnitude < 2^exponent
+    half_ulp = torch.exp2(exponent - BF16_SIGNIFICANT_BITS - 1).clamp_min(BF16_MIN_SUBNORMAL / 2)
+    return torch.where(magnitude.isfinite(), half_ulp, magnitude)

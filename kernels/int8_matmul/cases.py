@@ -1,0 +1,138 @@
+"""The one table of int8_matmul: what is tested and what is benchmarked.
+
+Tolerance: none for activations="int8" with none or relu: every step is an exactly rounded operation in a fixed order,
+so the reference replays it bit for bit. Else ref.bound: with "int8" only the smooth activations err (4 u |z|), with
+"float" the sum errs as in fused_matmul.
+Sizes as in fused_matmul, plus one either side of the 4 values of k that an int8 dot takes, and of 64 such values.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+DTYPES = ("float32", "bfloat16")
+RESIDUALS = ("none", "full", "one")
+MODES = ("int8", "float")  # the argument `activations`
+
+# Every (M, N) of these is a corner of one larger product, see tests/test_sizes.py.
+SWEEP_M = (0, 1, 2, 5, 6, 7, 8, 11, 12, 13, 15, 16, 17, 31, 33, 65)
+SWEEP_N = (0, 1, 2, 3, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 129)
+SWEEP_K = (0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 63, 64, 65, 127, 129, 259)
+
+# (M, N, K) that every ISA level runs against the reference.
+SHAPES = (
+    (1, 1, 1),
+    (1, 65, 17),
+    (2, 3, 4),
+    (5, 16, 3),
+    (6, 15, 16),
+    (7, 17, 63),
+    (13, 63, 64),
+    (16, 64, 128),
+    (17, 130, 65),
+    (65, 33, 131),
+    (3, 48, 4099),
+)
+EPILOGUE_SHAPE = (7, 35, 19)  # tails in M, N and K
+EMPTY_SHAPES = ((0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: sizes, dtype and which optional arguments are there."""
+
+    M: int
+    N: int
+    K: int
+    dtype: str = "float32"
+    activation: str = "none"
+    bias: bool = True
+    residual: str = "none"  # "none", "full": the output's shape, "one": one element
+    activations: str = "int8"
+
+    @property
+    def id(self) -> str:
+        words = [f"{self.M}x{self.N}x{self.K}", self.dtype, f"w8_{self.activations}", self.activation]
+        return "-".join(
+            words + ["bias"] * self.bias + ([] if self.residual == "none" else [f"residual_{self.residual}"])
+        )
+
+    def inputs(self, generator: torch.Generator) -> dict[str, Any]:
+        """Keyword arguments of the op. q takes all 256 codes; outputs are of size 1."""
+        dtype = getattr(torch, self.dtype)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator).to(dtype)
+
+        residual_shape = {"none": None, "full": (self.M, self.N), "one": (1,)}[self.residual]
+        deviation = 2 / max(self.K, 1) ** 0.5 / 74  # 74: deviation of the 256 codes
+        return {
+            "x": normal(self.M, self.K),
+            "q": torch.randint(-128, 128, (self.N, self.K), generator=generator, dtype=torch.int8),
+            "scale": (0.5 + torch.rand(self.N, generator=generator)) * deviation,
+            "bias": normal(self.N) if self.bias else None,
+            "activation": self.activation,
+            "residual": None if residual_shape is None else normal(*residual_shape),
+            "activations": self.activations,
+        }
+
+
+def _cases() -> Iterator[Case]:
+    for i, (shape, dtype, mode) in enumerate(product(SHAPES, DTYPES, MODES)):
+        yield Case(*shape, dtype, ACTIVATIONS[i % 5], i // 3 % 2 == 0, RESIDUALS[i % 3], mode)
+    for dtype, activation, bias, residual, mode in product(DTYPES, ACTIVATIONS, (False, True), RESIDUALS, MODES):
+        yield Case(*EPILOGUE_SHAPE, dtype, activation, bias, residual, mode)
+    for shape, dtype, mode in product(EMPTY_SHAPES, DTYPES, MODES):
+        yield Case(*shape, dtype, "silu", True, "full", mode)
+
+
+CASES = tuple(_cases())
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One measured size."""
+
+    M: int
+    N: int
+    K: int
+    dtype: str
+    activation: str = "none"
+    activations: str = "int8"
+    why: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.M}x{self.N}x{self.K}-{self.dtype}-w8_{self.activations}-{self.activation}"
+
+    @property
+    def flops(self) -> int:
+        """A multiplication and an addition per product."""
+        return 2 * self.M * self.N * self.K
+
+    @property
+    def bytes(self) -> int:
+        """x, q, scale and bias read once, y written once."""
+        item_bytes = getattr(torch, self.dtype).itemsize
+        scale_bytes = torch.float32.itemsize
+        return self.N * (self.K + scale_bytes) + item_bytes * (self.M * self.K + self.N + self.M * self.N)
+
+
+# (M, N, K, activation, why)
+BENCH_SHAPES = (
+    (512, 384, 384, "none", "all-MiniLM-L6-v2 attention projections, 8 x 64 tokens"),
+    (512, 1536, 384, "gelu", "all-MiniLM-L6-v2 feed-forward, up"),
+    (512, 384, 1536, "none", "all-MiniLM-L6-v2 feed-forward, down"),
+    (1, 4096, 4096, "none", "decoding one token: bound by the weight's bytes"),
+    (16, 4096, 4096, "none", "a small batch"),
+    (256, 4096, 4096, "none", "prefill: bound by arithmetic"),
+)
+BENCH = tuple(
+    Bench(M, N, K, dtype, activation, mode, why)
+    for M, N, K, activation, why in BENCH_SHAPES
+    for dtype, mode in (("float32", "int8"), ("bfloat16", "int8"), ("float32", "float"))
+)

@@ -1,0 +1,184 @@
+#include "kernels/int8_matmul/cpu.h"
+
+#include <cstdio>
+#include <cstring>
+
+#include "csrc/gemm/linear_checks.h"
+#include "csrc/gemm/packed.h"
+#include "kernels/int8_matmul/cpu_kernels.h"
+
+namespace dsf {
+namespace {
+
+struct Variant {
+  Isa isa;
+  const char* name;
+  const int8_matmul::Kernel* kernel;
+};
+
+constexpr Variant VARIANTS[] = {
+#define DSF_VARIANT(isa, dtype, kernel) {Isa::isa, #kernel, &int8_matmul::kernel},
+#include "kernels/int8_matmul/variants.inc"
+#undef DSF_VARIANT
+};
+
+const int8_matmul::Kernel& pick() {
+  const int32_t cap = dsf_max_isa();
+  for (const Variant& variant : VARIANTS)
+    if (int32_t(variant.isa) <= cap && dsf_isa_supported(int32_t(variant.isa))) return *variant.kernel;
+  return int8_matmul::int8_matmul_s8_nt_scalar;
+}
+
+constexpr int64_t ALIGNMENT = 64;          // bytes: a cache line, and a 512-bit vector
+constexpr int64_t LARGEST_CODE_BYTES = 2;  // of any level: the level may change between the question and the run
+
+// Where the parts of the workspace begin.
+struct Workspace {
+  int64_t codes_bytes = 0, scale_bytes = 0, scratch_bytes = 0, slots = 0;
+
+  Workspace(const Context& context, const LinearArgs& args) {
+    const int64_t padded_K = round_up(args.K, 4);
+    if (args.float_activations) {
+      const int64_t panels = round_up(args.N, PANEL_N) / PANEL_N;
+      slots = context.num_threads < panels ? context.num_threads : panels;
+      scratch_bytes = padded_K * PANEL_N * (args.dtype == Dtype::f32 ? 4 : 2);
+    } else {
+      codes_bytes = round_up(args.M * padded_K * LARGEST_CODE_BYTES, ALIGNMENT);
+      scale_bytes = round_up(args.M * 4, ALIGNMENT);
+    }
+  }
+  int64_t bytes() const { return codes_bytes + scale_bytes + slots * scratch_bytes; }
+};
+
+void run_int8(const Context& context, const LinearArgs& args, const int8_matmul::Kernel& kernel) {
+  const Workspace layout(context, args);
+  char* workspace = static_cast<char*>(context.workspace);
+  const int8_matmul::QuantizedRows rows{workspace, reinterpret_cast<float*>(workspace + layout.codes_bytes),
+                                        round_up(args.K, 4)};
+  constexpr int64_t ROWS_PER_TASK = 32;
+  parallel_for(context, (args.M + ROWS_PER_TASK - 1) / ROWS_PER_TASK, [&](int64_t begin, int64_t end) {
+    const int64_t m_end = end * ROWS_PER_TASK < args.M ? end * ROWS_PER_TASK : args.M;
+    kernel.quantize(args, begin * ROWS_PER_TASK, m_end, rows);
+  });
+  walk(context, args,
+       [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run(args, rows, m_begin, m_end, panel); });
+}
+
+// Each slot widens its share of the panels into its own scratch, and takes all rows with each.
+void run_float(const Context& context, const LinearArgs& args, const int8_matmul::Kernel& kernel) {
+  const Workspace layout(context, args);
+  const int64_t panels = round_up(args.N, PANEL_N) / PANEL_N;
+  parallel_for(context, layout.slots, [&](int64_t begin, int64_t end) {
+    for (int64_t slot = begin; slot < end; ++slot) {
+      char* scratch = static_cast<char*>(context.workspace) + slot * layout.scratch_bytes;
+      for (int64_t panel = panels * slot / layout.slots; panel < panels * (slot + 1) / layout.slots; ++panel) {
+        kernel.widen(args, panel, scratch);
+        kernel.run_float(args, scratch, 0, args.M, panel);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+int32_t dsf_int8_matmul_check(const LinearCall* call, LinearArgs* args, Problem* problem) {
+  const char* op = call->weight_is_packed ? "int8_matmul_packed" : "int8_matmul";
+  if (!check_linear(*call, op, "q", Dtype::i8, args, problem)) return 0;
+  const bool as_int8 = !std::strcmp(call->activations, "int8");
+  if (!as_int8 && std::strcmp(call->activations, "float")) {
+    char got[48];
+    std::snprintf(got, sizeof got, "'%.32s'", call->activations);
+    return value_error(problem, op, "activations", "be one of int8, float", got);
+  }
+  args->float_activations = !as_int8;
+  if (as_int8 && args->K > INT8_MAX_K) {
+    char rule[96], got[48];
+    std::snprintf(rule, sizeof rule, "have at most %lld columns for activations 'int8'",
+                  static_cast<long long>(INT8_MAX_K));
+    std::snprintf(got, sizeof got, "%lld", static_cast<long long>(args->K));
+    return value_error(problem, op, "q", rule, got);
+  }
+  return 1;
+}
+
+int32_t dsf_int8_matmul_pack_check(const TensorView* q, Problem* problem) {
+  *problem = Problem{};
+  if (q->dtype != Dtype::i8) return dtype_error(problem, "int8_matmul_pack", "q", "be int8", *q);
+  return check_matrix("int8_matmul_pack", "q", *q, problem);
+}
+
+int64_t dsf_int8_matmul_packed_bytes(Dtype, int64_t N, int64_t K) { return packed_bytes(Dtype::i8, N, K); }
+
+void dsf_int8_matmul_pack(const Context* context, Dtype, const void* weight, int64_t row_stride, int64_t N, int64_t K,
+                          void* packed) {
+  const auto* q = static_cast<const int8_t*>(weight);
+  write_packed_header(Dtype::i8, N, K, packed);
+  const PackedPanels target(packed);
+  auto* excess = const_cast<int32_t*>(target.excess);
+  parallel_for(*context, round_up(N, PANEL_N) / PANEL_N, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      auto* panel = reinterpret_cast<int8_t*>(const_cast<char*>(target.panel(p)));
+      std::memset(panel, 0, size_t(target.panel_bytes));
+      for (int64_t n = p * PANEL_N; n < (p + 1) * PANEL_N; ++n) {
+        uint32_t sum = 0;  // modulo 2^32
+        for (int64_t k = 0; n < N && k < K; ++k) {
+          const int8_t code = q[n * row_stride + k];
+          panel[k / 4 * PANEL_N * 4 + n % PANEL_N * 4 + k % 4] = code;
+          sum += uint32_t(int32_t(code));
+        }
+        excess[n] = int32_t(0u - 128u * sum);
+      }
+    }
+  });
+}
+
+int64_t dsf_int8_matmul_workspace_bytes(const Context* context, const LinearArgs* args) {
+  return Workspace(*context, *args).bytes();
+}
+
+void dsf_int8_matmul(const Context* context, const LinearArgs* args) {
+  if (args->M == 0 || args->N == 0) return;
+  if (args->float_activations)
+    run_float(*context, *args, pick());
+  else
+    run_int8(*context, *args, pick());
+}
+
+int32_t dsf_int8_quantize_weight_check(const TensorView* weight, Problem* problem) {
+  *problem = Problem{};
+  if (weight->dtype != Dtype::f32 && weight->dtype != Dtype::bf16)
+    return dtype_error(problem, "int8_quantize_weight", "w", "be float32 or bfloat16", *weight);
+  return check_matrix("int8_quantize_weight", "w", *weight, problem);
+}
+
+void dsf_int8_quantize_weight(const Context* context, Dtype dtype, const void* weight, int64_t row_stride, int64_t N,
+                              int64_t K, int8_t* q, float* scale) {
+  const auto quantize_row = pick().quantize_weight_row;
+  const int64_t value_bytes = dtype == Dtype::f32 ? 4 : 2;
+  parallel_for(*context, N, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const char* row = static_cast<const char*>(weight) + n * row_stride * value_bytes;
+      scale[n] = quantize_row(dtype, row, K, q + n * K);
+    }
+  });
+}
+
+const LinearRoom* dsf_int8_matmul_room() {
+  static constexpr LinearRoom ROOM = {"int8_matmul",
+                                      "q",
+                                      dsf_int8_matmul_check,
+                                      dsf_int8_matmul_pack_check,
+                                      dsf_int8_matmul_packed_bytes,
+                                      dsf_int8_matmul_pack,
+                                      dsf_int8_matmul_workspace_bytes,
+                                      dsf_int8_matmul};
+  return &ROOM;
+}
+
+int32_t dsf_int8_matmul_variant(int32_t i, const char** name) {
+  const bool past_end = i < 0 || i >= int32_t(sizeof VARIANTS / sizeof *VARIANTS);
+  *name = past_end ? nullptr : VARIANTS[i].name;
+  return past_end ? -1 : int32_t(VARIANTS[i].isa);
+}
+
+}  // namespace dsf

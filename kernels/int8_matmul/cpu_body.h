@@ -1,0 +1,107 @@
+// The kernels' bodies, compiled once per ISA level by cpu_<isa>.cc after its vec_<isa>.h.
+#pragma once
+#include "csrc/gemm/epilogue.h"
+#include "csrc/gemm/quantize.h"
+#include "csrc/gemm/tile_int8.h"
+#include "kernels/int8_matmul/cpu_kernels.h"
+
+namespace dsf::int8_matmul {
+namespace {
+
+inline int panel_columns(const LinearArgs& args, int64_t panel) {
+  const int64_t left = args.N - panel * PANEL_N;
+  return int(left < PANEL_N ? left : PANEL_N);
+}
+
+inline const char* row_of_x(const LinearArgs& args, int64_t m) {
+  return static_cast<const char*>(args.x) + m * args.x_stride * (args.dtype == Dtype::f32 ? 4 : 2);
+}
+
+// x_scale, x_q = quantize_rows(x)
+template <class Tile>
+void quantize(const LinearArgs& args, int64_t m_begin, int64_t m_end, const QuantizedRows& rows) {
+  using Code = typename Tile::X;
+  for (int64_t m = m_begin; m < m_end; ++m) {
+    Code* codes = static_cast<Code*>(rows.codes) + m * rows.padded_K;
+    const void* x = row_of_x(args, m);
+    rows.scale[m] = args.dtype == Dtype::f32 ? quantize_row<Dtype::f32, Tile::OFFSET>(x, args.K, rows.padded_K, codes)
+                                             : quantize_row<Dtype::bf16, Tile::OFFSET>(x, args.K, rows.padded_K, codes);
+  }
+}
+
+template <class Tile>
+void run(const LinearArgs& args, const QuantizedRows& rows, int64_t m_begin, int64_t m_end, int64_t panel) {
+  const PackedPanels packed(args.packed);
+  // acc = x_q.int() @ q.int().T
+  walk_panel<Tile>(rows.padded_K, static_cast<const typename Tile::X*>(rows.codes), rows.padded_K, packed.panel(panel),
+                   packed.excess + panel * PANEL_N, panel_columns(args, panel), m_begin, m_end,
+                   [&](const int32_t* sums, int64_t m, int row_count) {
+                     // y = act(acc.float() * x_scale * scale + bias) + residual
+                     if (args.dtype == Dtype::f32)
+                       finish_tile<Vec, Dtype::f32, Sums::i32_scaled>(args, sums, rows.scale, m, row_count, panel);
+                     else
+                       finish_tile<Vec, Dtype::bf16, Sums::i32_scaled>(args, sums, rows.scale, m, row_count, panel);
+                   });
+}
+
+// Quads of int8 to four rows of f32.
+inline void widen_f32(const char* quads, int64_t padded_K, float* scratch) {
+  for (int64_t k = 0; k < padded_K; k += 4, quads += PANEL_N * 4, scratch += PANEL_N * 4)
+    for (int64_t n = 0; n < PANEL_N; n += Vec::LANES) {
+      const auto v = Vec::load_i32(reinterpret_cast<const int32_t*>(quads) + n);
+      Vec::store(scratch + n, Vec::quad_to_f32<0>(v));
+      Vec::store(scratch + PANEL_N + n, Vec::quad_to_f32<1>(v));
+      Vec::store(scratch + 2 * PANEL_N + n, Vec::quad_to_f32<2>(v));
+      Vec::store(scratch + 3 * PANEL_N + n, Vec::quad_to_f32<3>(v));
+    }
+}
+
+// Quads of int8 to two rows of bf16 pairs; every int8 is a bf16 exactly.
+inline void widen_bf16(const char* quads, int64_t padded_K, uint16_t* scratch) {
+  for (int64_t k = 0; k < padded_K; k += 4, quads += PANEL_N * 4, scratch += PANEL_N * 4)
+    for (int64_t n = 0; n < PANEL_N; ++n)
+      for (int64_t i = 0; i < 4; ++i) {
+        const float value = static_cast<signed char>(quads[n * 4 + i]);
+        uint32_t bits;
+        std::memcpy(&bits, &value, 4);
+        scratch[i / 2 * PANEL_N * 2 + n * 2 + i % 2] = uint16_t(bits >> 16);
+      }
+}
+
+inline void widen(const LinearArgs& args, int64_t panel, void* scratch) {
+  const PackedPanels packed(args.packed);
+  const int64_t padded_K = round_up(args.K, 4);
+  if (args.dtype == Dtype::f32)
+    widen_f32(packed.panel(panel), padded_K, static_cast<float*>(scratch));
+  else
+    widen_bf16(packed.panel(panel), padded_K, static_cast<uint16_t*>(scratch));
+}
+
+template <class Tile, Dtype dtype>
+void run_widened(const LinearArgs& args, const void* scratch, int64_t m_begin, int64_t m_end, int64_t panel) {
+  walk_panel<Tile>(args.K, static_cast<const typename Tile::X*>(args.x), args.x_stride,
+                   static_cast<const char*>(scratch), nullptr, panel_columns(args, panel), m_begin, m_end,
+                   [&](const float* sums, int64_t m, int rows) {
+                     // y = act(acc * scale + bias) + residual
+                     finish_tile<Vec, dtype, Sums::f32_scaled>(args, sums, nullptr, m, rows, panel);
+                   });
+}
+
+inline void run_float(const LinearArgs& args, const void* scratch, int64_t m_begin, int64_t m_end, int64_t panel) {
+  if (args.dtype == Dtype::f32)
+    run_widened<TileF32<Vec>, Dtype::f32>(args, scratch, m_begin, m_end, panel);
+  else
+    run_widened<TileBf16<Vec>, Dtype::bf16>(args, scratch, m_begin, m_end, panel);
+}
+
+inline float quantize_weight_row(Dtype dtype, const void* row, int64_t K, int8_t* codes) {
+  return dtype == Dtype::f32 ? quantize_row<Dtype::f32, 0>(row, K, K, codes)
+                             : quantize_row<Dtype::bf16, 0>(row, K, K, codes);
+}
+
+template <class Tile>
+constexpr Kernel kernel_of = {sizeof(typename Tile::X), quantize<Tile>, run<Tile>, widen, run_float,
+                              quantize_weight_row};
+
+}  // namespace
+}  // namespace dsf::int8_matmul

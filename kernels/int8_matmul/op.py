@@ -1,0 +1,177 @@
+"""int8_matmul in torch: the public functions and their Meta kernels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepseek_fast import _linear, _load
+
+_load.load_torch()
+_OP = torch.ops.deepseek_fast.int8_matmul.default
+_PACKED_OP = torch.ops.deepseek_fast.int8_matmul_packed.default
+_QUANTIZE_OP = torch.ops.deepseek_fast.int8_quantize_weight.default
+PACK_OP = torch.ops.deepseek_fast.int8_matmul_pack.default
+
+SCHEMES = ("int8", "float")
+MAX_K = 131071  # columns whose int8 sums fit int32: 127 * 128 * K < 2^31
+
+
+def int8_quantize_weight(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantizes a weight to int8, symmetrically, with one scale per output channel.
+
+    w: (N, K) float32 or bfloat16. Returns q: (N, K) int8 in [-127, 127] and scale: (N,) float32, so that
+    q * scale[:, None] is w to within scale / 2. A row of zeros has scale 0; a row with NaN or inf has scale NaN.
+    Raises ValueError for a shape that is not (N, K), TypeError for other dtypes.
+    Numerics: scale = amax / 127, q = round_half_even(w * (127 / amax)), each operation rounded to float32.
+
+    >>> q, scale = deepseek_fast.int8_quantize_weight(torch.randn(1536, 384))
+    >>> q.shape, scale.shape
+    (torch.Size([1536, 384]), torch.Size([1536]))
+
+    Source: kernels/int8_matmul/README.md.
+    """
+    return _linear.call(_QUANTIZE_OP, _check_quantize, w.detach())  # type: ignore[no-any-return]
+
+
+def int8_matmul(
+    x: Tensor,
+    q: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    activations: str = "int8",
+) -> Tensor:
+    """act(x @ (q * scale).T + bias) + residual with an int8 weight.
+
+    x: (..., K) float32 or bfloat16. q: (N, K) int8 and scale: (N,) float32 from int8_quantize_weight; q is packed on
+    each call, nn.Int8Linear packs it once. bias: (N,), residual: the output's shape or one element, both of x's dtype.
+    activation: none, relu, gelu, gelu_tanh or silu. activations: "int8" quantizes each row of x with its own scale
+    (W8A8; K <= 131071), "float" leaves x as it is (W8A16). Returns (..., N) of x's dtype; has no gradient.
+    Raises ValueError for shapes and names, TypeError for dtypes.
+    Numerics: "int8" gives the same bits on every CPU, number of threads and runtime; a row with NaN or inf gives NaN.
+
+    >>> q, scale = deepseek_fast.int8_quantize_weight(torch.randn(1536, 384))
+    >>> deepseek_fast.int8_matmul(torch.randn(8, 64, 384), q, scale, activation="gelu").shape
+    torch.Size([8, 64, 1536])
+
+    Source: kernels/int8_matmul/README.md.
+    """
+    return _linear.call(  # type: ignore[no-any-return]
+        _OP, check, x, q, scale, bias, activation=activation, residual=residual, activations=activations
+    )
+
+
+def int8_matmul_packed(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_features: int,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    activations: str = "int8",
+) -> Tensor:
+    """int8_matmul with a weight packed by torch.ops.deepseek_fast.int8_matmul_pack."""
+    return _PACKED_OP(  # type: ignore[no-any-return]
+        x,
+        packed,
+        scale,
+        bias,
+        out_features=out_features,
+        activation=activation,
+        residual=residual,
+        activations=activations,
+    )
+
+
+def check(
+    x: Tensor,
+    q: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    activations: str = "int8",
+) -> None:
+    op = "int8_matmul"
+    _linear.check_x(op, x)
+    if q.dtype != torch.int8:
+        _linear.dtype_error(op, "q", "be int8", q)
+    _linear.check_matrix(op, "q", q, x.shape[-1])
+    _check_scale(op, scale, q.shape[0])
+    _linear.check_rest(op, x, q.shape[0], bias, residual, activation)
+    _check_activations(op, activations, q.shape[1])
+
+
+def _check_scale(op: str, scale: Tensor, out_features: Any) -> None:
+    if scale.dtype != torch.float32:
+        _linear.dtype_error(op, "scale", "be float32", scale)
+    if scale.dim() != 1 or scale.shape[0] != out_features:
+        _linear.shape_error(op, "scale", f"have shape ({out_features},)", scale)
+
+
+def _check_activations(op: str, activations: str, columns: Any) -> None:
+    _linear.check_choice(op, "activations", activations, SCHEMES)
+    if activations == "int8" and columns > MAX_K:
+        raise ValueError(f"{op}: q must have at most {MAX_K} columns for activations 'int8'; got {columns}")
+
+
+def _check_quantize(w: Tensor) -> None:
+    if w.dtype not in _linear.DTYPES:
+        _linear.dtype_error("int8_quantize_weight", "w", "be float32 or bfloat16", w)
+    if w.dim() != 2:
+        _linear.shape_error("int8_quantize_weight", "w", "have 2 dimensions", w)
+
+
+@torch.library.register_fake("deepseek_fast::int8_matmul")
+def _(
+    x: Tensor,
+    q: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    activations: str = "int8",
+) -> Tensor:
+    check(x, q, scale, bias, activation=activation, residual=residual, activations=activations)
+    return _linear.new_output(x, q.shape[0])
+
+
+@torch.library.register_fake("deepseek_fast::int8_matmul_packed")
+def _(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_features: int,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    activations: str = "int8",
+) -> Tensor:
+    op = "int8_matmul_packed"
+    _linear.check_x(op, x)
+    _check_scale(op, scale, out_features)
+    _linear.check_rest(op, x, out_features, bias, residual, activation)
+    _check_activations(op, activations, x.shape[-1])
+    return _linear.new_output(x, out_features)
+
+
+@torch.library.register_fake("deepseek_fast::int8_matmul_pack")
+def _(q: Tensor) -> Tensor:
+    # As csrc/gemm/packed.h lays it out: a header of 64 bytes, an int32 per row, panels of 64 rows, quads of K.
+    N, K = q.shape
+    padded_N = (N + 63) // 64 * 64
+    return q.new_empty(64 + padded_N * 4 + padded_N * ((K + 3) // 4 * 4), dtype=torch.uint8)
+
+
+@torch.library.register_fake("deepseek_fast::int8_quantize_weight")
+def _(w: Tensor) -> tuple[Tensor, Tensor]:
+    _check_quantize(w)
+    return w.new_empty(w.shape, dtype=torch.int8), w.new_empty(w.shape[0], dtype=torch.float32)

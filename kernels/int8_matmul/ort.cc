@@ -1,0 +1,9 @@
+// Int8Matmul(X, Q, S, B?, R?; activation, activations): Q int8, S float, T = float or bfloat16 for X, B and R.
+#include "csrc/ort/linear.h"
+#include "kernels/int8_matmul/cpu.h"
+
+namespace dsf::ort_door {
+
+void register_int8_matmul(OpList& ops) { add_linear(ops, {"Int8Matmul", dsf_int8_matmul_room(), true}); }
+
+}  // namespace dsf::ort_door
