@@ -47,7 +47,7 @@ test-all: build ## `make test` and the slow tests
 	@$(BIN)/pytest -m '' $(ARGS)
 
 bench: build ## kernels against their competitors beside the committed baseline, then the demo's table
-	@$(BIN)/pytest -c bench/pytest.ini --rows build/bench.json $(ARGS)
+	@$(BIN)/pytest -c bench/pytest.ini bench --rows build/bench.json $(ARGS)
 	$(BIN)/python -m bench.compare build/bench.json
 	$(BIN)/deepseek-fast demo --out demo-output
 
@@ -66,7 +66,8 @@ format: build ## let ruff and clang-format rewrite the sources
 	git ls-files -co --exclude-standard -- '*.cc' '*.h' '*.cu' | xargs -r $(BIN)/clang-format -i
 
 gpu: build ## what can be checked on a GPU machine
-	@$(BIN)/pytest -q -m gpu $(ARGS) || [ $$? = 5 ]  # 5: no such test yet
+	@$(BIN)/python -c 'import torch; print("CUDA device:", torch.cuda.get_device_name() if torch.cuda.is_available() else "none")'
+	$(BIN)/pytest -m gpu $(ARGS) || { [ $$? = 5 ] && echo 'no GPU test yet: the rooms have CPU kernels'; }
 
 clean: ## remove the environment and everything built
 	@rm -rf $(VENV) build demo-output .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

@@ -31,7 +31,16 @@ def check_choice(op: str, arg: str, value: str, choices: tuple[str, ...]) -> Non
         raise ValueError(f"{op}: {arg} must be one of {', '.join(choices)}; got {value!r}")
 
 
+def check_tensors(op: str, **tensors: Any) -> None:
+    """None passes; the compiled check refuses it where it may not be."""
+    for arg, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {arg} must be a tensor; got {type(tensor).__name__}")
+
+
 def check_x(op: str, x: Tensor) -> None:
+    if x is None:
+        raise TypeError(f"{op}: x must be a tensor; got NoneType")
     if x.dtype not in DTYPES:
         dtype_error(op, "x", "be float32 or bfloat16", x)
     if x.dim() < 1:
@@ -68,12 +77,43 @@ def new_output(x: Tensor, out_features: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
+def register_autocast(name: str, keep: tuple[str, ...] = ()) -> None:
+    """Under autocast on the CPU the op runs in bfloat16, but for the arguments in keep.
+
+    By hand, because torch.library.register_autocast takes no keyword-only arguments (torch 2.13).
+    """
+    op = getattr(torch.ops.deepseek_fast, name).default
+    args = [arg.name for arg in op._schema.arguments]
+
+    def cast(arg: str, value: Any) -> Any:
+        is_float = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(torch.bfloat16) if is_float and arg not in keep else value
+
+    def run(*values: Any, **named: Any) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return op(
+                *(cast(arg, value) for arg, value in zip(args, values, strict=False)),
+                **{arg: cast(arg, value) for arg, value in named.items()},
+            )
+
+    _LIBRARY.impl(name, run, "AutocastCPU")
+
+
+_LIBRARY = torch.library.Library("deepseek_fast", "IMPL")
+
+
+def needs_grad(*tensors: Any) -> bool:
+    return torch.is_grad_enabled() and any(getattr(tensor, "requires_grad", False) for tensor in tensors)
+
+
 def call(op: Any, check: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
     """op(...), with a failed check as ValueError or TypeError."""
     if torch.compiler.is_compiling():
         return op(*args, **kwargs)
     try:
         return op(*args, **kwargs)
-    except RuntimeError:
+    except RuntimeError as error:
         check(*args, **kwargs)
+        if " must " in str(error) and "; got " in str(error):  # a rule that only the compiled check knows
+            raise ValueError(str(error)) from None
         raise

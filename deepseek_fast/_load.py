@@ -3,10 +3,12 @@
 import functools
 import importlib
 import importlib.util
+import os
 from types import ModuleType
 
 from deepseek_fast._version import __version__
 
+ISA_LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16")  # lowest first
 _HOW_TO_BUILD = "reinstall it with `pip install --no-build-isolation .` (torch installed first for the torch door)"
 
 
@@ -29,6 +31,9 @@ def native() -> ModuleType:
         raise RuntimeError(
             f"deepseek_fast: the libraries must be of version {__version__}; got {module.version()}, {_HOW_TO_BUILD}"
         )
+    cap = os.environ.get("DSF_MAX_ISA")
+    if cap is not None and cap not in ISA_LEVELS:
+        raise RuntimeError(f"deepseek_fast: DSF_MAX_ISA must be one of {', '.join(ISA_LEVELS)}; got {cap!r}")
     return module
 
 
@@ -55,7 +60,7 @@ def isa() -> str:
 
 
 def set_max_isa(isa: str) -> str:
-    """Lowers the instruction set level, or raises it again up to the CPU's; the variable DSF_MAX_ISA does so at start.
+    """Lowers the instruction set level, or raises it again, at most to the CPU's level and to the variable DSF_MAX_ISA.
 
     isa: one of scalar, avx2, avxvnni, avx512, avx512vnni, avx512bf16. Returns the level then in force.
     Raises ValueError for another name.

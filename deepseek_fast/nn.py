@@ -21,7 +21,7 @@ class _PackedLinear(nn.Module):
         super().__init__()
         self.register_buffer("packed", None, persistent=False)
         self._packed_from: tuple[Any, ...] | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: module._repack())
+        self.register_load_state_dict_post_hook(_repack_after_load)
 
     def _plain_weight(self) -> Tensor:
         raise NotImplementedError
@@ -36,9 +36,10 @@ class _PackedLinear(nn.Module):
 
     @staticmethod
     def _state_of(weight: Tensor) -> tuple[Any, ...]:
-        return id(weight), None if weight.is_inference() else weight._version, weight.dtype
+        return id(weight), None if weight.is_inference() else weight._version, weight.data_ptr(), weight.dtype
 
     def _current_packed(self) -> Tensor:
+        """Notices assignment, in-place change and load_state_dict; not `weight.data.mul_()`, which torch hides."""
         weight = self._plain_weight()
         # Compiled code cannot see a tensor's version: it takes what the last eager moment packed.
         if not torch.compiler.is_compiling() and self._state_of(weight) != self._packed_from:
@@ -57,6 +58,15 @@ class _PackedLinear(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._repack()
+
+
+def _repack_after_load(module: Any, incompatible_keys: Any) -> None:
+    module._repack()
+
+
+def _check_linear(name: str, linear: nn.Module) -> None:
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"{name}: linear must be an nn.Linear; got {type(linear).__name__}")
 
 
 class FusedLinear(_PackedLinear):
@@ -83,6 +93,7 @@ class FusedLinear(_PackedLinear):
     @classmethod
     def from_float(cls, linear: nn.Linear, activation: str = "none") -> "FusedLinear":
         """The same layer as linear, sharing its parameters."""
+        _check_linear(cls.__name__, linear)
         return cls(linear.weight, linear.bias, activation=activation)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -152,6 +163,7 @@ class Int8Linear(_PackedLinear):
     @classmethod
     def from_float(cls, linear: nn.Linear, activation: str = "none", activations: str = "int8") -> "Int8Linear":
         """linear with its weight quantized by int8_quantize_weight; bias as it is."""
+        _check_linear(cls.__name__, linear)
         q, scale = int8_matmul_op.int8_quantize_weight(linear.weight)
         bias = None if linear.bias is None else linear.bias.detach().clone()
         return cls(q, scale, bias, activation=activation, activations=activations)

@@ -113,8 +113,17 @@ def _set_threads(options: onnxruntime.SessionOptions, threads: int | None) -> No
         if threads < 1:
             raise ValueError(f"ort.session: threads must be at least 1; got {threads}")
         options.intra_op_num_threads = threads
-    if options.intra_op_num_threads > 0:
-        options.add_session_config_entry(NUM_THREADS_KEY, str(options.intra_op_num_threads))
+    stated = str(options.intra_op_num_threads)  # "0": ONNX Runtime's choice, which a kernel cannot learn
+    if stated != _config_entry(options, NUM_THREADS_KEY, default="0"):
+        options.add_session_config_entry(NUM_THREADS_KEY, stated)
+
+
+def _config_entry(options: onnxruntime.SessionOptions, key: str, *, default: str) -> str:
+    try:
+        value: str = options.get_session_config_entry(key)
+    except Exception:  # ONNX Runtime's way to say that there is none
+        return default
+    return value
 
 
 def _refusal(error: Exception, name: str, version: str) -> Exception:

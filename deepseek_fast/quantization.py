@@ -2,8 +2,9 @@
 
 import copy
 
-from deepseek_fast.nn import Int8Linear
 from torch import nn
+
+from deepseek_fast.nn import Int8Linear
 
 
 def quantize_linears(module: nn.Module, *, activations: str = "int8", inplace: bool = False) -> nn.Module:
@@ -24,9 +25,11 @@ def quantize_linears(module: nn.Module, *, activations: str = "int8", inplace: b
     }
     if not inplace or type(module) is nn.Linear:
         # deepcopy takes what the memo has in place of what it meets: the float weights are never copied.
-        return copy.deepcopy(module, dict(quantized))
+        module = copy.deepcopy(module, dict(quantized))
     for parent in list(module.modules()):
         for name, child in parent._modules.items():
             if id(child) in quantized:
                 parent._modules[name] = quantized[id(child)]
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            parent.activation_relu_or_gelu = 0  # torch's fused path of this layer would read its linears' weights
     return module

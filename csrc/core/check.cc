@@ -1,6 +1,7 @@
 #include "csrc/core/check.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 namespace dsf {
@@ -45,6 +46,15 @@ bool dtype_error(Problem* problem, const char* op, const char* arg, const char* 
   char text[80];
   std::snprintf(text, sizeof text, "dtype %s", got.dtype_name);
   return type_error(problem, op, arg, rule, text);
+}
+
+int32_t dsf_fits_memory(int64_t bytes) {
+  constexpr int64_t SMALL = int64_t{1} << 30;
+  if (bytes <= SMALL) return bytes >= 0;
+  // The volatile keeps the pair from being optimized away.
+  void* volatile memory = std::malloc(size_t(bytes));
+  std::free(memory);
+  return memory != nullptr;
 }
 
 bool checked_mul(int64_t a, int64_t b, int64_t* product) {

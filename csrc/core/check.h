@@ -31,6 +31,9 @@ bool fold_rows(const TensorView& view, int64_t* rows, int64_t* columns);
 // contiguous values at one distance (the door then copies to contiguous memory first).
 extern "C" DSF_API int64_t dsf_row_stride(const TensorView* view);
 
+// Whether so many bytes can be had at all. Small requests are not tried: the allocation itself tells.
+extern "C" DSF_API int32_t dsf_fits_memory(int64_t bytes);
+
 // a * b in *product; false on overflow or a negative factor.
 bool checked_mul(int64_t a, int64_t b, int64_t* product);
 

@@ -58,7 +58,8 @@ int32_t initial_cap() {
   return best_up_to(isa < 0 ? NUM_ISA - 1 : isa);
 }
 
-int32_t current_cap = initial_cap();  // read and written with relaxed atomics
+const int32_t highest_cap = initial_cap();
+int32_t current_cap = highest_cap;  // read and written with relaxed atomics
 
 }  // namespace
 
@@ -66,7 +67,7 @@ int32_t dsf_isa_supported(int32_t isa) { return isa >= 0 && isa < NUM_ISA && cpu
 int32_t dsf_max_isa() { return __atomic_load_n(&current_cap, __ATOMIC_RELAXED); }
 
 int32_t dsf_set_max_isa(int32_t isa) {
-  const int32_t cap = best_up_to(isa < 0 ? 0 : isa);
+  const int32_t cap = best_up_to(isa < 0 ? 0 : isa < highest_cap ? isa : highest_cap);
   __atomic_store_n(&current_cap, cap, __ATOMIC_RELAXED);
   return cap;
 }

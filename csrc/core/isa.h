@@ -21,7 +21,7 @@ extern "C" {
 DSF_API int32_t dsf_isa_supported(int32_t isa);
 // The highest level that kernels may use: what the CPU supports, lowered by DSF_MAX_ISA and dsf_set_max_isa.
 DSF_API int32_t dsf_max_isa();
-// Lowers or restores the cap; returns the level in force. A level above the CPU's is cut to the CPU's.
+// Sets the cap, at most to the CPU's level and to DSF_MAX_ISA's; returns the level in force.
 DSF_API int32_t dsf_set_max_isa(int32_t isa);
 // "avx512vnni"; null for a number that is no level.
 DSF_API const char* dsf_isa_name(int32_t isa);

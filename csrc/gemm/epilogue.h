@@ -5,6 +5,7 @@
 #include "csrc/gemm/activation.h"
 #include "csrc/gemm/linear.h"
 #include "csrc/gemm/packed.h"
+#include "csrc/gemm/tile.h"
 
 namespace dsf {
 namespace {
@@ -47,10 +48,10 @@ inline void finish_row(const RowEnd& row) {
       z = V::load(static_cast<const float*>(row.sums) + c);
       if constexpr (sums == Sums::f32_scaled) z = V::mul(z, load_value<V, Dtype::f32>(row.scale, c, n));
     }
-    if (row.bias) z = V::add(z, load_value<V, dtype>(row.bias, c, n));  // + bias
+    // An absent bias or residual is +0, and is added: the bits are those of the ONNX function body, which has no -0.
+    z = V::add(z, row.bias ? load_value<V, dtype>(row.bias, c, n) : V::zero());
     z = activate<V, activation>(z);
-    if (row.residual) z = V::add(z, load_value<V, dtype>(row.residual, c, n));
-    if (row.residual_constant != 0) z = V::add(z, V::set1(row.residual_constant));
+    z = V::add(z, row.residual ? load_value<V, dtype>(row.residual, c, n) : V::set1(row.residual_constant));
     if constexpr (dtype == Dtype::f32) {
       float* p = static_cast<float*>(row.y) + c;
       n >= V::LANES ? V::store(p, z) : V::store_n(p, z, n);
@@ -98,6 +99,74 @@ inline void finish_tile(const LinearArgs& args, const void* tile, const float* x
     case Activation::silu:
       return finish_rows<V, dtype, sums, Activation::silu>(args, tile, x_scale, m, rows, panel);
   }
+}
+
+// The End of a whole register tile without an activation: the same steps as finish_row, from registers.
+template <class V, Dtype dtype, Sums sums>
+struct StoreOutput {
+  const LinearArgs& args;
+  const float* x_scale;
+  int64_t m, n;  // the tile's first row and column
+
+  template <int rows, int vectors, class Sum>
+  [[gnu::always_inline]] void take(const Sum (&acc)[rows][vectors]) const {
+    // Column by column: beside the sums, few values are alive.
+    DSF_UNROLL
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t column = n + v * V::LANES;
+      const auto scale = sums == Sums::f32 ? V::zero() : V::load(args.scale + column);
+      const auto bias = args.bias ? load_value<V, dtype>(args.bias, column, V::LANES) : V::zero();
+      DSF_UNROLL
+      for (int r = 0; r < rows; ++r) {
+        typename V::f32 z;
+        if constexpr (sums == Sums::i32_scaled)
+          z = V::mul(V::mul(V::to_f32(acc[r][v]), V::set1(x_scale[m + r])), scale);
+        else if constexpr (sums == Sums::f32_scaled)
+          z = V::mul(acc[r][v], scale);
+        else
+          z = acc[r][v];
+        z = V::add(z, bias);
+        z = V::add(z, args.residual
+                          ? load_value<V, dtype>(args.residual, (m + r) * args.residual_stride + column, V::LANES)
+                          : V::set1(args.residual_constant));
+        if constexpr (dtype == Dtype::f32)
+          V::store(static_cast<float*>(args.y) + (m + r) * args.y_stride + column, z);
+        else
+          V::store_bf16_n(static_cast<uint16_t*>(args.y) + (m + r) * args.y_stride + column, z, V::LANES);
+      }
+    }
+  }
+};
+
+// What walk_panel asks for, for one panel.
+template <class V, Dtype dtype, Sums sums, bool direct_>
+struct Finish {
+  static constexpr bool DIRECT = direct_;
+  const LinearArgs& args;
+  const float* x_scale;
+  int64_t panel;
+
+  void operator()(const void* tile, int64_t m, int rows) const {
+    finish_tile<V, dtype, sums>(args, tile, x_scale, m, rows, panel);
+  }
+  StoreOutput<V, dtype, sums> direct(int64_t m, int column) const {
+    return {args, x_scale, m, panel * PANEL_N + column};
+  }
+};
+
+// walk_panel with the panel's finish; whole tiles without an activation skip the scratch rows.
+template <class Tile, class V, Dtype dtype, Sums sums>
+inline void walk_and_finish(const LinearArgs& args, int64_t K, const typename Tile::X* x, int64_t x_stride,
+                            const char* weights, const int32_t* excess, const float* x_scale, int64_t m_begin,
+                            int64_t m_end, int64_t panel) {
+  const int64_t left = args.N - panel * PANEL_N;
+  const int columns = int(left < PANEL_N ? left : PANEL_N);
+  if (args.activation == Activation::none)
+    walk_panel<Tile>(K, x, x_stride, weights, excess, columns, m_begin, m_end,
+                     Finish<V, dtype, sums, true>{args, x_scale, panel});
+  else
+    walk_panel<Tile>(K, x, x_stride, weights, excess, columns, m_begin, m_end,
+                     Finish<V, dtype, sums, false>{args, x_scale, panel});
 }
 
 }  // namespace

@@ -61,7 +61,9 @@ bool check_packed(const LinearCall& call, const char* op, Dtype weight_dtype, Li
     std::snprintf(rule, sizeof rule, "be packed from %s", name_of(weight_dtype));
     return type_error(problem, op, "packed", rule, name_of(Dtype(header.dtype)));
   }
-  if (header.bytes != packed.sizes[0]) return shape_error(problem, op, "packed", "be whole", packed);
+  // A header that lies about its sizes must not lead the kernels outside the tensor.
+  if (header.bytes != packed.sizes[0] || header.bytes != packed_bytes(weight_dtype, header.N, header.K))
+    return shape_error(problem, op, "packed", "be whole", packed);
   if (call.out_features >= 0 && header.N != call.out_features) {
     std::snprintf(rule, sizeof rule, "hold out_features = %lld rows", static_cast<long long>(call.out_features));
     std::snprintf(got, sizeof got, "%lld", static_cast<long long>(header.N));
@@ -149,10 +151,14 @@ bool check_linear(const LinearCall& call, const char* op, const char* weight_arg
   constexpr int64_t LARGEST = int64_t{1} << 60;
   if (!checked_mul(args->M, args->N, &elements) || elements > LARGEST)
     return shape_error(problem, op, "x", "give an output below 2^60 elements", x);
+  if (!dsf_fits_memory(elements * value_bytes(args->dtype)))
+    return shape_error(problem, op, "x", "give an output that fits into memory", x);
   if (!checked_mul(args->M, args->K, &elements) || elements > LARGEST)
     return shape_error(problem, op, "x", "have fewer than 2^60 elements", x);
   if (!checked_mul(args->N, args->K, &elements) || elements > LARGEST)
     return shape_error(problem, op, weight_arg, "have fewer than 2^60 elements", call.weight);
+  if (!call.weight_is_packed && !dsf_fits_memory(packed_bytes(weight_dtype, args->N, args->K)))
+    return shape_error(problem, op, weight_arg, "fit into memory in its packed form", call.weight);
 
   if (call.scale) {
     if (call.scale->dtype != Dtype::f32) return dtype_error(problem, op, "scale", "be float32", *call.scale);
@@ -184,17 +190,18 @@ bool check_matrix(const char* op, const char* arg, const TensorView& matrix, Pro
   if (matrix.ndim != 2) return shape_error(problem, op, arg, "have 2 dimensions", matrix);
   if (packed_bytes(matrix.dtype, matrix.sizes[0], matrix.sizes[1]) < 0)
     return shape_error(problem, op, arg, "have fewer than 2^60 elements", matrix);
+  if (!dsf_fits_memory(packed_bytes(matrix.dtype, matrix.sizes[0], matrix.sizes[1])))
+    return shape_error(problem, op, arg, "fit into memory", matrix);
   return true;
 }
 
 int64_t packed_bytes(Dtype dtype, int64_t N, int64_t K) {
-  const int64_t value_bytes = dtype == Dtype::i8 ? 1 : dtype == Dtype::bf16 ? 2 : 4;
   int64_t values = 0, bytes = 0;
   constexpr int64_t LARGEST = int64_t{1} << 60;
   if (N < 0 || K < 0 || N > LARGEST || K > LARGEST) return -1;
   const int64_t padded_N = round_up(N, PANEL_N);
   if (!checked_mul(padded_N, round_up(K, k_group(dtype)), &values) || values > LARGEST) return -1;
-  if (!checked_mul(values, value_bytes, &bytes)) return -1;
+  if (!checked_mul(values, value_bytes(dtype), &bytes)) return -1;
   return int64_t(sizeof(PackedHeader)) + (dtype == Dtype::i8 ? padded_N * 4 : 0) + bytes;
 }
 

@@ -28,6 +28,7 @@ static_assert(sizeof(PackedHeader) == 64);
 
 // k values that lie side by side in a panel.
 inline constexpr int64_t k_group(Dtype dtype) { return dtype == Dtype::i8 ? 4 : dtype == Dtype::bf16 ? 2 : 1; }
+inline constexpr int64_t value_bytes(Dtype dtype) { return dtype == Dtype::i8 ? 1 : dtype == Dtype::bf16 ? 2 : 4; }
 inline constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 struct PackedPanels {
@@ -39,10 +40,9 @@ struct PackedPanels {
     const auto* header = static_cast<const PackedHeader*>(packed);
     const char* data = static_cast<const char*>(packed) + sizeof(PackedHeader);
     const auto dtype = static_cast<Dtype>(header->dtype);
-    const int64_t value_bytes = dtype == Dtype::i8 ? 1 : dtype == Dtype::bf16 ? 2 : 4;
     excess = reinterpret_cast<const int32_t*>(data);
     panels = dtype == Dtype::i8 ? data + round_up(header->N, PANEL_N) * 4 : data;
-    panel_bytes = round_up(header->K, k_group(dtype)) * PANEL_N * value_bytes;
+    panel_bytes = round_up(header->K, k_group(dtype)) * PANEL_N * value_bytes(dtype);
   }
   const char* panel(int64_t p) const { return panels + p * panel_bytes; }
 };

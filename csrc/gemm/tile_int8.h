@@ -11,18 +11,19 @@
 namespace dsf {
 namespace {
 
-// Vec8 adds to Vec: dot_quad(i32 sum, i32 x_u8, i32 q_s8).
 template <class V>
 struct TileInt8Dot {
   using X = uint8_t;  // x_q + 128
   using Sum = int32_t;
+  using Store = StoreSums<V>;
+  static constexpr bool SUMS_ARE_COLUMNS = true;
   static constexpr int MR = V::TILE_M, NV = V::TILE_NV, COLUMNS = V::LANES;
   static constexpr int64_t GROUP_BYTES = PANEL_N * 4;  // bytes of one quad of k in a panel
   static constexpr int32_t OFFSET = 128;
 
-  template <int rows, int vectors>
-  [[gnu::noinline]] static void run(int64_t K, const X* x, int64_t x_stride, const char* panel, Sum* sums,
-                                    const int32_t* excess) {
+  template <int rows, int vectors, class End>
+  [[gnu::noinline]] static void run(int64_t K, const X* x, int64_t x_stride, const char* panel, const int32_t* excess,
+                                    const End& end) {
     typename V::i32 acc[rows][vectors];
     DSF_UNROLL
     for (int v = 0; v < vectors; ++v) {
@@ -41,9 +42,22 @@ struct TileInt8Dot {
         for (int v = 0; v < vectors; ++v) acc[r][v] = V::dot_quad(acc[r][v], a, w[v]);
       }
     }
+    keep_in_registers<V>(acc);
+    end.template take<rows, vectors>(acc);
+  }
+};
+
+template <class V>
+struct StorePairSums {
+  int32_t* rows;  // PANEL_N sums each
+
+  template <int rows_, int vectors>
+  [[gnu::always_inline]] void take(const typename V::i32 (&acc)[rows_][vectors]) const {
     DSF_UNROLL
-    for (int r = 0; r < rows; ++r) DSF_UNROLL
-    for (int v = 0; v < vectors; ++v) V::store_i32(sums + r * PANEL_N + v * V::LANES, acc[r][v]);
+    for (int r = 0; r < rows_; ++r) {
+      DSF_UNROLL
+      for (int v = 0; v < vectors; ++v) V::store_pair_sums(rows + r * PANEL_N + v * (V::LANES / 2), acc[r][v]);
+    }
   }
 };
 
@@ -52,17 +66,21 @@ template <class V>
 struct TileInt8Widen {
   using X = int16_t;  // x_q
   using Sum = int32_t;
+  using Store = StorePairSums<V>;
+  static constexpr bool SUMS_ARE_COLUMNS = false;
   static constexpr int MR = V::TILE_M, NV = V::TILE_NV, COLUMNS = V::LANES / 2;
   static constexpr int64_t GROUP_BYTES = PANEL_N * 4;
   static constexpr int32_t OFFSET = 0;
 
-  template <int rows, int vectors>
-  [[gnu::noinline]] static void run(int64_t K, const X* x, int64_t x_stride, const char* panel, Sum* sums,
-                                    const int32_t*) {
+  template <int rows, int vectors, class End>
+  [[gnu::noinline]] static void run(int64_t K, const X* x, int64_t x_stride, const char* panel, const int32_t*,
+                                    const End& end) {
     typename V::i32 acc[rows][vectors];
     DSF_UNROLL
-    for (int r = 0; r < rows; ++r) DSF_UNROLL
-    for (int v = 0; v < vectors; ++v) acc[r][v] = V::zero_i32();
+    for (int r = 0; r < rows; ++r) {
+      DSF_UNROLL
+      for (int v = 0; v < vectors; ++v) acc[r][v] = V::zero_i32();
+    }
     for (int64_t k = 0; k < K; k += 4, panel += GROUP_BYTES) {
       typename V::i32 w[vectors];
       DSF_UNROLL
@@ -74,9 +92,8 @@ struct TileInt8Widen {
         for (int v = 0; v < vectors; ++v) acc[r][v] = V::madd_s16(acc[r][v], a, w[v]);
       }
     }
-    DSF_UNROLL
-    for (int r = 0; r < rows; ++r) DSF_UNROLL
-    for (int v = 0; v < vectors; ++v) V::store_pair_sums(sums + r * PANEL_N + v * COLUMNS, acc[r][v]);
+    keep_in_registers<V>(acc);
+    end.template take<rows, vectors>(acc);
   }
 };
 

@@ -17,6 +17,11 @@ struct Vec {
   static __m256i mask_of(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
+  // The value is in a register at this point, whatever the optimizer would like.
+  template <class Register>
+  static void keep(Register& value) {
+    asm("" : "+x"(value));
+  }
   static f32 zero() { return _mm256_setzero_ps(); }
   static f32 set1(float value) { return _mm256_set1_ps(value); }
   static f32 load(const float* p) { return _mm256_loadu_ps(p); }
@@ -96,6 +101,14 @@ struct Vec {
     alignas(16) int16_t buffer[8];
     _mm_store_si128(reinterpret_cast<__m128i*>(buffer), words);
     for (int i = 0; i < n; ++i) p[i] = buffer[i];
+  }
+  // 4 * LANES codes in [-127, 127] as bytes, plus offset modulo 256.
+  template <int32_t offset>
+  static void store_codes(void* p, i32 a, i32 b, i32 c, i32 d) {
+    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i codes = _mm256_permutevar8x32_epi32(bytes, order);  // VPACK works in 128-bit lanes
+    _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_add_epi8(codes, _mm256_set1_epi8(char(offset))));
   }
   static i32 add_i32(i32 v, int32_t value) { return _mm256_add_epi32(v, _mm256_set1_epi32(value)); }
   // The i-th s8 of each quad, as f32.

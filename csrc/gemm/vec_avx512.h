@@ -19,6 +19,11 @@ struct Vec {
   using i32 = __m512i;
 
   static __mmask16 mask_of(int n) { return __mmask16((1u << n) - 1); }
+  // The value is in a register at this point, whatever the optimizer would like.
+  template <class Register>
+  static void keep(Register& value) {
+    asm("" : "+v"(value));
+  }
   static f32 zero() { return _mm512_setzero_ps(); }
   static f32 set1(float value) { return _mm512_set1_ps(value); }
   static f32 load(const float* p) { return _mm512_loadu_ps(p); }
@@ -72,6 +77,14 @@ struct Vec {
   static void store_low8(uint8_t* p, i32 v, int n) { _mm_mask_storeu_epi8(p, mask_of(n), _mm512_cvtepi32_epi8(v)); }
   static void store_low16(int16_t* p, i32 v, int n) {
     _mm256_mask_storeu_epi16(p, mask_of(n), _mm512_cvtepi32_epi16(v));
+  }
+  // 4 * LANES codes in [-127, 127] as bytes, plus offset modulo 256.
+  template <int32_t offset>
+  static void store_codes(void* p, i32 a, i32 b, i32 c, i32 d) {
+    const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i codes = _mm512_permutexvar_epi32(order, bytes);  // VPACK works in 128-bit lanes
+    _mm512_storeu_si512(p, _mm512_add_epi8(codes, _mm512_set1_epi8(char(offset))));
   }
   static i32 add_i32(i32 v, int32_t value) { return _mm512_add_epi32(v, _mm512_set1_epi32(value)); }
   // The i-th s8 of each quad, as f32.

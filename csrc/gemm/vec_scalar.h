@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 namespace dsf {
 namespace {
@@ -15,6 +16,11 @@ struct Vec {
   typedef int32_t i32 __attribute__((vector_size(16)));
   typedef uint32_t u32 __attribute__((vector_size(16)));
 
+  // The value is in a register at this point, whatever the optimizer would like.
+  template <class Register>
+  static void keep(Register& value) {
+    asm("" : "+x"(value));
+  }
   static f32 zero() { return f32{}; }
   static f32 set1(float value) { return f32{value, value, value, value}; }
   static f32 load(const float* p) {
@@ -89,6 +95,13 @@ struct Vec {
   }
   static void store_low16(int16_t* p, i32 v, int n) {
     for (int i = 0; i < n; ++i) p[i] = int16_t(v[i]);
+  }
+  // 4 * LANES codes in [-127, 127] as bytes, plus offset modulo 256.
+  template <int32_t offset>
+  static void store_codes(void* p, i32 a, i32 b, i32 c, i32 d) {
+    uint8_t* bytes = static_cast<uint8_t*>(p);
+    for (const i32& codes : {a, b, c, d})
+      for (int i = 0; i < LANES; ++i) *bytes++ = uint8_t(codes[i] + offset);
   }
   static i32 add_i32(i32 v, int32_t value) { return v + value; }
   // The i-th s8 of each quad, as f32.

@@ -34,7 +34,7 @@ class LinearKernel : public Kernel {
   const LinearRoom& room_;
   const std::string activation_, activations_;
   bool residual_is_zero_ = false;
-  Memory packed_{nullptr, &std::free};  // a constant weight's panels
+  Memory packed_;  // a constant weight's panels
 };
 
 LinearKernel::LinearKernel(const LinearNode& declared, const Node& node)
@@ -42,17 +42,19 @@ LinearKernel::LinearKernel(const LinearNode& declared, const Node& node)
       room_(*declared.room),
       activation_(node.attribute("activation", "none")),
       activations_(node.attribute("activations", "int8")) {
-  const std::optional<Tensor> weight = node.constant(WEIGHT), residual = node.constant(residual_of(declared));
+  std::optional<Tensor> weight = node.constant(WEIGHT);
+  const std::optional<Tensor> residual = node.constant(residual_of(declared));
   const LinearArgs args = check_node(node, view_of(weight));
   residual_is_zero_ = residual && is_zero(residual->view);
   if (!weight) return;
-  packed_ = allocate(room_.op, room_.packed_bytes(weight->view.dtype, args.N, args.K));
+  weight->align(room_.op);
+  packed_ = Memory(room_.op, room_.packed_bytes(weight->view.dtype, args.N, args.K));
   const Context serial{nullptr, nullptr, 1, nullptr};
-  room_.pack(&serial, weight->view.dtype, weight->view.data, args.K, args.N, args.K, packed_.get());
+  room_.pack(&serial, weight->view.dtype, weight->view.data, args.K, args.N, args.K, packed_.data());
 }
 
-// The rules that need no run: attributes, types, and the shapes of constants. What is not known yet is made to fit;
-// x has no rows, so that nothing reads a value.
+// The rules that need no run: attributes, types, and the shapes of constants beside a constant weight. What is not
+// known yet is made to fit; x has no rows, so that nothing reads a value.
 LinearArgs LinearKernel::check_node(const Node& node, const TensorView* weight) const {
   const auto type = [&](size_t input) { return node.type(input).value_or(ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED); };
   const size_t bias = bias_of(declared_), residual = residual_of(declared_);
@@ -61,8 +63,8 @@ LinearArgs LinearKernel::check_node(const Node& node, const TensorView* weight) 
   const int64_t N = w.ndim ? w.sizes[0] : 1, K = w.ndim ? w.sizes[w.ndim - 1] : 1;
   const int64_t x_sizes[] = {0, K}, y_sizes[] = {0, N};
   const std::optional<Tensor> constant_scale = node.constant(SCALE), constant_bias = node.constant(bias);
-  const TensorView scale_view = constant_scale ? constant_scale->view : shape_only(type(SCALE), &N, 1);
-  const TensorView bias_view = constant_bias ? constant_bias->view : shape_only(type(bias), &N, 1);
+  const TensorView scale_view = weight && constant_scale ? constant_scale->view : shape_only(type(SCALE), &N, 1);
+  const TensorView bias_view = weight && constant_bias ? constant_bias->view : shape_only(type(bias), &N, 1);
   const TensorView residual_view = shape_only(type(residual), y_sizes, 2);
 
   LinearCall linear{};
@@ -85,10 +87,13 @@ LinearArgs LinearKernel::check_call(const Runtime& runtime, LinearCall linear) c
 }
 
 void LinearKernel::compute(const Call& call) const {
-  const std::optional<Tensor> x = call.input(X), weight = call.input(WEIGHT), bias = call.input(bias_of(declared_));
+  std::optional<Tensor> x = call.input(X), weight = call.input(WEIGHT), bias = call.input(bias_of(declared_));
   std::optional<Tensor> scale, residual;
   if (declared_.has_scale) scale = call.input(SCALE);
   if (!residual_is_zero_) residual = call.input(residual_of(declared_));
+  for (std::optional<Tensor>* tensor : {&x, &bias, &scale, &residual})
+    if (*tensor) (*tensor)->align(room_.op);
+  if (!packed_.data()) weight->align(room_.op);
 
   LinearCall linear{};
   linear.x = x->view;
@@ -104,15 +109,15 @@ void LinearKernel::compute(const Call& call) const {
   args.y_stride = args.N;
 
   Context context = call.context();
-  Memory packed(nullptr, &std::free);  // of a weight that may change from run to run
-  if (!packed_) {
+  Memory packed;  // of a weight that may change from run to run
+  if (!packed_.data()) {
     const Dtype dtype = weight->view.dtype;
-    packed = allocate(room_.op, room_.packed_bytes(dtype, args.N, args.K));
-    room_.pack(&context, dtype, weight->view.data, args.K, args.N, args.K, packed.get());
+    packed = Memory(room_.op, room_.packed_bytes(dtype, args.N, args.K));
+    room_.pack(&context, dtype, weight->view.data, args.K, args.N, args.K, packed.data());
   }
-  args.packed = packed_ ? packed_.get() : packed.get();
-  const Memory workspace = allocate(room_.op, room_.workspace_bytes(&context, &args));
-  context.workspace = workspace.get();
+  args.packed = packed_.data() ? packed_.data() : packed.data();
+  const Memory workspace(room_.op, room_.workspace_bytes(&context, &args));
+  context.workspace = workspace.data();
   room_.run(&context, &args);
 }
 

@@ -1,5 +1,6 @@
 #include "csrc/ort/runtime.h"
 
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -53,16 +54,6 @@ void fail(const Runtime& runtime, const Problem& problem) {
   throw Failure{runtime.api->CreateStatus(code, problem.sentence)};
 }
 
-Memory allocate(const char* op, int64_t bytes) {
-  if (bytes == 0) return {nullptr, &std::free};
-  void* memory = nullptr;
-  if (bytes > 0) memory = std::aligned_alloc(ALIGNMENT, (static_cast<size_t>(bytes) / ALIGNMENT + 1) * ALIGNMENT);
-  if (!memory)
-    throw std::runtime_error(std::string(op) + ": workspace must fit into memory; got " + std::to_string(bytes) +
-                             " bytes");
-  return {static_cast<char*>(memory), &std::free};
-}
-
 TensorView shape_only(ONNXTensorElementDataType type, const int64_t* sizes, int64_t ndim) {
   const auto index = static_cast<size_t>(type);
   const char* name = index < std::size(DTYPE_NAMES) ? DTYPE_NAMES[index] : "unknown";
@@ -83,6 +74,16 @@ Tensor::Tensor(const Runtime& runtime, const OrtValue* value) {
   }
   view = shape_only(type, lent, static_cast<int64_t>(ndim));
   check(api->GetTensorMutableData(const_cast<OrtValue*>(value), &view.data));
+}
+
+void Tensor::align(const char* op) {
+  const int64_t value_bytes = view.dtype == Dtype::f32 ? 4 : view.dtype == Dtype::bf16 ? 2 : 1;
+  if (reinterpret_cast<uintptr_t>(view.data) % static_cast<size_t>(value_bytes) == 0) return;
+  int64_t bytes = value_bytes;
+  for (int64_t d = 0; d < view.ndim; ++d) bytes *= view.sizes[d];
+  copy = Memory(op, bytes);
+  if (bytes) std::memcpy(copy.data(), view.data, static_cast<size_t>(bytes));
+  view.data = copy.data();
 }
 
 }  // namespace dsf::ort_door

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "csrc/core/check.h"
+#include "csrc/core/memory.h"
 #include "csrc/ort/ort_abi.h"
 
 namespace dsf::ort_door {
@@ -43,21 +44,18 @@ OrtStatus* guarded(const OrtApi* api, Body body) noexcept {
   }
 }
 
-inline constexpr int64_t ALIGNMENT = 64;  // bytes, of every allocation: a cache line and a 512-bit vector
-
-// Null for 0 bytes. glibc's allocator serves a call's workspace as well as the session's arena does, and 0.1 us sooner
-// (a chain of 200 small nodes, Zen 5, ONNX Runtime 1.31, November 2026).
-using Memory = std::unique_ptr<char, decltype(&std::free)>;
-Memory allocate(const char* op, int64_t bytes);
-
-// A tensor of ONNX Runtime: contiguous, read as far as its shape.
+// A tensor of ONNX Runtime, contiguous.
 struct Tensor {
   TensorView view;
   std::vector<int64_t> sizes;  // what view.sizes points to, where the runtime does not lend its own
+  Memory copy;                 // what view.data points to after align, where that had to act
 
   Tensor(const Runtime& runtime, const OrtValue* value);
   Tensor(Tensor&&) = default;
   Tensor& operator=(Tensor&&) = default;
+
+  // Gives float values the alignment that kernels ask for: weights in an external file may lie at any of its bytes.
+  void align(const char* op);
 };
 
 // A view that has a type and a shape but no data, for checks before there is a tensor.

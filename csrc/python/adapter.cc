@@ -13,47 +13,46 @@ Dtype dtype_of(const std::string& name) {
 
 }  // namespace
 
-Rows::Rows(const char* op, const char* arg, const py::object& value) {
+Operand::Operand(const char* op, const char* arg, const py::object& value) : op(op), arg(arg) {
   if (value.is_none()) return;
   if (!py::isinstance<py::array>(value))
     throw py::type_error(std::string(op) + ": " + arg + " must be a NumPy array; got " +
                          std::string(py::str(py::type::of(value).attr("__name__"))));
   present = true;
   array = py::reinterpret_borrow<py::array>(value);
-  dtype_name = py::str(array.dtype().attr("name"));
-  const auto read = [this] {
-    sizes.assign(array.shape(), array.shape() + array.ndim());
-    strides.clear();
-    bool whole = array.attr("flags").attr("aligned").cast<bool>();
-    for (py::ssize_t d = 0; d < array.ndim(); ++d) {
-      whole = whole && array.strides(d) % array.itemsize() == 0;
-      strides.push_back(array.strides(d) / array.itemsize());
-    }
-    view = {const_cast<void*>(array.data()), dtype_of(dtype_name), dtype_name.c_str(),
-            int64_t(array.ndim()),           sizes.data(),         strides.data()};
-    return whole;
-  };
-  const bool native = array.dtype().attr("isnative").cast<bool>();
-  if (!native) dtype_name = py::str(array.dtype());  // byte-swapped: no dtype of ours
-  if (!read() || (view.ndim > 0 && dsf_row_stride(&view) < 0)) {
-    array = py::module_::import("numpy").attr("ascontiguousarray")(array).cast<py::array>();
-    read();
+  read();
+}
+
+void Operand::read() {
+  const py::dtype dtype = array.dtype();
+  // Byte-swapped values are none of our dtypes: their name is ">f4".
+  dtype_name = dtype.attr("isnative").cast<bool>() ? py::str(dtype.attr("name")) : py::str(dtype);
+  sizes.assign(array.shape(), array.shape() + array.ndim());
+  strides.clear();
+  whole = array.attr("flags").attr("aligned").cast<bool>();
+  const py::ssize_t value_bytes = array.itemsize() ? array.itemsize() : 1;  // empty strings have none
+  for (py::ssize_t d = 0; d < array.ndim(); ++d) {
+    whole = whole && array.strides(d) % value_bytes == 0;
+    strides.push_back(array.strides(d) / value_bytes);
   }
+  view = {const_cast<void*>(array.data()), dtype_of(dtype_name), dtype_name.c_str(),
+          int64_t(array.ndim()),           sizes.data(),         strides.data()};
+}
+
+bool Operand::make_rows() {
+  if (!present || (whole && (view.ndim == 0 || dsf_row_stride(&view) >= 0))) return false;
+  if (!dsf_fits_memory(array.size() * 4))
+    throw std::runtime_error(std::string(op) + ": " + arg +
+                             " must fit into memory once more, as contiguous rows; got too many elements");
+  array = py::module_::import("numpy").attr("ascontiguousarray")(array).cast<py::array>();
+  read();
+  return true;
 }
 
 void raise(const Problem& problem) {
   if (problem.fault == Fault::type) throw py::type_error(problem.sentence);
   if (problem.fault == Fault::value) throw py::value_error(problem.sentence);
   throw std::runtime_error(problem.sentence);
-}
-
-Memory allocate(const char* op, int64_t bytes) {
-  constexpr size_t ALIGNMENT = 64;
-  void* memory = bytes < 0 ? nullptr : std::aligned_alloc(ALIGNMENT, (size_t(bytes) / ALIGNMENT + 1) * ALIGNMENT);
-  if (!memory)
-    throw std::runtime_error(std::string(op) + ": workspace must fit into memory; got " + std::to_string(bytes) +
-                             " bytes");
-  return {memory, &std::free};
 }
 
 }  // namespace dsf::python_door

@@ -3,38 +3,39 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <cstdlib>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "csrc/core/check.h"
 #include "csrc/core/context.h"
+#include "csrc/core/memory.h"
 
 namespace dsf::python_door {
 
 namespace py = pybind11;
 
-// An array as the kernels read it: its memory where that is aligned rows of contiguous values, else a contiguous copy.
-struct Rows {
-  py::array array;
-  std::string dtype_name;
-  std::vector<int64_t> sizes, strides;
-  TensorView view{};
-
-  // Raises TypeError where value is no array; None gives an absent one, whose get() is null.
-  Rows(const char* op, const char* arg, const py::object& value);
-  Rows(const Rows&) = delete;
+// An argument of a function: an array, or None.
+struct Operand {
+  Operand(const char* op, const char* arg, const py::object& value);  // raises TypeError where value is no array
+  Operand(const Operand&) = delete;
+  // Copies where the memory is not aligned rows of contiguous values at one distance; returns whether it did.
+  bool make_rows();
   const TensorView* get() const { return present ? &view : nullptr; }
 
+  const char* op;
+  const char* arg;
   bool present = false;
+  py::array array;
+  TensorView view{};
+
+ private:
+  void read();
+  std::string dtype_name;
+  std::vector<int64_t> sizes, strides;
+  bool whole = true;  // aligned, with strides that are multiples of the value's size
 };
 
 // Raises the problem as ValueError, TypeError or RuntimeError.
 [[noreturn]] void raise(const Problem& problem);
-
-using Memory = std::unique_ptr<void, decltype(&std::free)>;
-// 64-byte aligned; raises RuntimeError where there is none.
-Memory allocate(const char* op, int64_t bytes);
 
 }  // namespace dsf::python_door

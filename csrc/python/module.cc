@@ -1,5 +1,7 @@
 // deepseek_fast._native: the NumPy doors of every room, ISA query and cap, the kernels of an op, the machine's
 // ceilings.
+#include <pybind11/stl.h>
+
 #include "csrc/core/ceiling.h"
 #include "csrc/core/isa.h"
 #include "csrc/python/adapter.h"
@@ -38,16 +40,16 @@ py::dict ceiling_rates(double seconds) {
 }
 
 double ceiling_read(int64_t bytes, double seconds) {
-  const Memory data = allocate("ceiling_read", bytes);
-  std::fill_n(static_cast<char*>(data.get()), bytes, char{1});
-  return dsf_ceiling_read(data.get(), bytes, seconds);
+  const Memory data("ceiling_read", bytes);
+  std::fill_n(data.data(), bytes, char{1});
+  return dsf_ceiling_read(data.data(), bytes, seconds);
 }
 
 double ceiling_copy(int64_t bytes, double seconds) {
-  const Memory source = allocate("ceiling_copy", bytes), target = allocate("ceiling_copy", bytes);
-  std::fill_n(static_cast<char*>(source.get()), bytes, char{1});
-  std::fill_n(static_cast<char*>(target.get()), bytes, char{2});
-  return dsf_ceiling_copy(target.get(), source.get(), bytes, seconds);
+  const Memory source("ceiling_copy", bytes), target("ceiling_copy", bytes);
+  std::fill_n(source.data(), bytes, char{1});
+  std::fill_n(target.data(), bytes, char{2});
+  return dsf_ceiling_copy(target.data(), source.data(), bytes, seconds);
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include <stdexcept>
+
 namespace dsf::torch_door {
 namespace {
 
@@ -56,8 +58,6 @@ const char* name_of(ScalarType type) {
   }
 }
 
-constexpr size_t ALIGNMENT = 64;  // bytes, as Context::workspace asks
-
 }  // namespace
 
 TensorView view_of(const Tensor& tensor) {
@@ -70,15 +70,25 @@ TensorView view_of(const Tensor& tensor) {
           tensor.strides().data()};
 }
 
-Tensor as_rows(const Tensor& tensor) {
-  const TensorView view = view_of(tensor);
-  return view.ndim == 0 || dsf_row_stride(&view) >= 0 ? tensor : torch::stable::contiguous(tensor);
+// Not STD_TORCH_CHECK, which puts function, file and line before the sentence.
+void raise(const Problem& problem) { throw std::runtime_error(problem.sentence); }
+
+Operand::Operand(const char* op, const char* arg, const std::optional<Tensor>& tensor)
+    : op(op), arg(arg), tensor(tensor) {
+  if (!tensor) return;
+  if (!tensor->is_cpu())
+    throw std::runtime_error(std::string(op) + ": " + arg + " must be a CPU tensor; got one on another device");
+  view = view_of(*tensor);
 }
 
-void raise(const Problem& problem) { STD_TORCH_CHECK(false, std::string(problem.sentence)); }
-
-void check_cpu(const char* op, const char* arg, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", arg, " must be a CPU tensor; got another device");
+bool Operand::make_rows() {
+  if (!tensor || view.ndim == 0 || dsf_row_stride(&view) >= 0) return false;
+  if (!dsf_fits_memory(tensor->numel() * 4))
+    throw std::runtime_error(std::string(op) + ": " + arg +
+                             " must fit into memory once more, as contiguous rows; got too many elements");
+  tensor = torch::stable::contiguous(*tensor);
+  view = view_of(*tensor);
+  return true;
 }
 
 Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype) {
@@ -118,13 +128,9 @@ CallContext::CallContext() {
   };
 }
 
-void CallContext::reserve(int64_t bytes) {
-  if (bytes == 0) return;
-  void* memory =
-      bytes < 0 ? nullptr : std::aligned_alloc(ALIGNMENT, (size_t(bytes) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
-  STD_TORCH_CHECK(memory != nullptr, "deepseek_fast: workspace must fit into memory; got ", bytes, " bytes");
-  workspace_.reset(memory);
-  context_.workspace = memory;
+void CallContext::reserve(const char* op, int64_t bytes) {
+  workspace_ = Memory(op, bytes);
+  context_.workspace = workspace_.data();
 }
 
 }  // namespace dsf::torch_door

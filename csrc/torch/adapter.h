@@ -5,14 +5,13 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <cstdlib>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "csrc/core/check.h"
 #include "csrc/core/context.h"
+#include "csrc/core/memory.h"
 
 namespace dsf::torch_door {
 
@@ -21,11 +20,21 @@ using torch::stable::Tensor;
 
 // The view borrows the tensor's sizes and strides: it lives no longer than the tensor.
 TensorView view_of(const Tensor& tensor);
-// The tensor itself where its memory is rows of contiguous values at one distance, else a contiguous copy.
-Tensor as_rows(const Tensor& tensor);
 // Throws the sentence; Python turns it into a ValueError or TypeError.
 [[noreturn]] void raise(const Problem& problem);
-void check_cpu(const char* op, const char* arg, const Tensor& tensor);
+
+// An argument of an operator: a tensor on the CPU, or none.
+struct Operand {
+  Operand(const char* op, const char* arg, const std::optional<Tensor>& tensor);
+  // Copies where the memory is not rows of contiguous values at one distance; returns whether it did.
+  bool make_rows();
+  const TensorView* get() const { return tensor ? &view : nullptr; }
+
+  const char* op;
+  const char* arg;
+  std::optional<Tensor> tensor;
+  TensorView view{};
+};
 
 Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype);
 
@@ -33,12 +42,12 @@ Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype);
 class CallContext {
  public:
   CallContext();
-  void reserve(int64_t bytes);
+  void reserve(const char* op, int64_t bytes);
   const Context* get() const { return &context_; }
 
  private:
   Context context_;
-  std::unique_ptr<void, decltype(&std::free)> workspace_{nullptr, &std::free};
+  Memory workspace_;
 };
 
 }  // namespace dsf::torch_door

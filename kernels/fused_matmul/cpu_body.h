@@ -9,14 +9,10 @@ namespace {
 
 template <class Tile, Dtype dtype>
 void run(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel) {
-  const PackedPanels packed(args.packed);
-  const int64_t left = args.N - panel * PANEL_N;
-  // y = x @ weight.T
-  walk_panel<Tile>(args.K, static_cast<const typename Tile::X*>(args.x), args.x_stride, packed.panel(panel), nullptr,
-                   int(left < PANEL_N ? left : PANEL_N), m_begin, m_end, [&](const float* sums, int64_t m, int rows) {
-                     // y = act(y + bias) + residual
-                     finish_tile<Vec, dtype, Sums::f32>(args, sums, nullptr, m, rows, panel);
-                   });
+  // y = act(x @ weight.T + bias) + residual
+  walk_and_finish<Tile, Vec, dtype, Sums::f32>(args, args.K, static_cast<const typename Tile::X*>(args.x),
+                                               args.x_stride, PackedPanels(args.packed).panel(panel), nullptr, nullptr,
+                                               m_begin, m_end, panel);
 }
 
 constexpr Kernel run_f32 = run<TileF32<Vec>, Dtype::f32>;

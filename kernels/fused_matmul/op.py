@@ -31,7 +31,7 @@ def fused_matmul(
 
     Source: kernels/fused_matmul/README.md.
     """
-    if torch.is_grad_enabled() and _needs_grad(x, weight, bias, residual):
+    if _linear.needs_grad(x, weight, bias, residual):
         check(x, weight, bias, activation, residual)
         return _Differentiable.apply(x, weight, bias, activation, residual)  # type: ignore[no-any-return,no-untyped-call]
     return _linear.call(_OP, _check_keywords, x, weight, bias, activation=activation, residual=residual)  # type: ignore[no-any-return]
@@ -54,6 +54,7 @@ def fused_matmul_packed(
 
 def check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> None:
     op = "fused_matmul"
+    _linear.check_tensors(op, x=x, weight=weight, bias=bias, residual=residual)
     _linear.check_x(op, x)
     if weight.dtype != x.dtype:
         _linear.dtype_error(op, "weight", f"have x's dtype {_linear.dtype_name(x.dtype)}", weight)
@@ -65,10 +66,6 @@ def _check_keywords(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", residual: Tensor | None = None
 ) -> None:
     check(x, weight, bias, activation, residual)
-
-
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 @torch.library.register_fake("deepseek_fast::fused_matmul")
@@ -106,8 +103,7 @@ def _packed_bytes(weight: Tensor) -> Any:
     return 64 + (N + 63) // 64 * 64 * ((K + group - 1) // group * group) * weight.element_size()
 
 
-# Autocast runs the matmul in bfloat16, as it does for torch.nn.functional.linear.
-torch.library.register_autocast("deepseek_fast::fused_matmul", "cpu", torch.bfloat16)
+_linear.register_autocast("fused_matmul")
 
 
 class _Differentiable(torch.autograd.Function):

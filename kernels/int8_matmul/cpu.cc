@@ -32,28 +32,31 @@ const int8_matmul::Kernel& pick() {
 constexpr int64_t ALIGNMENT = 64;          // bytes: a cache line, and a 512-bit vector
 constexpr int64_t LARGEST_CODE_BYTES = 2;  // of any level: the level may change between the question and the run
 
-// Where the parts of the workspace begin.
+// The parts of the workspace, in bytes; total is -1 where that overflows.
 struct Workspace {
-  int64_t codes_bytes = 0, scale_bytes = 0, scratch_bytes = 0, slots = 0;
+  int64_t codes = 0, scales = 0, scratch = 0, slots = 0, total = -1;
 
   Workspace(const Context& context, const LinearArgs& args) {
     const int64_t padded_K = round_up(args.K, 4);
+    int64_t values = 0;
     if (args.float_activations) {
       const int64_t panels = round_up(args.N, PANEL_N) / PANEL_N;
       slots = context.num_threads < panels ? context.num_threads : panels;
-      scratch_bytes = padded_K * PANEL_N * (args.dtype == Dtype::f32 ? 4 : 2);
+      if (!checked_mul(padded_K, PANEL_N * value_bytes(args.dtype), &scratch)) return;
+      if (checked_mul(slots, scratch, &values)) total = values;
     } else {
-      codes_bytes = round_up(args.M * padded_K * LARGEST_CODE_BYTES, ALIGNMENT);
-      scale_bytes = round_up(args.M * 4, ALIGNMENT);
+      if (!checked_mul(args.M, padded_K, &values) || values > INT64_MAX / 8 || args.M > INT64_MAX / 16) return;
+      codes = round_up(values * LARGEST_CODE_BYTES, ALIGNMENT);
+      scales = round_up(args.M * 4, ALIGNMENT);
+      total = codes + scales;
     }
   }
-  int64_t bytes() const { return codes_bytes + scale_bytes + slots * scratch_bytes; }
 };
 
 void run_int8(const Context& context, const LinearArgs& args, const int8_matmul::Kernel& kernel) {
   const Workspace layout(context, args);
   char* workspace = static_cast<char*>(context.workspace);
-  const int8_matmul::QuantizedRows rows{workspace, reinterpret_cast<float*>(workspace + layout.codes_bytes),
+  const int8_matmul::QuantizedRows rows{workspace, reinterpret_cast<float*>(workspace + layout.codes),
                                         round_up(args.K, 4)};
   constexpr int64_t ROWS_PER_TASK = 32;
   parallel_for(context, (args.M + ROWS_PER_TASK - 1) / ROWS_PER_TASK, [&](int64_t begin, int64_t end) {
@@ -70,7 +73,7 @@ void run_float(const Context& context, const LinearArgs& args, const int8_matmul
   const int64_t panels = round_up(args.N, PANEL_N) / PANEL_N;
   parallel_for(context, layout.slots, [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin; slot < end; ++slot) {
-      char* scratch = static_cast<char*>(context.workspace) + slot * layout.scratch_bytes;
+      char* scratch = static_cast<char*>(context.workspace) + slot * layout.scratch;
       for (int64_t panel = panels * slot / layout.slots; panel < panels * (slot + 1) / layout.slots; ++panel) {
         kernel.widen(args, panel, scratch);
         kernel.run_float(args, scratch, 0, args.M, panel);
@@ -95,8 +98,9 @@ int32_t dsf_int8_matmul_check(const LinearCall* call, LinearArgs* args, Problem*
     char rule[96], got[48];
     std::snprintf(rule, sizeof rule, "have at most %lld columns for activations 'int8'",
                   static_cast<long long>(INT8_MAX_K));
+    if (!call->weight_is_packed) return shape_error(problem, op, "q", rule, call->weight);
     std::snprintf(got, sizeof got, "%lld", static_cast<long long>(args->K));
-    return value_error(problem, op, "q", rule, got);
+    return value_error(problem, op, "packed", rule, got);
   }
   return 1;
 }
@@ -133,7 +137,7 @@ void dsf_int8_matmul_pack(const Context* context, Dtype, const void* weight, int
 }
 
 int64_t dsf_int8_matmul_workspace_bytes(const Context* context, const LinearArgs* args) {
-  return Workspace(*context, *args).bytes();
+  return Workspace(*context, *args).total;
 }
 
 void dsf_int8_matmul(const Context* context, const LinearArgs* args) {

@@ -8,11 +8,6 @@
 namespace dsf::int8_matmul {
 namespace {
 
-inline int panel_columns(const LinearArgs& args, int64_t panel) {
-  const int64_t left = args.N - panel * PANEL_N;
-  return int(left < PANEL_N ? left : PANEL_N);
-}
-
 inline const char* row_of_x(const LinearArgs& args, int64_t m) {
   return static_cast<const char*>(args.x) + m * args.x_stride * (args.dtype == Dtype::f32 ? 4 : 2);
 }
@@ -32,16 +27,12 @@ void quantize(const LinearArgs& args, int64_t m_begin, int64_t m_end, const Quan
 template <class Tile>
 void run(const LinearArgs& args, const QuantizedRows& rows, int64_t m_begin, int64_t m_end, int64_t panel) {
   const PackedPanels packed(args.packed);
-  // acc = x_q.int() @ q.int().T
-  walk_panel<Tile>(rows.padded_K, static_cast<const typename Tile::X*>(rows.codes), rows.padded_K, packed.panel(panel),
-                   packed.excess + panel * PANEL_N, panel_columns(args, panel), m_begin, m_end,
-                   [&](const int32_t* sums, int64_t m, int row_count) {
-                     // y = act(acc.float() * x_scale * scale + bias) + residual
-                     if (args.dtype == Dtype::f32)
-                       finish_tile<Vec, Dtype::f32, Sums::i32_scaled>(args, sums, rows.scale, m, row_count, panel);
-                     else
-                       finish_tile<Vec, Dtype::bf16, Sums::i32_scaled>(args, sums, rows.scale, m, row_count, panel);
-                   });
+  const auto* codes = static_cast<const typename Tile::X*>(rows.codes);
+  const auto walk = args.dtype == Dtype::f32 ? walk_and_finish<Tile, Vec, Dtype::f32, Sums::i32_scaled>
+                                             : walk_and_finish<Tile, Vec, Dtype::bf16, Sums::i32_scaled>;
+  // acc = x_q.int() @ q.int().T;  y = act(acc.float() * x_scale * scale + bias) + residual
+  walk(args, rows.padded_K, codes, rows.padded_K, packed.panel(panel), packed.excess + panel * PANEL_N, rows.scale,
+       m_begin, m_end, panel);
 }
 
 // Quads of int8 to four rows of f32.
@@ -79,12 +70,10 @@ inline void widen(const LinearArgs& args, int64_t panel, void* scratch) {
 
 template <class Tile, Dtype dtype>
 void run_widened(const LinearArgs& args, const void* scratch, int64_t m_begin, int64_t m_end, int64_t panel) {
-  walk_panel<Tile>(args.K, static_cast<const typename Tile::X*>(args.x), args.x_stride,
-                   static_cast<const char*>(scratch), nullptr, panel_columns(args, panel), m_begin, m_end,
-                   [&](const float* sums, int64_t m, int rows) {
-                     // y = act(acc * scale + bias) + residual
-                     finish_tile<Vec, dtype, Sums::f32_scaled>(args, sums, nullptr, m, rows, panel);
-                   });
+  // y = act(x @ q.float().T * scale + bias) + residual
+  walk_and_finish<Tile, Vec, dtype, Sums::f32_scaled>(args, args.K, static_cast<const typename Tile::X*>(args.x),
+                                                      args.x_stride, static_cast<const char*>(scratch), nullptr,
+                                                      nullptr, m_begin, m_end, panel);
 }
 
 inline void run_float(const LinearArgs& args, const void* scratch, int64_t m_begin, int64_t m_end, int64_t panel) {

@@ -31,7 +31,7 @@ def int8_quantize_weight(w: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: kernels/int8_matmul/README.md.
     """
-    return _linear.call(_QUANTIZE_OP, _check_quantize, w.detach())  # type: ignore[no-any-return]
+    return _linear.call(_QUANTIZE_OP, _check_quantize, w.detach() if isinstance(w, Tensor) else w)  # type: ignore[no-any-return]
 
 
 def int8_matmul(
@@ -59,9 +59,11 @@ def int8_matmul(
 
     Source: kernels/int8_matmul/README.md.
     """
-    return _linear.call(  # type: ignore[no-any-return]
-        _OP, check, x, q, scale, bias, activation=activation, residual=residual, activations=activations
-    )
+    options = {"activation": activation, "residual": residual, "activations": activations}
+    if _linear.needs_grad(x, bias, residual):
+        check(x, q, scale, bias, **options)  # type: ignore[arg-type]
+        return _WithoutGradient.apply(_OP, x, q, scale, bias, options)  # type: ignore[no-any-return,no-untyped-call]
+    return _linear.call(_OP, check, x, q, scale, bias, **options)  # type: ignore[no-any-return]
 
 
 def int8_matmul_packed(
@@ -76,16 +78,27 @@ def int8_matmul_packed(
     activations: str = "int8",
 ) -> Tensor:
     """int8_matmul with a weight packed by torch.ops.deepseek_fast.int8_matmul_pack."""
-    return _PACKED_OP(  # type: ignore[no-any-return]
-        x,
-        packed,
-        scale,
-        bias,
-        out_features=out_features,
-        activation=activation,
-        residual=residual,
-        activations=activations,
-    )
+    options = {
+        "out_features": out_features,
+        "activation": activation,
+        "residual": residual,
+        "activations": activations,
+    }
+    if _linear.needs_grad(x, bias, residual):
+        return _WithoutGradient.apply(_PACKED_OP, x, packed, scale, bias, options)  # type: ignore[no-any-return,no-untyped-call]
+    return _PACKED_OP(x, packed, scale, bias, **options)  # type: ignore[no-any-return]
+
+
+class _WithoutGradient(torch.autograd.Function):
+    """Lets inference run without torch.no_grad(), and says on a backward pass why there is none."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, options: Any) -> Any:
+        return op(x, weight, scale, bias, **options)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError("int8_matmul: x must be used without a backward pass; got one, and the op has no gradient")
 
 
 def check(
@@ -99,13 +112,16 @@ def check(
     activations: str = "int8",
 ) -> None:
     op = "int8_matmul"
+    _linear.check_tensors(op, x=x, q=q, scale=scale, bias=bias, residual=residual)
     _linear.check_x(op, x)
     if q.dtype != torch.int8:
         _linear.dtype_error(op, "q", "be int8", q)
     _linear.check_matrix(op, "q", q, x.shape[-1])
     _check_scale(op, scale, q.shape[0])
     _linear.check_rest(op, x, q.shape[0], bias, residual, activation)
-    _check_activations(op, activations, q.shape[1])
+    _linear.check_choice(op, "activations", activations, SCHEMES)
+    if activations == "int8" and q.shape[1] > MAX_K:
+        _linear.shape_error(op, "q", f"have at most {MAX_K} columns for activations 'int8'", q)
 
 
 def _check_scale(op: str, scale: Tensor, out_features: Any) -> None:
@@ -115,13 +131,8 @@ def _check_scale(op: str, scale: Tensor, out_features: Any) -> None:
         _linear.shape_error(op, "scale", f"have shape ({out_features},)", scale)
 
 
-def _check_activations(op: str, activations: str, columns: Any) -> None:
-    _linear.check_choice(op, "activations", activations, SCHEMES)
-    if activations == "int8" and columns > MAX_K:
-        raise ValueError(f"{op}: q must have at most {MAX_K} columns for activations 'int8'; got {columns}")
-
-
 def _check_quantize(w: Tensor) -> None:
+    _linear.check_tensors("int8_quantize_weight", w=w)
     if w.dtype not in _linear.DTYPES:
         _linear.dtype_error("int8_quantize_weight", "w", "be float32 or bfloat16", w)
     if w.dim() != 2:
@@ -159,7 +170,9 @@ def _(
     _linear.check_x(op, x)
     _check_scale(op, scale, out_features)
     _linear.check_rest(op, x, out_features, bias, residual, activation)
-    _check_activations(op, activations, x.shape[-1])
+    _linear.check_choice(op, "activations", activations, SCHEMES)
+    if activations == "int8" and x.shape[-1] > MAX_K:
+        raise ValueError(f"{op}: packed must have at most {MAX_K} columns for activations 'int8'; got {x.shape[-1]}")
     return _linear.new_output(x, out_features)
 
 
@@ -175,3 +188,7 @@ def _(q: Tensor) -> Tensor:
 def _(w: Tensor) -> tuple[Tensor, Tensor]:
     _check_quantize(w)
     return w.new_empty(w.shape, dtype=torch.int8), w.new_empty(w.shape[0], dtype=torch.float32)
+
+
+_linear.register_autocast("int8_matmul", keep=("scale",))
+_linear.register_autocast("int8_matmul_packed", keep=("scale",))

@@ -13,11 +13,12 @@ py::array int8_matmul(const py::object& x, const py::object& q, const py::object
 }
 
 py::tuple int8_quantize_weight(const py::object& w) {
-  const Rows rows("int8_quantize_weight", "w", w);
+  Operand rows("int8_quantize_weight", "w", w);
   if (!rows.present) throw py::type_error("int8_quantize_weight: w must be a NumPy array; got NoneType");
   Problem problem;
   if (!dsf_int8_quantize_weight_check(&rows.view, &problem)) raise(problem);
-  const int64_t N = rows.sizes[0], K = rows.sizes[1];
+  rows.make_rows();
+  const int64_t N = rows.view.sizes[0], K = rows.view.sizes[1];
   py::array_t<int8_t> q({N, K});
   py::array_t<float> scale(N);
   int8_t* codes = q.mutable_data();

@@ -6,6 +6,8 @@ What a reference returns says how it is compared: x's dtype means bit-equal, flo
 """
 
 import torch
+from torch import Tensor
+
 from deepseek_fast.kernels.fused_matmul.ref import (
     F32_MIN_SUBNORMAL,
     SMOOTH,
@@ -15,7 +17,6 @@ from deepseek_fast.kernels.fused_matmul.ref import (
     epilogue_bound,
     matmul_bound,
 )
-from torch import Tensor
 
 Q_MAX = 127  # largest quantized magnitude
 AMAX_MIN = 2.0**-100  # a row whose largest magnitude is below counts as zeros: 127 / amax must stay finite

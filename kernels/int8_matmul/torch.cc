@@ -21,11 +21,11 @@ Tensor int8_matmul_packed(const Tensor& x, const Tensor& packed, const Tensor& s
 Tensor int8_matmul_pack(const Tensor& q) { return pack_linear(*dsf_int8_matmul_room(), q); }
 
 std::tuple<Tensor, Tensor> int8_quantize_weight(const Tensor& w) {
-  check_cpu("int8_quantize_weight", "w", w);
-  const Tensor rows = as_rows(w);
-  const TensorView view = view_of(rows);
+  Operand weight("int8_quantize_weight", "w", w);
   Problem problem;
-  if (!dsf_int8_quantize_weight_check(&view, &problem)) raise(problem);
+  if (!dsf_int8_quantize_weight_check(&weight.view, &problem)) raise(problem);
+  weight.make_rows();
+  const TensorView& view = weight.view;
   const int64_t N = view.sizes[0], K = view.sizes[1];
   const Tensor q = new_tensor({N, K}, ScalarType::Char);
   const Tensor scale = new_tensor({N}, ScalarType::Float);

@@ -1,0 +1,90 @@
+"""Completes our nodes and gives the model one body for each operator it uses."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from deepseek_fast.onnx import _opset
+from deepseek_fast.onnx._body import DOMAIN
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from deepseek_fast.onnx._rewriter import Rewriter
+
+ROOMS = {"FusedMatmul": "fused_matmul", "Int8Matmul": "int8_matmul"}  # op type -> kernels/<room>/body.py
+DEFAULTS = {"FusedMatmul": {"activation": "none"}, "Int8Matmul": {"activation": "none", "activations": "int8"}}
+
+
+def attach_bodies(rewriter: Rewriter) -> None:
+    """Every node of ours gets all its inputs and attributes, the model the bodies, the import and the IR version."""
+    import onnx_ir as ir
+
+    model, used = rewriter.model, set()
+    for node in [node for graph in model.graphs() for node in graph]:
+        if node.domain == DOMAIN and node.op_type in ROOMS:
+            _complete(node, rewriter)
+            used.add(node.op_type)
+    for identifier in [i for i in model.functions if i[0] == DOMAIN and i[1] in ROOMS]:
+        del model.functions[identifier]
+    for op_type in sorted(used):
+        room = importlib.import_module(f"deepseek_fast.kernels.{ROOMS[op_type]}.body")
+        function = ir.serde.deserialize_function(room.function_proto(rewriter.opset))
+        model.functions[function.identifier()] = function
+    opsets = model.graph.opset_imports
+    if used:
+        _opset.import_our_domain(opsets)
+    elif not any(identifier[0] == DOMAIN for identifier in model.functions):
+        opsets.pop(DOMAIN, None)
+    model.ir_version = _opset.ir_version_for(model.ir_version, opsets) if used else model.ir_version
+
+
+def _complete(node: ir.Node, rewriter: Rewriter) -> None:
+    """The body reads every input and attribute: absent ones become zeros and defaults."""
+    import onnx_ir as ir
+
+    for name, value in DEFAULTS[node.op_type].items():
+        if name not in node.attributes:
+            node.attributes[name] = ir.AttrString(name, value)
+    num_inputs = 4 if node.op_type == "FusedMatmul" else 5
+    if len(node.inputs) < num_inputs:
+        node.resize_inputs(num_inputs)
+    dtype = _dtype(node)
+    if node.inputs[-2] is None:
+        node.replace_input_with(num_inputs - 2, _zero_bias(node, dtype, rewriter))
+    if node.inputs[-1] is None:
+        node.replace_input_with(num_inputs - 1, rewriter.zeros(1, dtype))
+
+
+def _dtype(node: ir.Node) -> np.dtype:
+    import numpy as np
+
+    known = [v.dtype for v in (node.inputs[0], *node.inputs[-2:], node.outputs[0]) if v is not None and v.dtype]
+    return known[0].numpy() if known else np.dtype(np.float32)
+
+
+def _zero_bias(node: ir.Node, dtype: np.dtype, rewriter: Rewriter) -> ir.Value:
+    weight = node.inputs[1]
+    if weight is None:
+        raise ValueError(f"optimize: model must give every {node.op_type} a weight; got none in '{node.name}'")
+    if weight.shape is not None and isinstance(weight.shape[0], int):
+        return rewriter.zeros(weight.shape[0], dtype)
+    return _zero_row_like(weight, dtype, node, rewriter)
+
+
+def _zero_row_like(weight: ir.Value, dtype: np.dtype, before: ir.Node, rewriter: Rewriter) -> ir.Value:
+    """A computed row of as many zeros as `weight` has rows."""
+    import numpy as np
+    import onnx_ir as ir
+
+    start, end = (rewriter.initializer(f"{weight.name}_{at}", np.array([at], np.int64)) for at in (0, 1))
+    shape = ir.Node("", "Shape", [weight])
+    rows = ir.Node("", "Slice", [shape.outputs[0], start, end])
+    zero = ir.AttrTensor("value", ir.tensor(np.zeros(1, dtype)))
+    zeros = ir.Node("", "ConstantOfShape", [rows.outputs[0]], [zero])
+    for node in (shape, rows, zeros):
+        node.outputs[0].name = rewriter.unique(f"{weight.name}_{node.op_type.lower()}")
+        before.prepend(node)
+    return zeros.outputs[0]

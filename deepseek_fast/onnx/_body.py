@@ -1,0 +1,150 @@
+"""Writes ONNX function bodies: plain ai.onnx nodes that choose by string attribute.
+
+A FunctionProto cannot be overloaded where every runtime honours it, so one body serves every value of a string
+attribute: the attribute is read by Constant(value_string=@name) and compared with each value it may have; the
+comparison is Size(Unique([attribute, value])) == 1, because Equal knows strings from opset 19 only. A runtime that
+folds constants, as ONNX Runtime does, keeps nothing of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx
+
+DOMAIN = "ai.deepseek_fast"
+DOMAIN_VERSION = 1
+MIN_OPSET, MAX_OPSET = 13, 25  # ai.onnx opsets that the bodies are written and tested for
+MIN_BFLOAT16_OPSET = 15  # CastLike, by which a body returns to X's type, comes with opset 15
+GELU_OPSET = 20  # the first opset with a Gelu operator
+REDUCE_AXES_INPUT_OPSET = 18  # ReduceMax takes its axes as an input from here on
+SQRT_2 = 1.4142135623730951
+SQRT_2_OVER_PI = 0.7978845608028654
+GELU_CUBIC = 0.044715
+
+
+class BodyWriter:
+    """Collects the nodes of one body; every method returns the name of the value it makes."""
+
+    def __init__(self, opset: int) -> None:
+        if not MIN_OPSET <= opset <= MAX_OPSET:
+            raise ValueError(f"function_proto: opset must be from {MIN_OPSET} to {MAX_OPSET}; got {opset}")
+        self.opset = opset
+        self.nodes: list[onnx.NodeProto] = []
+        self._names = 0
+
+    def fresh(self, stem: str) -> str:
+        self._names += 1
+        return f"{stem}_{self._names}"
+
+    def op(self, op_type: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        from onnx import helper
+
+        output = output or self.fresh(op_type.lower())
+        self.nodes.append(helper.make_node(op_type, list(inputs), [output], **attributes))
+        return output
+
+    def constant(self, value: float | Sequence[int], dtype: str = "float32") -> str:
+        import numpy as np
+        from onnx import numpy_helper
+
+        return self.op("Constant", value=numpy_helper.from_array(np.array(value, dtype)))
+
+    def attribute(self, name: str) -> str:
+        """The value of the string attribute `name` of the calling node, as a tensor of shape (1,)."""
+        import onnx
+        from onnx import helper
+
+        scalar = self.fresh(name)
+        node = helper.make_node("Constant", [], [scalar])
+        node.attribute.add(name="value_string", ref_attr_name=name, type=onnx.AttributeProto.STRING)
+        self.nodes.append(node)
+        return self.op("Reshape", scalar, self.constant([1], "int64"))
+
+    def equals(self, text: str, value: str) -> str:
+        """Whether the (1,) string tensor `text` holds `value`: a boolean scalar."""
+        both = self.op("Concat", text, self.op("Constant", value_strings=[value]), axis=0)
+        return self.op("Equal", self.op("Size", self.op("Unique", both)), self.constant(1, "int64"))
+
+    def choose(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
+        """An If; `then` and `otherwise` write their branch and return its result."""
+        return self.op("If", condition, then_branch=self._branch(then), else_branch=self._branch(otherwise))
+
+    def _branch(self, write: Callable[[], str]) -> onnx.GraphProto:
+        from onnx import TensorProto, helper
+
+        outer, self.nodes = self.nodes, []
+        result = write()
+        output = helper.make_tensor_value_info(result, TensorProto.FLOAT, None)
+        graph = helper.make_graph(self.nodes, self.fresh("branch"), [], [output])
+        self.nodes = outer
+        return graph
+
+    def to_float(self, name: str) -> str:
+        from onnx import TensorProto
+
+        return self.op("Cast", name, to=TensorProto.FLOAT)
+
+    def epilogue(self, total: str) -> None:
+        """Y = activation(total + B) + R in float32, rounded once to X's type."""
+        from onnx import TensorProto
+
+        z = self.op("Add", total, self.to_float("B"))
+        activation = self.attribute("activation")
+        for value, write in ACTIVATIONS.items():
+            here = z
+            z = self.choose(
+                self.equals(activation, value),
+                lambda here=here, write=write: write(self, here),  # type: ignore[misc]
+                lambda here=here: self.op("Identity", here),  # type: ignore[misc]
+            )
+        y = self.op("Add", z, self.to_float("R"))
+        if self.opset >= MIN_BFLOAT16_OPSET:
+            self.op("CastLike", y, "X", output="Y")
+        else:
+            self.op("Cast", y, output="Y", to=TensorProto.FLOAT)
+
+    def function(self, op_type: str, inputs: Sequence[str], attributes: Sequence[str]) -> onnx.FunctionProto:
+        from onnx import helper
+
+        opset_imports = [helper.make_opsetid("", self.opset)]
+        return helper.make_function(
+            DOMAIN, op_type, list(inputs), ["Y"], self.nodes, opset_imports, attributes=list(attributes)
+        )
+
+
+def _relu(body: BodyWriter, z: str) -> str:
+    return body.op("Relu", z)
+
+
+def _gelu(body: BodyWriter, z: str) -> str:
+    """Below opset 20 in the order that ONNX Runtime makes one node of. Its last node is no Mul by a constant: ONNX
+    Runtime 1.31.1 folds such a one into the next MatMul, and fails to load the model where there is another reader."""
+    if body.opset >= GELU_OPSET:
+        return body.op("Gelu", z, approximate="none")
+    one_plus_erf = body.op("Add", body.op("Erf", body.op("Div", z, body.constant(SQRT_2))), body.constant(1.0))
+    return body.op("Mul", body.op("Mul", z, body.constant(0.5)), one_plus_erf)
+
+
+def _gelu_tanh(body: BodyWriter, z: str) -> str:
+    if body.opset >= GELU_OPSET:
+        return body.op("Gelu", z, approximate="tanh")
+    cube = body.op("Mul", body.op("Pow", z, body.constant(3.0)), body.constant(GELU_CUBIC))
+    inner = body.op("Mul", body.op("Add", z, cube), body.constant(SQRT_2_OVER_PI))
+    one_plus_tanh = body.op("Add", body.op("Tanh", inner), body.constant(1.0))
+    return body.op("Mul", body.op("Mul", z, body.constant(0.5)), one_plus_tanh)
+
+
+def _silu(body: BodyWriter, z: str) -> str:
+    return body.op("Mul", z, body.op("Sigmoid", z))
+
+
+ACTIVATIONS: dict[str, Callable[[BodyWriter, str], str]] = {  # "none" is the absence of all of these
+    "relu": _relu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "silu": _silu,
+}
+ACTIVATION_NAMES = ("none", *ACTIVATIONS)

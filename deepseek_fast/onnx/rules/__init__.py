@@ -1,0 +1,37 @@
+"""The rewrite rules, in the order in which they run. One file, one rewrite.
+
+A rule module has NAME (as fuse_ops says it), LEVEL (the lowest optim_level that runs it) and
+`rewrite(node, rewriter) -> str | None`: it changes the graph around `node` and says what came out, returns None where
+`node` is not the end of its pattern, or raises Refusal with the reason to leave a matching node alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from deepseek_fast.onnx.rules import activation, attention_layout, gemm, matmul, matmul_add, product_reshape, residual
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from deepseek_fast.onnx._rewriter import Rewriter
+
+
+class Rule(Protocol):
+    NAME: str
+    LEVEL: int
+
+    def rewrite(self, node: ir.Node, rewriter: Rewriter) -> str | None: ...
+
+
+RULES: tuple[Rule, ...] = (  # type: ignore[assignment]
+    matmul_add,
+    gemm,
+    matmul,
+    product_reshape,
+    activation,
+    residual,
+    attention_layout,
+)
+RULE_NAMES = tuple(rule.NAME for rule in RULES)
+QUANTIZABLE = (gemm.NAME, matmul.NAME)  # what optim_level 0 still rewrites when quantize is given

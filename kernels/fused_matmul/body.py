@@ -1,0 +1,53 @@
+"""FusedMatmul in ONNX: the node, its schema, and its body in plain ai.onnx operators.
+
+Y = activation(X @ W^T + B) + R, all in float32, rounded once to X's type; the meaning is in cpu.h. The body needs all
+four inputs, so a writer passes zeros for a B or R that is not there: B of shape (N,), R of shape (1,).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, BodyWriter
+
+if TYPE_CHECKING:
+    import onnx
+
+OP_TYPE = "FusedMatmul"
+INPUTS = ("X", "W", "B", "R")
+ATTRIBUTES = ("activation",)
+
+
+def function_proto(opset: int) -> onnx.FunctionProto:
+    """The body of FusedMatmul in the ai.onnx operators of `opset`, 13 to 25."""
+    body = BodyWriter(opset)
+    weight = body.op("Transpose", body.to_float("W"), perm=[1, 0])
+    body.epilogue(body.op("MatMul", body.to_float("X"), weight))
+    return body.function(OP_TYPE, INPUTS, ATTRIBUTES)
+
+
+def node(x: str, weight: str, bias: str, residual: str, y: str, *, activation: str = "none") -> onnx.NodeProto:
+    """A FusedMatmul node between named values; weight is (N, K)."""
+    from onnx import helper
+
+    return helper.make_node(OP_TYPE, [x, weight, bias, residual], [y], domain=DOMAIN, activation=activation)
+
+
+def schema() -> onnx.defs.OpSchema:
+    """The operator's schema, for tools that look operators up in onnx.defs."""
+    from onnx import defs
+
+    def parameter(name: str, option: defs.OpSchema.FormalParameterOption) -> defs.OpSchema.FormalParameter:
+        return defs.OpSchema.FormalParameter(name, "T", param_option=option)
+
+    single, optional = defs.OpSchema.FormalParameterOption.Single, defs.OpSchema.FormalParameterOption.Optional
+    return defs.OpSchema(
+        OP_TYPE,
+        DOMAIN,
+        DOMAIN_VERSION,
+        doc="Y = activation(X @ W^T + B) + R",
+        inputs=[parameter("X", single), parameter("W", single), parameter("B", optional), parameter("R", optional)],
+        outputs=[parameter("Y", single)],
+        type_constraints=[("T", ["tensor(float)", "tensor(bfloat16)"], "one type for X, W, B, R and Y")],
+        attributes=[defs.OpSchema.Attribute("activation", defs.OpSchema.AttrType.STRING, required=False)],
+    )

@@ -1,0 +1,90 @@
+"""pytest plugin of the whole project: seeds from the test id, one run per ISA level, threads put back.
+
+Loaded by `-p tests.plugin`, because rooms' tests under kernels/ would not see a tests/conftest.py.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+ISA_LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16")
+
+
+def seed_of(text: str) -> int:
+    """A seed that depends on the text alone: a test is repeatable and no two tests share their data."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+
+def supported_isas() -> list[str]:
+    """The levels that this CPU runs and DSF_MAX_ISA allows, lowest first."""
+    import deepseek_fast
+    from deepseek_fast._load import native
+
+    in_force = ISA_LEVELS.index(deepseek_fast.isa())
+    return [level for level in native().supported_isas() if ISA_LEVELS.index(level) <= in_force]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "isa" in metafunc.fixturenames:
+        metafunc.parametrize("isa", supported_isas(), indirect=True)
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once per level, kernels held to that level."""
+    with isa_cap(request.param):
+        yield request.param
+
+
+class isa_cap:
+    """Holds the kernels to a level inside a `with`."""
+
+    def __init__(self, level: str) -> None:
+        self.level = level
+
+    def __enter__(self) -> None:
+        import deepseek_fast
+
+        self.before = deepseek_fast.isa()
+        deepseek_fast.set_max_isa(self.level)
+        if deepseek_fast.isa() != self.level:
+            raise RuntimeError(f"isa_cap: level must be in force; got {deepseek_fast.isa()} for {self.level}")
+
+    def __exit__(self, *_: object) -> None:
+        import deepseek_fast
+
+        deepseek_fast.set_max_isa(self.before)
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> int:
+    """Seeds every generator in use; the value itself is for generators that a test makes."""
+    import numpy as np
+    import torch
+
+    value = seed_of(request.node.nodeid)
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+    return value
+
+
+@pytest.fixture
+def generator(seed: int) -> Any:
+    """A torch.Generator of this test's own."""
+    import torch
+
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def num_threads() -> Iterator[Any]:
+    """torch.set_num_threads, put back after the test."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

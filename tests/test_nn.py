@@ -1,0 +1,182 @@
+"""deepseek_fast.nn: the modules hold plain weights in the state dict and a packed copy that is never saved."""
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+
+import deepseek_fast
+import deepseek_fast.nn
+from tests.oracle import assert_equal
+
+IN, OUT = 37, 21
+MODULES = {
+    "FusedLinear": {"activation": "gelu"},
+    "Int8Linear": {"activation": "silu"},
+    "Int8Linear float": {"activation": "none", "activations": "float"},
+}
+
+
+def build(name: str, *, bias: bool = True, dtype: torch.dtype = torch.float32) -> tuple[Any, torch.nn.Linear]:
+    torch.manual_seed(7)
+    linear = torch.nn.Linear(IN, OUT, bias=bias, dtype=dtype)
+    return getattr(deepseek_fast.nn, name.split()[0]).from_float(linear, **MODULES[name]), linear
+
+
+def plain(name: str, linear: torch.nn.Linear, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    """The same through the function."""
+    bias = linear.bias
+    if name == "FusedLinear":
+        return deepseek_fast.fused_matmul(x, linear.weight, bias, residual=residual, **MODULES[name]).detach()
+    q, scale = deepseek_fast.int8_quantize_weight(linear.weight.detach())
+    bias = bias if bias is None else bias.detach()
+    return deepseek_fast.int8_matmul(x, q, scale, bias, residual=residual, **MODULES[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_is_its_function(name: str, bias: bool, dtype: torch.dtype) -> None:
+    module, linear = build(name, bias=bias, dtype=dtype)
+    for shape in ((5, IN), (2, 3, IN), (IN,), (0, IN)):
+        x = torch.randn(shape).to(dtype)
+        with torch.no_grad():
+            assert_equal(module(x), plain(name, linear, x), f"{shape}")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_packed_weight_is_not_saved(name: str) -> None:
+    module, linear = build(name)
+    state = module.state_dict()
+    assert not [key for key in state if "packed" in key]
+    saved = sum(value.numel() * value.element_size() for value in state.values())
+    weight_bytes = OUT * IN * 4 if name == "FusedLinear" else OUT * (IN + 4)
+    assert saved == weight_bytes + OUT * 4
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    other = build(name)[0]
+    with torch.no_grad():
+        for value in other.state_dict().values():
+            value.zero_()
+    other.load_state_dict(torch.load(file, weights_only=True))
+    x = torch.randn(4, IN)
+    with torch.no_grad():
+        assert_equal(other(x), module(x), "after load_state_dict")
+        assert_equal(other(x), plain(name, linear, x))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_deepcopy_and_pickle_work_and_are_independent(name: str) -> None:
+    module, _ = build(name)
+    x = torch.randn(4, IN)
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    with torch.no_grad():
+        want = module(x)
+        assert_equal(copy.deepcopy(module)(x), want, "deepcopy")
+        assert_equal(torch.load(file, weights_only=False)(x), want, "pickle")
+        twin = copy.deepcopy(module)
+        twin.load_state_dict({key: torch.zeros_like(value) for key, value in twin.state_dict().items()})
+        assert not torch.equal(twin(x), want)
+        assert_equal(module(x), want, "the first after its copy changed")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_compile_and_export_without_breaks(name: str) -> None:
+    module, _ = build(name)
+    module.eval()
+    x = torch.randn(4, IN)
+    with torch.no_grad():
+        want = module(x)
+        compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+        assert_equal(compiled(x), want, "compile")
+        assert_equal(compiled(x[:3]), want[:3], "compile, fewer rows")
+        torch._dynamo.reset()
+        program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("rows", min=2)},))
+        assert_equal(program.module()(x[:3]), want[:3].contiguous(), "export")
+
+
+def test_fused_linear_trains() -> None:
+    module, linear = build("FusedLinear")
+    x = torch.randn(8, IN)
+    module(x).square().mean().backward()
+    want = torch.nn.functional.gelu(linear(x)).square().mean()
+    want.backward()
+    torch.testing.assert_close(module.weight.grad, linear.weight.grad)
+    torch.testing.assert_close(module.bias.grad, linear.bias.grad)
+    with torch.no_grad():
+        before = module(x)
+        for parameter in module.parameters():
+            parameter -= 0.1 * parameter.grad
+        assert not torch.equal(module(x), before), "the packed weight must follow the trained one"
+
+
+def change_in_place(module: Any, key: str, value: torch.Tensor) -> None:
+    with torch.no_grad():
+        module.get_buffer(key).copy_(value) if key == "q" else module.get_parameter(key).copy_(value)
+
+
+def change_data(module: Any, key: str, value: torch.Tensor) -> None:
+    getattr(module, key).data = value
+
+
+def change_by_load(module: Any, key: str, value: torch.Tensor) -> None:
+    module.load_state_dict({**module.state_dict(), key: value})
+
+
+def change_by_assigning_load(module: Any, key: str, value: torch.Tensor) -> None:
+    module.load_state_dict({**module.state_dict(), key: value}, assign=True)
+
+
+def change_tensor(module: Any, key: str, value: torch.Tensor) -> None:
+    setattr(module, key, value if key == "q" else torch.nn.Parameter(value))
+
+
+@pytest.mark.parametrize(
+    "change", [change_in_place, change_data, change_by_load, change_by_assigning_load, change_tensor]
+)
+@pytest.mark.parametrize("name", MODULES)
+def test_the_packed_weight_follows_the_plain_one(name: str, change: Any) -> None:
+    """A stale packed weight would be wrong without a word; called before and after, inference or not."""
+    module, _ = build(name)
+    key = "weight" if name == "FusedLinear" else "q"
+    x = torch.randn(4, IN)
+    with torch.no_grad():
+        module(x)
+        change(module, key, torch.zeros_like(getattr(module, key)))
+        bias_only = module(x)
+        assert_equal(bias_only, bias_only[:1].expand(4, OUT).contiguous(), "a weight of zeros leaves the bias")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_moves_to_bf16(name: str) -> None:
+    module, linear = build(name)
+    x = torch.randn(4, IN).bfloat16()
+    with torch.no_grad():
+        module(x.float())
+        got = module.bfloat16()(x)
+        if name == "FusedLinear":
+            want = plain(name, linear.bfloat16(), x)
+        else:  # the weight was quantized from f32 and its scales stay f32
+            bias = linear.bias.detach().bfloat16()
+            q, scale = deepseek_fast.int8_quantize_weight(linear.weight.detach())
+            want = deepseek_fast.int8_matmul(x, q, scale, bias, **MODULES[name])
+    assert_equal(got, want)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_repr_names_the_sizes(name: str) -> None:
+    text = repr(build(name)[0])
+    assert f"in_features={IN}" in text
+    assert f"out_features={OUT}" in text
+    assert MODULES[name]["activation"] in text
+
+
+def test_only_a_linear_is_taken() -> None:
+    for kind in (deepseek_fast.nn.FusedLinear, deepseek_fast.nn.Int8Linear):
+        with pytest.raises(TypeError, match=f"^{kind.__name__}: linear must .*; got "):
+            kind.from_float(torch.nn.Conv2d(3, 3, 3))

@@ -1,0 +1,181 @@
+"""The function bodies: in every opset, on stock ONNX Runtime and onnx's reference, the numbers of cpu.h."""
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from deepseek_fast.kernels.fused_matmul import body as fused_matmul
+from deepseek_fast.kernels.int8_matmul import body as int8_matmul
+from deepseek_fast.onnx._body import ACTIVATION_NAMES
+from tests.onnx_models import OPSETS, normal, quantize_rows, run_everywhere, run_stock
+
+N, K = 7, 33
+SMOOTH_CLOSE = 1e-5  # the runtimes' own erf, tanh and exp
+X_TYPE = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(ml_dtypes.bfloat16): TensorProto.BFLOAT16}
+
+
+def model_of(node, function, opset, dtype, constants, x_shape=("batch", "rows", K)):
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    x = helper.make_tensor_value_info("x", X_TYPE[np.dtype(dtype)], x_shape)
+    y = helper.make_tensor_value_info("y", X_TYPE[np.dtype(dtype)], [*x_shape[:-1], N])
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("ai.deepseek_fast", 1)]
+    graph = helper.make_graph([node], "test", [x], [y], tensors)
+    ir_version = max(8, helper.find_min_ir_version_for(imports[:1]))
+    model = helper.make_model(graph, opset_imports=imports, functions=[function], ir_version=ir_version)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def float_model(opset, activation, dtype=np.float32, **sizes):
+    constants = {"w": normal(N, K).astype(dtype), "b": normal(N, seed=2).astype(dtype), "r": np.zeros(1, dtype)}
+    node = fused_matmul.node("x", "w", "b", "r", "y", activation=activation)
+    return model_of(node, fused_matmul.function_proto(opset), opset, dtype, constants, **sizes), constants
+
+
+def int8_model(opset, activation, activations, dtype=np.float32, residual=None, **sizes):
+    q, scale = quantize_rows(normal(N, K))
+    constants = {"q": q.astype(np.int8), "s": scale, "b": normal(N, seed=2).astype(dtype)}
+    constants["r"] = np.zeros(1, dtype) if residual is None else residual.astype(dtype)
+    node = int8_matmul.node("x", "q", "s", "b", "r", "y", activation=activation, activations=activations)
+    return model_of(node, int8_matmul.function_proto(opset), opset, dtype, constants, **sizes), constants
+
+
+def activate(z, activation):
+    """In float64."""
+    from math import erf, sqrt
+
+    if activation == "relu":
+        return np.where(z < 0, 0, z)
+    if activation == "gelu":
+        return z * 0.5 * (1 + np.vectorize(erf)(z / sqrt(2)))
+    if activation == "gelu_tanh":
+        return z * 0.5 * (1 + np.tanh(sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+    return z / (1 + np.exp(-z)) if activation == "silu" else z
+
+
+def replay_int8(x, constants, activation):
+    """float32 in the order of cpu.h; exact for none and relu."""
+    x_q, x_scale = quantize_rows(x)
+    acc = np.einsum("...k,nk->...n", x_q.astype(np.int64), constants["q"].astype(np.int64))
+    with np.errstate(all="ignore"):
+        z = acc.astype(np.float32) * x_scale[..., None] * constants["s"] + constants["b"].astype(np.float32)
+    return np.where(z < 0, np.float32(0), z) if activation == "relu" else z
+
+
+def rows_of_every_kind():
+    x = normal(2, 6, K, seed=3)
+    x[0, 1] = 0
+    x[0, 2] *= 2.0**-110  # largest magnitude below 2^-100: counts as zeros
+    x[0, 3] = 2.0**-100
+    x[0, 4] = 1e-42  # subnormal
+    x[1, 0, 3] = np.nan
+    x[1, 1, 32] = np.inf
+    x[1, 2, 0] = -np.inf
+    x[1, 3] = np.float32(3e38) * np.sign(x[1, 3])
+    x[1, 4] = np.linspace(-127, 127, K, dtype=np.float32) + 0.5  # ties
+    return x
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_int8_body_is_bit_equal_to_the_definition(opset, activation):
+    model, constants = int8_model(opset, activation, "int8")
+    x = rows_of_every_kind()
+    want = replay_int8(x, constants, activation)
+    assert np.isnan(want[1, :3]).all() and not np.isnan(want[0]).any()
+    for runtime, got in run_everywhere(model, {"x": x}).items():
+        np.testing.assert_array_equal(got["y"], want, err_msg=runtime)
+
+
+@pytest.mark.parametrize("opset", [13, 17, 19, 20, 25])
+@pytest.mark.parametrize("activation", ACTIVATION_NAMES)
+def test_every_activation(opset, activation):
+    x = normal(2, 5, K, seed=3)
+    model, c = float_model(opset, activation)
+    want = activate(x.astype(np.float64) @ c["w"].T.astype(np.float64) + c["b"], activation)
+    for runtime, got in run_everywhere(model, {"x": x}).items():
+        np.testing.assert_allclose(got["y"], want, rtol=SMOOTH_CLOSE, atol=SMOOTH_CLOSE, err_msg=runtime)
+    for activations in ("int8", "float"):
+        model, c = int8_model(opset, activation, activations)
+        z = replay_int8(x, c, "none") if activations == "int8" else x @ (c["q"] * c["s"][:, None]).T + c["b"]
+        want = activate(z.astype(np.float64), activation)
+        for runtime, got in run_everywhere(model, {"x": x}).items():
+            np.testing.assert_allclose(got["y"], want, rtol=SMOOTH_CLOSE, atol=2 * SMOOTH_CLOSE, err_msg=runtime)
+
+
+@pytest.mark.parametrize("make", [float_model, lambda o, a: int8_model(o, a, "int8")], ids=["float", "int8"])
+def test_no_rows_and_one_dimension(make):
+    model, _ = make(18, "relu")
+    for shape in ((0, 5, K), (2, 0, K), (1, 1, K)):
+        for runtime, got in run_everywhere(model, {"x": np.zeros(shape, np.float32)}).items():
+            assert got["y"].shape == (*shape[:-1], N), runtime
+
+
+def test_vector_input():
+    model, c = float_model(17, "none", x_shape=(K,))
+    x = normal(K)
+    np.testing.assert_allclose(run_stock(model, {"x": x})["y"], c["w"] @ x + c["b"], rtol=1e-5, atol=1e-5)
+
+
+def test_residual_comes_after_the_activation():
+    residual = normal(2, 5, N, seed=9)
+    model, c = int8_model(17, "relu", "int8", residual=residual)
+    x = normal(2, 5, K, seed=3)
+    for runtime, got in run_everywhere(model, {"x": x}).items():
+        np.testing.assert_array_equal(got["y"], replay_int8(x, c, "relu") + residual, err_msg=runtime)
+
+
+@pytest.mark.parametrize("opset", [15, 18, 25])
+def test_bfloat16(opset):
+    """Stock ONNX Runtime has no bfloat16 MatMul: the body computes in float32 and rounds once."""
+    x = normal(2, 5, K, seed=3).astype(ml_dtypes.bfloat16)
+    model, c = int8_model(opset, "relu", "int8", ml_dtypes.bfloat16)
+    want = replay_int8(x, c, "relu").astype(ml_dtypes.bfloat16)
+    for runtime, got in run_everywhere(model, {"x": x}).items():
+        np.testing.assert_array_equal(got["y"], want, err_msg=runtime)
+    model, c = float_model(opset, "none", ml_dtypes.bfloat16)
+    z = x.astype(np.float64) @ c["w"].T.astype(np.float64) + c["b"].astype(np.float64)
+    for runtime, got in run_everywhere(model, {"x": x}).items():
+        assert got["y"].dtype == ml_dtypes.bfloat16, runtime
+        np.testing.assert_allclose(got["y"].astype(np.float64), z, rtol=2**-8, atol=1e-5, err_msg=runtime)
+
+
+@pytest.mark.parametrize(
+    ("activation", "want"),
+    [
+        ("none", ["MatMul", "Add"]),
+        ("relu", ["MatMul", "Add", "Relu"]),
+        ("gelu", ["MatMul", "BiasGelu"]),
+        ("gelu_tanh", ["MatMul", "FastGelu"]),
+        ("silu", ["MatMul", "Add", "QuickGelu"]),
+    ],
+)
+@pytest.mark.parametrize("opset", [17, 20])
+def test_stock_onnx_runtime_folds_the_choice(tmp_path, opset, activation, want):
+    """Nothing of the string comparison is left to run, and its own fusions find the activation."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(float_model(opset, activation)[0].SerializeToString(), options)
+    left = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert [op_type for op_type in left if op_type != "Cast"] == want
+
+
+@pytest.mark.parametrize("room", [fused_matmul, int8_matmul], ids=lambda room: room.OP_TYPE)
+@pytest.mark.parametrize("opset", [12, 26])
+def test_other_opsets_are_refused(room, opset):
+    with pytest.raises(ValueError, match=rf"^function_proto: opset must be from 13 to 25; got {opset}$"):
+        room.function_proto(opset)
+
+
+@pytest.mark.parametrize("room", [fused_matmul, int8_matmul], ids=lambda room: room.OP_TYPE)
+def test_schema_and_body_agree(room):
+    schema, function = room.schema(), room.function_proto(17)
+    assert [p.name for p in schema.inputs] == list(function.input) == list(room.INPUTS)
+    assert set(schema.attributes) == set(function.attribute) == set(room.ATTRIBUTES)
+    assert {imported.domain for imported in function.opset_import} == {""}
