@@ -66,13 +66,15 @@ def test_another_file(tmp_path, data):
 
 
 def test_graph_that_contradicts_itself():
-    dangling, twice, short, typeless, nothing = (mlp(20) for _ in range(5))
+    dangling, twice, short, typeless, nothing, lonely = (mlp(20) for _ in range(6))
     dangling.graph.node[0].input[1] = "nobody"
     twice.graph.node[1].output[0] = twice.graph.node[0].output[0]
     short.graph.initializer[0].raw_data = short.graph.initializer[0].raw_data[:-4]
     typeless.graph.input[0].type.tensor_type.elem_type = 99
     nothing.graph.output[0].name = "nobody"
+    del lonely.graph.node[0].input[1:]
     for model, sentence in (
+        (lonely, "got MatMul 'node_product_up' with 1 inputs and 1 outputs"),
         (dangling, "got MatMul 'node_product_up', whose input 'nobody' nothing before it makes"),
         (twice, "got Add 'node_linear_up', whose output 'product_up' is made twice"),
         (short, "got 956 bytes of tensor 'W_up' of 960"),

@@ -5,8 +5,7 @@
 #include <cstring>
 
 #include "csrc/gemm/packed.h"
-
-#define DSF_UNROLL _Pragma("GCC unroll 16")
+#include "csrc/gemm/unroll.h"
 
 namespace dsf {
 namespace {

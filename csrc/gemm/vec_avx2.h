@@ -71,6 +71,13 @@ struct Vec {
         _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(t), 23), _mm256_set1_epi32(0x3F800000)));
   }
 
+  static i32 truncate(f32 v) { return _mm256_cvttps_epi32(v); }
+  // table[i & 15] of 16 entries.
+  static f32 lookup(const float* table, i32 i) {
+    const f32 low = _mm256_permutevar8x32_ps(_mm256_load_ps(table), i);
+    const f32 high = _mm256_permutevar8x32_ps(_mm256_load_ps(table + 8), i);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));  // by bit 3
+  }
   static f32 to_f32(i32 v) { return _mm256_cvtepi32_ps(v); }
   static i32 round_to_i32(f32 v) { return _mm256_cvtps_epi32(v); }
   // Lane-wise larger of the bits of |v|: as integers, NaN is above inf is above every number.

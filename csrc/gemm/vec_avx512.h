@@ -67,6 +67,9 @@ struct Vec {
         _mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(t), 23), _mm512_set1_epi32(0x3F800000)));
   }
 
+  static i32 truncate(f32 v) { return _mm512_cvttps_epi32(v); }
+  // table[i & 15] of 16 entries.
+  static f32 lookup(const float* table, i32 i) { return _mm512_permutexvar_ps(i, _mm512_load_ps(table)); }
   static f32 to_f32(i32 v) { return _mm512_cvtepi32_ps(v); }
   static i32 round_to_i32(f32 v) { return _mm512_cvtps_epi32(v); }
   // Lane-wise larger of the bits of |v|: as integers, NaN is above inf is above every number.

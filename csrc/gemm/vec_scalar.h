@@ -75,6 +75,15 @@ struct Vec {
   // 2^n where t = 1.5 * 2^23 + n.
   static f32 pow2_of_shifted(f32 t) { return f32((u32(t) << 23) + 0x3F800000u); }
 
+  static i32 truncate(f32 v) {
+    i32 n;
+    for (int i = 0; i < LANES; ++i) n[i] = v[i] == v[i] ? int32_t(v[i]) : 0;
+    return n;
+  }
+  // table[i & 15] of 16 entries.
+  static f32 lookup(const float* table, i32 i) {
+    return f32{table[i[0] & 15], table[i[1] & 15], table[i[2] & 15], table[i[3] & 15]};
+  }
   static f32 to_f32(i32 v) { return __builtin_convertvector(v, f32); }
   // Nearest even; defined for |v| < 2^22, which is all that quantization needs.
   static i32 round_to_i32(f32 v) { return i32(v + 12582912.0f) - 0x4B400000; }

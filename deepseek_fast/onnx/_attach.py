@@ -15,18 +15,24 @@ if TYPE_CHECKING:
     from deepseek_fast.onnx._rewriter import Rewriter
 
 ROOMS = {"FusedMatmul": "fused_matmul", "Int8Matmul": "int8_matmul"}  # op type -> kernels/<room>/body.py
+NUM_INPUTS = {"FusedMatmul": 4, "Int8Matmul": 5}  # of which the last two, B and R, may be absent
 DEFAULTS = {"FusedMatmul": {"activation": "none"}, "Int8Matmul": {"activation": "none", "activations": "int8"}}
 
 
-def attach_bodies(rewriter: Rewriter) -> None:
-    """Every node of ours gets all its inputs and attributes, the model the bodies, the import and the IR version."""
-    import onnx_ir as ir
-
-    model, used = rewriter.model, set()
-    for node in [node for graph in model.graphs() for node in graph]:
+def complete_nodes(rewriter: Rewriter) -> None:
+    """Every node of ours gets all its inputs and attributes, as its body reads them all: zeros and defaults."""
+    for node in [node for graph in rewriter.model.graphs() for node in graph]:
         if node.domain == DOMAIN and node.op_type in ROOMS:
             _complete(node, rewriter)
-            used.add(node.op_type)
+
+
+def attach_bodies(rewriter: Rewriter) -> None:
+    """The model gets one body for each operator of ours that it uses, the import and the IR version."""
+    import onnx_ir as ir
+
+    model = rewriter.model
+    nodes = [node for graph in model.graphs() for node in graph]
+    used = {node.op_type for node in nodes if node.domain == DOMAIN and node.op_type in ROOMS}
     for identifier in [i for i in model.functions if i[0] == DOMAIN and i[1] in ROOMS]:
         del model.functions[identifier]
     for op_type in sorted(used):
@@ -42,13 +48,15 @@ def attach_bodies(rewriter: Rewriter) -> None:
 
 
 def _complete(node: ir.Node, rewriter: Rewriter) -> None:
-    """The body reads every input and attribute: absent ones become zeros and defaults."""
     import onnx_ir as ir
 
     for name, value in DEFAULTS[node.op_type].items():
         if name not in node.attributes:
             node.attributes[name] = ir.AttrString(name, value)
-    num_inputs = 4 if node.op_type == "FusedMatmul" else 5
+    num_inputs = NUM_INPUTS[node.op_type]
+    if not num_inputs - 2 <= len(node.inputs) <= num_inputs or None in node.inputs[: num_inputs - 2]:
+        rule = f"optimize: model must give {node.op_type} from {num_inputs - 2} to {num_inputs} inputs"
+        raise ValueError(f"{rule}; got {len(node.inputs)} in '{node.name}'")
     if len(node.inputs) < num_inputs:
         node.resize_inputs(num_inputs)
     dtype = _dtype(node)
@@ -67,8 +75,7 @@ def _dtype(node: ir.Node) -> np.dtype:
 
 def _zero_bias(node: ir.Node, dtype: np.dtype, rewriter: Rewriter) -> ir.Value:
     weight = node.inputs[1]
-    if weight is None:
-        raise ValueError(f"optimize: model must give every {node.op_type} a weight; got none in '{node.name}'")
+    assert weight is not None  # see _complete
     if weight.shape is not None and isinstance(weight.shape[0], int):
         return rewriter.zeros(weight.shape[0], dtype)
     return _zero_row_like(weight, dtype, node, rewriter)

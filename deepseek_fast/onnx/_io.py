@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepseek_fast.onnx._validity import check_graph, num_bytes
+from deepseek_fast.onnx._validity import ai_onnx_opset, check_graph, num_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -64,7 +64,7 @@ def parse(path: Path, caller: str, argument: str) -> onnx.ModelProto:
 def require_graph(model: onnx.ModelProto, what: str, caller: str, argument: str) -> None:
     if not model.HasField("graph") or not model.graph.output:
         raise ValueError(f"{caller}: {argument} must be an ONNX model with a graph; got {what}, which has none")
-    check_graph(model.graph, f"{caller}: {argument}")
+    check_graph(model.graph, ai_onnx_opset(model), f"{caller}: {argument}")
 
 
 def require_weights(model: onnx.ModelProto, caller: str, argument: str) -> None:

@@ -6,19 +6,13 @@ from typing import TYPE_CHECKING
 
 from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, MAX_OPSET, MIN_OPSET
 from deepseek_fast.onnx._runtime import one_line
+from deepseek_fast.onnx._validity import ai_onnx_opset
 
 if TYPE_CHECKING:
     import onnx
 
 MIN_IR_VERSION = 8  # model-local functions
 INITIALIZERS_ARE_INPUTS_IR_VERSION = 3  # up to here every initializer is listed as a graph input too
-
-
-def ai_onnx_opset(model: onnx.ModelProto) -> int | None:
-    for opset in model.opset_import:
-        if opset.domain in ("", "ai.onnx"):
-            return int(opset.version)
-    return None
 
 
 def normalize(model: onnx.ModelProto, caller: str, argument: str) -> onnx.ModelProto:

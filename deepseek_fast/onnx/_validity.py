@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import onnx
 
 
-def check_graph(graph: onnx.GraphProto, subject: str, outer: frozenset[str] = frozenset()) -> None:
-    """subject: "optimize: model", what the sentence of the ValueError begins with."""
+def check_graph(graph: onnx.GraphProto, opset: int | None, subject: str, outer: frozenset[str] = frozenset()) -> None:
+    """subject: "optimize: model", what the sentence of the ValueError begins with. opset: of ai.onnx, if any."""
     rule = f"{subject} must be a valid ONNX graph"
     for tensor in graph.initializer:
         _check_tensor(tensor, rule)
@@ -25,21 +25,37 @@ def check_graph(graph: onnx.GraphProto, subject: str, outer: frozenset[str] = fr
     made: set[str] = set()
     for node in graph.node:
         what = f"{node.op_type} '{node.name}'"
+        for text in (node.op_type, node.name, node.domain, *node.input, *node.output):
+            if not isinstance(text, str):  # protobuf hands out bytes where they are no UTF-8
+                raise ValueError(f"{rule}; got {what} with the name {text!r}, which is no text")
+        if not _has_arity(node, opset):
+            raise ValueError(f"{rule}; got {what} with {len(node.input)} inputs and {len(node.output)} outputs")
         for name in node.input:
             if name and name not in known and name not in made:
                 raise ValueError(f"{rule}; got {what}, whose input {name!r} nothing before it makes")
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                check_graph(inner, subject, known | made)
+                check_graph(inner, opset, subject, known | made)
         for name in node.output:
-            if not isinstance(name, str):
-                raise ValueError(f"{rule}; got {what}, whose output {name!r} is no text")
             if name and (name in known or name in made):
                 raise ValueError(f"{rule}; got {what}, whose output {name!r} is made twice")
             made.add(name)
     for value in graph.output:
         if value.name not in known and value.name not in made:
             raise ValueError(f"{rule}; got the output {value.name!r}, which nothing makes")
+
+
+def _has_arity(node: onnx.NodeProto, opset: int | None) -> bool:
+    """Whether a node of ai.onnx has as many inputs and outputs as it may; what onnx does not know may have any."""
+    from onnx import defs
+
+    if node.domain not in ("", "ai.onnx") or opset is None or not 0 < opset <= defs.onnx_opset_version():
+        return True
+    if not defs.has(node.op_type, opset):
+        return True
+    schema = defs.get_schema(node.op_type, opset)
+    inputs = schema.min_input <= len(node.input) <= schema.max_input
+    return inputs and schema.min_output <= len(node.output) <= schema.max_output
 
 
 def num_bytes(tensor: onnx.TensorProto) -> int:
@@ -65,3 +81,10 @@ def _is_type(code: int) -> bool:
     import onnx
 
     return code in onnx.TensorProto.DataType.values()
+
+
+def ai_onnx_opset(model: onnx.ModelProto) -> int | None:
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx"):
+            return int(opset.version)
+    return None

@@ -8,9 +8,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from deepseek_fast.onnx import _io, _opset
+from deepseek_fast.onnx import _io
 from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, MAX_OPSET, MIN_OPSET
 from deepseek_fast.onnx._runtime import one_line
+from deepseek_fast.onnx._validity import ai_onnx_opset
 
 if TYPE_CHECKING:
     import onnx
@@ -71,7 +72,7 @@ def export(
             if opset >= BUILD_OPSET:
                 raise
             raise RuntimeError(f"{rule}; got {opset} ({one_line(error)})") from error
-    reached = _opset.ai_onnx_opset(program.model_proto)
+    reached = ai_onnx_opset(program.model_proto)
     if reached != opset:
         raise RuntimeError(f"{rule}; got {opset}, and it stayed at {reached}")
     return _with_bodies(program.model, target)
@@ -80,10 +81,12 @@ def export(
 def _with_bodies(model: Any, target: Any) -> onnx.ModelProto:
     import onnx_ir as ir
 
-    from deepseek_fast.onnx._attach import attach_bodies
+    from deepseek_fast.onnx._attach import attach_bodies, complete_nodes
     from deepseek_fast.onnx._rewriter import Rewriter
 
-    attach_bodies(Rewriter(model))
+    rewriter = Rewriter(model)
+    complete_nodes(rewriter)
+    attach_bodies(rewriter)
     if target is not None:
         _io.write_model(model, target, "export", "path")
     return ir.to_proto(model)

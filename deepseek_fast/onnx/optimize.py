@@ -77,7 +77,7 @@ def explain(
     output: str | os.PathLike[str] | None = None,
 ) -> Optimized:
     """As `optimize`, and says what was rewritten and what was refused, node by node."""
-    from deepseek_fast.onnx._attach import attach_bodies
+    from deepseek_fast.onnx._attach import attach_bodies, complete_nodes
     from deepseek_fast.onnx._cleanup import clean_up
     from deepseek_fast.onnx._quantize import quantize_weights
     from deepseek_fast.onnx._shapes import infer_shapes
@@ -93,22 +93,8 @@ def explain(
     if cleans:
         clean_up(model)  # before the rules too: a reader that nobody reads would keep a value alive
     rewriter = Rewriter(model, may_expand_weights=quantize is not None)
-    rewritten: list[Note] = []
-    refused: list[Note] = []
-    for rule in RULES:
-        if rule.NAME not in allowed:
-            continue
-        for node in list(rewriter.graph):
-            if node.graph is None:
-                continue  # rewritten away by this rule
-            name = node.outputs[0].name or node.name or node.op_type
-            try:
-                became = rule.rewrite(node, rewriter)
-            except Refusal as refusal:
-                refused.append(Note(rule.NAME, name, str(refusal)))
-            else:
-                if became is not None:
-                    rewritten.append(Note(rule.NAME, name, became))
+    complete_nodes(rewriter)
+    rewritten, refused = _run_rules(rewriter, allowed)
     if quantize is not None:
         quantize_weights(rewriter, quantize, rewritten, refused)
     if cleans:
@@ -120,6 +106,27 @@ def explain(
     if path is not None:
         _io.write_model(model, path, "optimize", "output")
     return Optimized(optimized, tuple(rewritten), tuple(refused))
+
+
+def _run_rules(rewriter: Rewriter, allowed: set[str]) -> tuple[list[Note], list[Note]]:
+    """What was rewritten, and what was refused."""
+    rewritten: list[Note] = []
+    refused: list[Note] = []
+    for rule in RULES:
+        if rule.NAME not in allowed:
+            continue
+        for node in list(rewriter.graph):
+            if node.graph is None or not node.outputs:
+                continue  # rewritten away by this rule, or without effect
+            name = node.outputs[0].name or node.name or node.op_type
+            try:
+                became = rule.rewrite(node, rewriter)
+            except Refusal as refusal:
+                refused.append(Note(rule.NAME, name, str(refusal)))
+            else:
+                if became is not None:
+                    rewritten.append(Note(rule.NAME, name, became))
+    return rewritten, refused
 
 
 def _allowed_rules(fuse_ops: Sequence[str] | None, quantize: str | None, optim_level: int) -> set[str]:
