@@ -102,10 +102,12 @@ def measure(rows: list[Row], tick: Callable[[], Any]) -> dict[str, Any]:
     """Answers on the sentences, then times on random tokens, interleaved."""
     import numpy as np
 
-    ids, mask = demo_model.tokens()
+    ids, mask = demo_model.tokens(demo_model.SENTENCES)
     hidden = {row.name: row.forward(ids, mask) for row in rows}
-    reference = demo_model.pooled(hidden[TORCH], mask)
     words = mask.astype(bool)
+    cosine = _min_cosines(hidden, mask)
+    short_ids, short_mask = demo_model.tokens(demo_model.SHORT_SENTENCES)
+    short_cosine = _min_cosines({row.name: row.forward(short_ids, short_mask) for row in rows}, short_mask)
 
     generator = np.random.default_rng()  # fresh inputs each run
     batch = generator.integers(1000, 30000, (BATCH, TOKENS))
@@ -122,11 +124,18 @@ def measure(rows: list[Row], tick: Callable[[], Any]) -> dict[str, Any]:
             "ms_min": times[row.name].min * 1e3,
             "spread": times[row.name].spread,
             "bytes": row.bytes,
-            "min_cosine": float((demo_model.pooled(hidden[row.name], mask) * reference).sum(1).min()),
+            "min_cosine": cosine[row.name],
+            "min_cosine_short": short_cosine[row.name],
             "torch_partner": partner,
             "max_difference_to_torch": difference,
         }
     return {"rows": measured, "batch": BATCH, "tokens": TOKENS, "machine": machine.describe(THREADS)}
+
+
+def _min_cosines(hidden: dict[str, Any], mask: Any) -> dict[str, float]:
+    """The least cosine of a pooled sentence to torch fp32's, by row."""
+    reference = demo_model.pooled(hidden[TORCH], mask)
+    return {name: float((demo_model.pooled(value, mask) * reference).sum(1).min()) for name, value in hidden.items()}
 
 
 def goals(rows: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +151,7 @@ def goals(rows: dict[str, Any]) -> dict[str, Any]:
 
 def text(result: dict[str, Any]) -> str:
     """The table, the goals, the machine and the files."""
-    header = ("all-MiniLM-L6-v2", "ms", "spread", "MB", "min cosine", "torch - ORT")
+    header = ("all-MiniLM-L6-v2", "ms", "spread", "MB", "min cosine", "short", "torch - ORT")
     lines = []
     for name, row in result["rows"].items():
         difference = row["max_difference_to_torch"]
@@ -153,6 +162,7 @@ def text(result: dict[str, Any]) -> str:
                 f"{row['spread']:.0%}",
                 f"{row['bytes'] / 1e6:.1f}",
                 f"{row['min_cosine']:.4f}",
+                f"{row['min_cosine_short']:.3f}",
                 "" if difference is None else f"{difference:.2g}",
             )
         )
@@ -165,7 +175,8 @@ def text(result: dict[str, Any]) -> str:
     ]
     explanation = (
         f"ms: median of {ROUNDS} interleaved runs of {BATCH} x {TOKENS} tokens, {THREADS} thread; spread: middle half "
-        f"over median. Cosine: {len(demo_model.SENTENCES)} sentences, mean-pooled, to torch fp32. torch - ORT: largest "
+        f"over median. Cosine: {len(demo_model.SENTENCES)} sentences, mean-pooled, to torch fp32; short: "
+        f"{len(demo_model.SHORT_SENTENCES)} of one to four words. torch - ORT: largest "
         "difference of the last hidden state between a row and the same model in torch."
     )
     files = "files: " + ", ".join(result["files"])

@@ -1,0 +1,76 @@
+"""Fills the tables of the READMEs from a committed baseline: `python -m bench.readme`, with --check only compares.
+
+A table stands between `<!-- bench/baseline/FILE.json NAME -->` and `<!-- end -->`; NAME is `demo` or a room.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.compare import fairest
+from deepseek_fast.cli import output
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- (bench/baseline/\S+\.json) (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a README is out of date")
+    check = parser.parse_args().check
+    stale = [path for path in readmes() if filled(path) != path.read_text()]
+    for path in stale:
+        if not check:
+            path.write_text(filled(path))
+        print(f"{path.relative_to(ROOT)}: {'out of date; run `python -m bench.readme`' if check else 'filled'}")
+    return int(check and bool(stale))
+
+
+def readmes() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "kernels").glob("*/README.md"))]
+
+
+def filled(path: Path) -> str:
+    """The file's text with every table as its baseline has it."""
+
+    def block(match: re.Match[str]) -> str:
+        run = json.loads((ROOT / match[2]).read_text())
+        body = demo_table(run["demo"]) if match[3] == "demo" else room_table(run, match[3])
+        return match[1] + body + match[4]
+
+    return BLOCK.sub(block, path.read_text())
+
+
+def demo_table(demo: dict[str, Any]) -> str:
+    header = ("all-MiniLM-L6-v2", "ms", "MB", "min cosine", "short", "torch - ORT")
+    lines = []
+    for name, row in demo["rows"].items():
+        difference = row["max_difference_to_torch"]
+        cells = (name, f"{row['ms']:.1f}", f"{row['bytes'] / 1e6:.1f}", f"{row['min_cosine']:.4f}")
+        cells += (f"{row['min_cosine_short']:.3f}",)
+        lines.append((*cells, "" if difference is None else f"{difference:.2g}"))
+    return output.table(header, lines) + "\n\n" + _machine(demo["machine"])
+
+
+def room_table(run: dict[str, Any], room: str) -> str:
+    header = ("M x N x K, dtype, scheme, activation", "us", "G/s", "of ceiling", "x peer", "fastest peer")
+    lines = []
+    for row in run["rows"]:
+        best = fairest(row)
+        if row["room"] != room or row["isa"] != run["machine"]["isa"] or best is None:
+            continue
+        rates = (f"{row['min_us']:.0f}", f"{row['gflops']:.0f}", f"{row['share_of_ceiling']:.0%}")
+        lines.append((row["case"], *rates, f"{best[1]['time_ratio']:.2f}", best[0]))
+    return output.table(header, lines) + "\n\n" + _machine(run["machine"])
+
+
+def _machine(data: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {data['versions'][name]}" for name in ("torch", "onnxruntime"))
+    return f"{data['cpu']}, {data['isa']}, {data['threads']} thread; {versions}; {data['date']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
