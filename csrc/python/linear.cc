@@ -1,5 +1,7 @@
 #include "csrc/python/linear.h"
 
+#include "csrc/gemm/linear_door.h"
+
 namespace dsf::python_door {
 
 py::array run_linear(const LinearRoom& room, const LinearArrays& arrays) {
@@ -14,21 +16,7 @@ py::array run_linear(const LinearRoom& room, const LinearArrays& arrays) {
   call.out_features = -1;
   call.activation = arrays.activation.c_str();
   call.activations = arrays.activations.c_str();
-  LinearArgs args;
-  const auto check = [&] {
-    call.x = x.view;
-    call.weight = weight.view;
-    call.scale = scale.get();
-    call.bias = bias.get();
-    call.residual = residual.get();
-    Problem problem;
-    if (!room.check(&call, &args, &problem)) raise(problem);
-  };
-  // Checked before anything is copied, and again where something was.
-  check();
-  bool copied = false;
-  for (Operand* operand : {&x, &weight, &scale, &bias, &residual}) copied |= operand->make_rows();
-  if (copied) check();
+  LinearArgs args = checked_args<Operand>(room, {x, weight, scale, bias, residual}, &call, raise);
 
   std::vector<py::ssize_t> sizes(x.view.sizes, x.view.sizes + x.view.ndim);
   sizes.back() = args.N;

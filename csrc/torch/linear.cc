@@ -1,5 +1,7 @@
 #include "csrc/torch/linear.h"
 
+#include "csrc/gemm/linear_door.h"
+
 namespace dsf::torch_door {
 namespace {
 
@@ -24,21 +26,7 @@ Tensor run_linear(const LinearRoom& room, const LinearTensors& tensors) {
   call.out_features = tensors.out_features;
   call.activation = tensors.activation.c_str();
   call.activations = tensors.activations.c_str();
-  LinearArgs args;
-  const auto check = [&] {
-    call.x = x.view;
-    call.weight = weight.view;
-    call.scale = scale.get();
-    call.bias = bias.get();
-    call.residual = residual.get();
-    Problem problem;
-    if (!room.check(&call, &args, &problem)) raise(problem);
-  };
-  // Checked before anything is copied, and again where something was.
-  check();
-  bool copied = false;
-  for (Operand* operand : {&x, &weight, &scale, &bias, &residual}) copied |= operand->make_rows();
-  if (copied) check();
+  LinearArgs args = checked_args<Operand>(room, {x, weight, scale, bias, residual}, &call, raise);
 
   std::vector<int64_t> sizes(call.x.sizes, call.x.sizes + call.x.ndim);
   sizes.back() = args.N;
@@ -58,7 +46,8 @@ Tensor run_linear(const LinearRoom& room, const LinearTensors& tensors) {
 }
 
 Tensor pack_linear(const LinearRoom& room, const Tensor& weight) {
-  Operand rows((std::string(room.op) + "_pack").c_str(), room.weight_arg, weight);
+  const std::string op = std::string(room.op) + "_pack";
+  Operand rows(op.c_str(), room.weight_arg, weight);
   Problem problem;
   if (!room.pack_check(&rows.view, &problem)) raise(problem);
   rows.make_rows();

@@ -1,0 +1,35 @@
+// How a door with strided tensors checks a call: before anything is copied, and again where something was.
+#pragma once
+#include "csrc/gemm/linear.h"
+
+namespace dsf {
+
+// Operand has `view`, `get()` (null where absent) and `make_rows()` (true where it copied).
+template <class Operand>
+struct LinearOperands {
+  Operand &x, &weight, &scale, &bias, &residual;
+};
+
+// raise(problem) throws.
+template <class Operand, class Raise>
+LinearArgs checked_args(const LinearRoom& room, const LinearOperands<Operand>& operands, LinearCall* call,
+                        const Raise& raise) {
+  LinearArgs args;
+  const auto check = [&] {
+    call->x = operands.x.view;
+    call->weight = operands.weight.view;
+    call->scale = operands.scale.get();
+    call->bias = operands.bias.get();
+    call->residual = operands.residual.get();
+    Problem problem;
+    if (!room.check(call, &args, &problem)) raise(problem);
+  };
+  check();
+  bool copied = false;
+  for (Operand* operand : {&operands.x, &operands.weight, &operands.scale, &operands.bias, &operands.residual})
+    copied |= operand->make_rows();
+  if (copied) check();
+  return args;
+}
+
+}  // namespace dsf
