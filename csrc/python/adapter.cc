@@ -44,7 +44,8 @@ bool Operand::make_rows() {
   if (!dsf_fits_memory(array.size() * 4))
     throw std::runtime_error(std::string(op) + ": " + arg +
                              " must fit into memory once more, as contiguous rows; got too many elements");
-  array = py::module_::import("numpy").attr("ascontiguousarray")(array).cast<py::array>();
+  array =
+      py::module_::import("numpy").attr("require")(array, py::none(), "CA").cast<py::array>();  // contiguous, aligned
   read();
   return true;
 }
