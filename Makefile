@@ -12,6 +12,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := build/peers-venv
 LOG := build/log
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(VENV)/constraints.txt
@@ -29,7 +30,7 @@ if ( $(2) ) >$(LOG)/$(1).log 2>&1; then printf '%d s\n' $$((SECONDS - start))
 else printf 'failed; the end of $(LOG)/$(1).log:\n'; tail -n 40 $(LOG)/$(1).log; exit 1; fi
 endef
 
-.PHONY: venv build demo test test-all bench bench-baseline lint format gpu clean help FORCE
+.PHONY: venv build demo test test-all bench bench-baseline bench-gate lint format gpu clean help FORCE
 
 venv: ## the environment in .venv: torch first, then everything else
 	@$(LOCKED) $(VENV)/deps.stamp
@@ -46,13 +47,28 @@ test: build ## the CPU test suite
 test-all: build ## `make test` and the slow tests
 	@$(BIN)/pytest -m '' $(ARGS)
 
-bench: build ## kernels against their competitors beside the committed baseline, then the demo's table
+bench: build ## kernels beside their competitors, networks end to end, the demo's table; build/bench*.json
 	@$(BIN)/pytest -c bench/pytest.ini bench --rows build/bench.json $(ARGS)
-	$(BIN)/python -m bench.compare build/bench.json
+	$(BIN)/python -m bench.keep build/bench.json
+	$(BIN)/python -m bench.networks --json build/networks.json
 	$(BIN)/deepseek-fast demo --out demo-output
 
-bench-baseline: bench ## `make bench`, kept as this CPU's baseline
-	@$(BIN)/python -m bench.compare build/bench.json --demo demo-output/demo.json --write
+bench-baseline: bench ## `make bench`, kept as this CPU's baseline, and the READMEs' tables filled from it
+	@for i in 1 2; do $(BIN)/deepseek-fast bench --quick --json build/bench-$$i.json >/dev/null; done
+	$(BIN)/python -m bench.keep build/bench.json build/bench-[12].json --demo demo-output/demo.json \
+	  --networks build/networks.json --write
+	$(BIN)/python -m bench.readme
+
+.PHONY: bench-peers peers
+peers: build
+	@$(LOCKED) $(PEERS)/package.stamp
+
+bench-peers: peers ## kernels beside ZenDNN, OpenVINO, vLLM, NumKong and torchao too; build/bench-peers.json
+	@$(PEERS)/bin/deepseek-fast bench --peers all --json build/bench-peers.json $(ARGS)
+
+bench-gate: build ## fail where a kernel is slower than this CPU's baseline, or its loops have changed
+	@$(BIN)/deepseek-fast bench --quick --baseline bench/baseline
+	$(BIN)/python -m bench.instructions
 
 lint: build ## ruff, clang-format, mypy
 	@$(BIN)/ruff check .
@@ -109,4 +125,22 @@ FORCE:
 
 $(VENV)/build.stamp: $(VENV)/deps.stamp $(VENV)/names.txt CMakeLists.txt pyproject.toml $(SOURCES)
 	@$(call run,build,$(BIN)/python -m pip install --no-build-isolation --no-deps -e .)
+	touch $@
+
+# The optional competitors have an environment of their own, with a wheel of this package: none of them can reach .venv.
+TORCH_VERSION := import importlib.metadata; print(importlib.metadata.version("torch"))
+$(PEERS)/peers.stamp: $(VENV)/torch.stamp bench/peers.txt
+	@$(call run,peers-venv,$(PYTHON) -m venv $(PEERS))
+	$(call run,peers-torch,$(PEERS)/bin/python -m pip install '$(TORCH)')
+	$(call run,peers,$(PEERS)/bin/python -m pip install --no-deps -r bench/peers.txt)
+	touch $@
+
+$(PEERS)/package.stamp: $(PEERS)/peers.stamp $(VENV)/build.stamp $(filter %.py,$(NAMES))
+	@rm -rf $(PEERS)/wheel
+	$(call run,peers-wheel,$(BIN)/python -m pip wheel --no-build-isolation --no-deps -w $(PEERS)/wheel .)
+	wheel=$$(echo $(PEERS)/wheel/*.whl) extras='[onnx,bench]'
+	$(call run,peers-ours,$(PEERS)/bin/python -m pip install --no-deps --force-reinstall $$wheel && \
+	  $(PEERS)/bin/python -m pip install "$$wheel$$extras")
+	wanted=$$($(BIN)/python -c '$(TORCH_VERSION)') got=$$($(PEERS)/bin/python -c '$(TORCH_VERSION)')
+	[ "$$got" = "$$wanted" ] || { echo "bench-peers: torch must stay $$wanted; got $$got from bench/peers.txt"; exit 1; }
 	touch $@

@@ -1,54 +1,41 @@
-"""Options, the run's ceilings, and the rows that a run leaves as JSON: finished ones survive an interruption."""
+"""Options, and the run that all rows of a session go into; finished ones survive an interruption."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its threads and ORT's would fight
 
 import pytest
 
-THREADS = 1
+from deepseek_fast.bench import ceiling, peers
+from deepseek_fast.bench import run as runs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--rows", type=Path, help="write the rows to this JSON file")
-    parser.addoption("--quick", action="store_true", help="few cases at the highest level only: the CI gate's set")
+    parser.addoption("--rows", type=Path, help="write the run to this JSON file, as `deepseek-fast bench --json` does")
+    parser.addoption("--quick", action="store_true", help="main sizes, highest instruction set level, one thread")
+    parser.addoption("--peers", help="all that are installed, none, names or .py files, separated by commas")
 
 
 @pytest.fixture(scope="session")
-def rows(request: pytest.FixtureRequest) -> Iterator[list[dict[str, Any]]]:
-    """The run's rows; a benchmark appends one."""
-    import torch
+def peer_names(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    words = request.config.getoption("peers")
+    return peers.chosen(tuple(words.split(",")) if words else None)
 
-    from bench import ceiling
-    from deepseek_fast.cli import machine
 
-    torch.set_num_threads(THREADS)
-    found: list[dict[str, Any]] = []
-    yield found
+@pytest.fixture(scope="session")
+def bench_run(request: pytest.FixtureRequest) -> Iterator[runs.Keeper]:
     where = request.config.getoption("rows")
-    if where and found:
-        data = {"machine": machine.describe(THREADS), "ceilings": ceiling.measure(), "rows": found}
+    if where:
         where.parent.mkdir(parents=True, exist_ok=True)
-        beside = where.with_name(where.name + ".part")
-        beside.write_text(json.dumps(data, indent=1) + "\n")
-        beside.replace(where)
+        runs.check_writable(where)
+    keeper = runs.Keeper(where)
+    yield keeper
+    if len(keeper.data["rows"]) == len(request.session.items):
+        keeper.done()
 
 
 @pytest.fixture(scope="session")
-def roofline() -> Any:
-    """roofline(rate name, flops, bytes) -> seconds at the level in force, from the best probe of the run so far."""
-    from bench import ceiling
-    from deepseek_fast._load import native
-
-    best: dict[tuple[str, str], float] = {}
-
-    def seconds(name: str, flops: int, num_bytes: int) -> float:
-        key = native().isa(), name
-        best[key] = max(best.get(key, 0.0), native().ceiling_rates(ceiling.SECONDS)[name][0])
-        return ceiling.seconds_at_least(best[key], flops, num_bytes)
-
-    return seconds
+def roofline() -> ceiling.Roofline:
+    return ceiling.Roofline()

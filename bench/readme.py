@@ -1,16 +1,18 @@
 """Fills the tables of the READMEs from a committed baseline: `python -m bench.readme`, with --check only compares.
 
-A table stands between `<!-- bench/baseline/FILE.json NAME -->` and `<!-- end -->`; NAME is `demo` or a room.
+A table stands between `<!-- bench/baseline/FILE.json NAME -->` and `<!-- end -->`; NAME: `demo`, `networks` or a room.
 """
 
 import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.compare import fairest
+from bench.networks.table import LEGEND, table
+from deepseek_fast.bench.report import fairest
 from deepseek_fast.cli import output
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +32,7 @@ def main() -> int:
 
 
 def readmes() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "kernels").glob("*/README.md"))]
+    return [ROOT / "README.md", ROOT / "bench/README.md", *sorted((ROOT / "kernels").glob("*/README.md"))]
 
 
 def filled(path: Path) -> str:
@@ -38,7 +40,8 @@ def filled(path: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         run = json.loads((ROOT / match[2]).read_text())
-        body = demo_table(run["demo"]) if match[3] == "demo" else room_table(run, match[3])
+        parts: dict[str, Callable[[Any], str]] = {"demo": demo_table, "networks": networks_table}
+        body = parts[match[3]](run[match[3]]) if match[3] in parts else room_table(run, match[3])
         return match[1] + body + match[4]
 
     return BLOCK.sub(block, path.read_text())
@@ -49,10 +52,14 @@ def demo_table(demo: dict[str, Any]) -> str:
     lines = []
     for name, row in demo["rows"].items():
         difference = row["max_difference_to_torch"]
-        cells = (name, f"{row['ms']:.1f}", f"{row['bytes'] / 1e6:.1f}", f"{row['min_cosine']:.4f}")
-        cells += (f"{row['min_cosine_short']:.3f}",)
-        lines.append((*cells, "" if difference is None else f"{difference:.2g}"))
+        cells = [name, f"{row['ms']:.1f}", f"{row['bytes'] / 1e6:.1f}", f"{row['min_cosine']:.4f}"]
+        cells += [f"{row['min_cosine_short']:.3f}", "" if difference is None else f"{difference:.2g}"]
+        lines.append(cells)
     return output.table(header, lines) + "\n\n" + _machine(demo["machine"])
+
+
+def networks_table(data: dict[str, Any]) -> str:
+    return table(data) + "\n\n" + LEGEND + "\n\n" + _machine(data["machine"])
 
 
 def room_table(run: dict[str, Any], room: str) -> str:
@@ -60,7 +67,7 @@ def room_table(run: dict[str, Any], room: str) -> str:
     lines = []
     for row in run["rows"]:
         best = fairest(row)
-        if row["room"] != room or row["isa"] != run["machine"]["isa"] or best is None:
+        if row["room"] != room or not row["best_level"] or row["threads"] != 1 or best is None:
             continue
         rates = (f"{row['min_us']:.0f}", f"{row['gflops']:.0f}", f"{row['share_of_ceiling']:.0%}")
         lines.append((row["case"], *rates, f"{best[1]['time_ratio']:.2f}", best[0]))

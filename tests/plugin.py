@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from deepseek_fast.bench.rooms import isa_cap
+
 ISA_LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16")
 
 
@@ -37,26 +39,6 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per level, kernels held to that level."""
     with isa_cap(request.param):
         yield request.param
-
-
-class isa_cap:
-    """Holds the kernels to a level inside a `with`."""
-
-    def __init__(self, level: str) -> None:
-        self.level = level
-
-    def __enter__(self) -> None:
-        import deepseek_fast
-
-        self.before = deepseek_fast.isa()
-        deepseek_fast.set_max_isa(self.level)
-        if deepseek_fast.isa() != self.level:
-            raise RuntimeError(f"isa_cap: level must be in force; got {deepseek_fast.isa()} for {self.level}")
-
-    def __exit__(self, *_: object) -> None:
-        import deepseek_fast
-
-        deepseek_fast.set_max_isa(self.before)
 
 
 @pytest.fixture(autouse=True)

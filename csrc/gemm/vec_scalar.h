@@ -5,6 +5,10 @@
 #include <cstring>
 #include <initializer_list>
 
+#ifdef __SSE4_1__
+#include <smmintrin.h>
+#endif
+
 namespace dsf {
 namespace {
 
@@ -120,6 +124,17 @@ struct Vec {
   }
 
   typedef int16_t s16 __attribute__((vector_size(16)));
+#ifdef __SSE4_1__  // by hand: GCC 12 makes 259 instructions of a loop that has 29 so
+  static i32 load_quads_s16(const char* p) {
+    return i32(_mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static i32 set1_quad_s16(const int16_t* p) {
+    int64_t quad;
+    std::memcpy(&quad, p, 8);
+    return i32(_mm_set1_epi64x(quad));
+  }
+  static i32 madd_s16(i32 sum, i32 a, i32 b) { return sum + i32(_mm_madd_epi16(__m128i(a), __m128i(b))); }
+#else
   static i32 load_quads_s16(const char* p) {
     s16 v;
     for (int i = 0; i < 8; ++i) v[i] = static_cast<signed char>(p[i]);
@@ -131,6 +146,7 @@ struct Vec {
       sum[i] += int32_t(s16(a)[2 * i]) * s16(b)[2 * i] + int32_t(s16(a)[2 * i + 1]) * s16(b)[2 * i + 1];
     return sum;
   }
+#endif
   static void store_pair_sums(int32_t* p, i32 v) {
     p[0] = v[0] + v[1];
     p[1] = v[2] + v[3];

@@ -10,8 +10,6 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from deepseek_fast.cli import bench, demo, doctor, optimize, verify
-
 OK, CHECK_FAILED, USER_MISTAKE, MACHINE_PROBLEM, INTERRUPTED = 0, 1, 2, 3, 130
 USER_MISTAKES = (
     *(ValueError, TypeError),
@@ -30,6 +28,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
+    # Here, because the commands import deepseek_fast.bench, which imports this package's machine and output.
+    from deepseek_fast.cli import bench, demo, doctor, optimize, verify
+
     parser = _Parser(prog="deepseek-fast", description="Smaller, faster ONNX models with the same numbers everywhere.")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in (optimize, verify, bench, doctor, demo):

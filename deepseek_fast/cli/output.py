@@ -12,14 +12,15 @@ from typing import Any
 
 def print_json(data: Any) -> None:
     """Data as JSON on stdout; NaN and infinity, which JSON lacks, as null."""
-    print(json.dumps(_finite(data), indent=2))
+    print(json.dumps(finite(data), indent=2))
 
 
-def _finite(data: Any) -> Any:
+def finite(data: Any) -> Any:
+    """Data with NaN and infinity, which JSON lacks, as None."""
     if isinstance(data, dict):
-        return {str(key): _finite(value) for key, value in data.items()}
+        return {str(key): finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
+        return [finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 

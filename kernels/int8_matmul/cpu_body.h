@@ -48,7 +48,7 @@ inline void widen_f32(const char* quads, int64_t padded_K, float* scratch) {
 }
 
 // Quads of int8 to two rows of bf16 pairs; every int8 is a bf16 exactly.
-inline void widen_bf16(const char* quads, int64_t padded_K, uint16_t* scratch) {
+inline void widen_bf16(const char* quads, int64_t padded_K, uint16_t* __restrict scratch) {
   for (int64_t k = 0; k < padded_K; k += 4, quads += PANEL_N * 4, scratch += PANEL_N * 4)
     for (int64_t n = 0; n < PANEL_N; ++n)
       for (int64_t i = 0; i < 4; ++i) {

@@ -1,4 +1,7 @@
-"""What this machine can do at most, measured now: `python -m bench.ceiling` prints it, the benchmarks divide by it."""
+"""What this machine can do at most, measured now: benchmarks divide by it.
+
+`python -m deepseek_fast.bench.ceiling` prints it.
+"""
 
 import json
 from typing import Any
@@ -11,9 +14,9 @@ WORKING_SETS = {"L1": 16 << 10, "L2": 512 << 10, "L3": 8 << 20, "memory": 256 <<
 MIN_READ = 256  # bytes; a read probe takes no less
 
 
-def measure(seconds: float = SECONDS) -> dict[str, Any]:
+def measure() -> dict[str, Any]:
     """Ceilings of one thread at the level in force: operations/s by name, bytes/s by working set."""
-    probe = native()
+    probe, seconds = native(), SECONDS
     return {
         "isa": probe.isa(),
         "rates": {name: {"per_second": rate, "by": by} for name, (rate, by) in probe.ceiling_rates(seconds).items()},
@@ -22,9 +25,28 @@ def measure(seconds: float = SECONDS) -> dict[str, Any]:
     }
 
 
-def seconds_at_least(rate: float, flops: int, num_bytes: int) -> float:
-    """The roofline's time of a call: its operations at `rate`, or reading its working set again and again."""
-    return max(flops / rate, num_bytes / native().ceiling_read(max(num_bytes, MIN_READ), SECONDS))
+class Roofline:
+    """Least times of calls at the level in force, from the best probe of each kind that this process has made.
+
+    A probe runs right beside the row that it judges: a CPU that has slowed down since would make the row look bad.
+    """
+
+    def __init__(self) -> None:
+        self._best: dict[tuple[str, str | int], float] = {}
+
+    def seconds(self, rate: str, flops: int, num_bytes: int, threads: int = 1) -> float:
+        """The larger of: `flops` at the probed `rate` ("int8_dot"), and reading num_bytes again and again.
+
+        Several threads are granted that many times one thread's rates: a bound that memory may not let them reach.
+        """
+        isa, size = native().isa(), max(num_bytes, MIN_READ)
+        compute = self._probe((isa, rate), native().ceiling_rates(SECONDS)[rate][0])
+        read = self._probe((isa, size), native().ceiling_read(size, SECONDS))
+        return max(flops / compute, num_bytes / read) / threads
+
+    def _probe(self, key: tuple[str, str | int], found: float) -> float:
+        self._best[key] = max(self._best.get(key, 0.0), found)
+        return self._best[key]
 
 
 def text(ceilings: dict[str, Any]) -> str:

@@ -1,0 +1,1 @@
+"""MiniLM and nine convolutional networks, end to end: `python -m bench.networks`."""

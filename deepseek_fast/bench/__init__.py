@@ -1,0 +1,12 @@
+"""Measurements that others can repeat: our kernels and their fairest peers in turn, answers checked in the same run.
+
+rooms.py   which rows there are: room x bench case x instruction set level x threads
+row.py     one row: ours and the peers in turn, errors against float64, the share of the ceiling
+peers/     a plug-in per competing library, with its exact calls and the tolerance of its answers
+ceiling.py what this machine can do at most
+run.py     a whole set of rows, kept as JSON after each one
+gate.py    a run against a baseline of the same CPU: exit code 1 on a slowdown
+report.py  tables for a terminal
+model.py   an ONNX model: whole in several runtimes, and node by node against the ceiling (model_*.py: its parts)
+html.py    one page for a browser (html_*.py, plot*.py, page.css, page.js: its parts)
+"""

@@ -1,0 +1,40 @@
+"""torch as people call it: F.linear, its int8 weights, and its dynamic int8."""
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from deepseek_fast._load import supported_isas
+from deepseek_fast.bench.peers import Peer
+from deepseek_fast.bench.peers._common import ACTIVATIONS, INT8_TENSOR, float_peer
+
+PACKAGES = ()
+HOW_TO_INSTALL = "it is torch itself"
+
+
+def fused_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
+    x, weight, bias = inputs["x"], inputs["weight"], inputs["bias"]
+    activate = ACTIVATIONS[inputs["activation"]]
+    return {"torch F.linear": float_peer(lambda: activate(F.linear(x, weight, bias)), x)}
+
+
+def int8_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
+    x, q, bias, activate = inputs["x"], inputs["q"], inputs["bias"], ACTIVATIONS[inputs["activation"]]
+    if inputs["activations"] == "float":
+        scale = inputs["scale"].to(x.dtype)
+        return {
+            "torch _weight_int8pack_mm": float_peer(
+                lambda: activate(torch.ops.aten._weight_int8pack_mm(x, q, scale) + bias), x
+            )
+        }
+    x = x.float()  # it takes no bf16
+    zero_points = torch.zeros(q.shape[0], dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # quantized tensors are deprecated; nothing else feeds this op
+        weight = torch._make_per_channel_quantized_tensor(q, inputs["scale"].double(), zero_points, 0)
+    packed = torch.ops.quantized.linear_prepack(weight, bias.float())
+    reduce_range = "avx512vnni" not in supported_isas()  # seven bits of x where VPMADDUBSW would saturate
+    call = torch.ops.quantized.linear_dynamic
+    return {"torch linear_dynamic": Peer(lambda: activate(call(x, packed, reduce_range)), *INT8_TENSOR)}

@@ -1,0 +1,40 @@
+"""oneDNN inside torch, its weight reordered beforehand and the activation fused: torch's fastest float linear."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepseek_fast.bench.peers import Peer, Unsupported
+from deepseek_fast.bench.peers._common import dequantized, float_peer
+
+PACKAGES = ()
+HOW_TO_INSTALL = "it is part of torch"
+# (post operation, its algorithm) of mkldnn::_linear_pointwise
+POST = {
+    "none": ("none", ""),
+    "relu": ("relu", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+    "silu": ("swish", ""),
+}
+
+
+def fused_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _linear(inputs, inputs["weight"])
+
+
+def int8_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
+    if inputs["activations"] == "int8":
+        return {}
+    return _linear(inputs, dequantized(inputs["q"], inputs["scale"], inputs["x"]))
+
+
+def _linear(inputs: dict[str, Any], weight: Tensor) -> dict[str, Peer]:
+    if not torch.backends.mkldnn.is_available():
+        raise Unsupported("this torch has no oneDNN")
+    x, bias = inputs["x"], inputs["bias"]
+    post, algorithm = POST[inputs["activation"]]
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, x.shape[0])
+    call = torch.ops.mkldnn._linear_pointwise
+    return {"mkldnn prepacked linear": float_peer(lambda: call(x, packed, bias, post, [], algorithm), x)}

