@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], num_threads: Any) -> Run:
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], num_threads: Any) -> Iterator[Run]:
     """bench(words...) -> (exit code, stdout, stderr), with rows as short as they get."""
+    prepared = rooms.prepared
+    prepared.cache_clear()
     monkeypatch.setattr(row, "ROW_SECONDS", 0.01)
     monkeypatch.setattr(ceiling, "SECONDS", 0.001)
 
@@ -30,7 +32,8 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], n
             code = int(exit.code or 0)
         return code, *capsys.readouterr()
 
-    return call
+    yield call
+    prepared.cache_clear()
 
 
 @pytest.fixture
@@ -150,10 +153,10 @@ def test_an_interrupted_run_shows_and_keeps_its_rows(
         calls.append(1)
         if len(calls) > 1:
             raise KeyboardInterrupt
-        return real_inputs(one_row)
+        return real_prepared(one_row.room, one_row.case)
 
-    real_inputs = rooms.inputs
-    monkeypatch.setattr(rooms, "inputs", interrupt)
+    real_prepared = rooms.prepared
+    monkeypatch.setattr(rooms, "prepared", interrupt)
     code, out, err = bench("--peers", "none", "--json", tmp_path / "run.json")
     assert code == cli.INTERRUPTED and "interrupted: 1 finished rows" in out and "interrupted" in err
     assert len(runs.read(tmp_path / "run.json")["rows"]) == 1 and real() < 1e-6

@@ -1,5 +1,6 @@
 """Which rows a benchmark has: every room's bench cases, at every instruction set level, on one thread and on all."""
 
+import functools
 import hashlib
 import importlib
 from collections.abc import Sequence
@@ -39,26 +40,32 @@ def part(room: str, name: str) -> ModuleType:
 
 
 def rows(rooms: Sequence[str], *, quick: bool = False) -> list[Row]:
-    """Rows of some rooms; quick: the main cases at the highest level on one thread."""
+    """Rows of some rooms, those of a case together; quick: the main cases at the highest level on one thread."""
     best = deepseek_fast.isa()
     supported = deepseek_fast.supported_isas()
     levels = supported[: supported.index(best) + 1]
     cases = [(room, case) for room in rooms for case in part(room, "cases").BENCH if case.quick or not quick]
-    found = [Row(room, case, best, 1, True) for room, case in cases]
-    if quick:
-        return found
-    found += [Row(room, case, level, 1, False) for level in reversed(levels[:-1]) for room, case in cases]
     threads = machine.usable_cpus()
-    return found + [Row(room, case, best, threads, True) for room, case in cases if threads > 1]
+    found = []
+    for room, case in cases:
+        found.append(Row(room, case, best, 1, True))
+        if quick:
+            continue
+        if threads > 1:
+            found.append(Row(room, case, best, threads, True))
+        found += [Row(room, case, level, 1, False) for level in reversed(levels[:-1])]
+    return found
 
 
-def inputs(row: Row) -> dict[str, Any]:
-    """Keyword arguments of the op, the same for the same case in every run."""
+@functools.lru_cache(maxsize=1)  # rows of a case follow one another
+def prepared(room: str, case: Any) -> tuple[dict[str, Any], Any, Any]:
+    """(keyword arguments of the op, its reference, the bound); a case has the same inputs in every run."""
     import torch
 
-    seed = int.from_bytes(hashlib.sha256(f"{row.room}-{row.case.id}".encode()).digest()[:4], "little")
-    made: dict[str, Any] = row.case.inputs(torch.Generator().manual_seed(seed))
-    return made
+    seed = int.from_bytes(hashlib.sha256(f"{room}-{case.id}".encode()).digest()[:4], "little")
+    inputs: dict[str, Any] = case.inputs(torch.Generator().manual_seed(seed))
+    reference = part(room, "ref")
+    return inputs, getattr(reference, f"{room}_ref")(**inputs), reference.bound(**inputs)
 
 
 class isa_cap:

@@ -14,6 +14,7 @@ from deepseek_fast.bench import ceiling, peers, rooms
 from deepseek_fast.cli.timing import Timing
 
 ROW_SECONDS = 1.0  # aimed at for one row, all contestants together
+LOWER_ROW_SECONDS = 0.3  # the same below the highest level: for the ladder, which no gate compares
 MIN_ROUNDS, MAX_ROUNDS = 3, 50
 SLOW_PEER = 3  # times the fastest peer's time
 HOPELESS_PEER = 10  # times that: two rounds are enough to say so
@@ -57,20 +58,18 @@ class Measurement:
         slowdown: Callable[..., Any] | None = None,
     ) -> None:
         self.row = row
-        self._inputs = rooms.inputs(row)
-        reference = rooms.part(row.room, "ref")
-        self._wanted = getattr(reference, f"{row.room}_ref")(**self._inputs)
-        ours = row.case.call(self._inputs)
-        self.error = _error_over_bound(ours(), self._wanted, reference.bound(**self._inputs))
-        found, self.failed = peers.of(row.room, self._inputs, peer_names, only_first=only_reference or not row.best)
+        inputs, wanted, bound = rooms.prepared(row.room, row.case)
+        ours = row.case.call(inputs)
+        self.error = _error_over_bound(ours(), wanted, bound)
+        found, self.failed = peers.of(row.room, inputs, peer_names, only_first=only_reference or not row.best)
         self._peers = found
         warm = row.case.bytes > WARM_BYTES
-        self.ours = Contestant(slowdown(ours, self._inputs) if slowdown else ours, 1, warm)
+        self.ours = Contestant(slowdown(ours, inputs) if slowdown else ours, 1, warm)
         seconds: dict[str, float] = {}
         self._errors: dict[str, float] = {}
         for name, peer in found.items():
             seconds[name], answer = _warm_seconds(peer.call)
-            self._errors[name] = _relative_error(answer, self._wanted.double())
+            self._errors[name] = _relative_error(answer, wanted.double())
         ours_seconds, _ = _warm_seconds(self.ours.call)
         self.ours.repeats = _repeats(ours_seconds)
         self._others = {
@@ -79,7 +78,7 @@ class Measurement:
         }
         turn = {name: seconds[name] * (other.repeats + warm) for name, other in self._others.items()}
         share = SLOW_PEER * min(turn.values(), default=0.0)  # of a round, for one peer
-        budget = ROW_SECONDS / (ours_seconds * (self.ours.repeats + warm) + share)
+        budget = (ROW_SECONDS if row.best else LOWER_ROW_SECONDS) / (ours_seconds * (self.ours.repeats + warm) + share)
         self.rounds = int(min(max(budget, MIN_ROUNDS), MAX_ROUNDS))
         for name, other in self._others.items():
             # A peer far slower than the fastest would eat the row's time: it takes only every n-th turn.
