@@ -9,25 +9,39 @@ from typing import TYPE_CHECKING, Any
 from deepseek_fast._version import __version__
 
 if TYPE_CHECKING:
-    from deepseek_fast import nn, numpy, onnx, ort, quantization
+    from deepseek_fast import importers, nn, numpy, onnx, ort, quantization
     from deepseek_fast._load import isa, set_max_isa, supported_isas
+    from deepseek_fast.kernels.fp8_matmul.op import fp8_matmul, fp8_quantize_weight
+    from deepseek_fast.kernels.fp8_matmul.scaled_mm import fp8_scaled_mm
     from deepseek_fast.kernels.fused_matmul.op import fused_matmul
+    from deepseek_fast.kernels.int4_matmul.op import int4_matmul, int4_quantize_weight
     from deepseek_fast.kernels.int8_matmul.op import int8_matmul, int8_quantize_weight
 
 # Public name -> the module that defines it; a module of the package stands for itself.
 _HOMES = {
+    "fp8_matmul": "deepseek_fast.kernels.fp8_matmul.op",
+    "fp8_quantize_weight": "deepseek_fast.kernels.fp8_matmul.op",
+    "fp8_scaled_mm": "deepseek_fast.kernels.fp8_matmul.scaled_mm",
     "fused_matmul": "deepseek_fast.kernels.fused_matmul.op",
+    "int4_matmul": "deepseek_fast.kernels.int4_matmul.op",
+    "int4_quantize_weight": "deepseek_fast.kernels.int4_matmul.op",
     "int8_matmul": "deepseek_fast.kernels.int8_matmul.op",
     "int8_quantize_weight": "deepseek_fast.kernels.int8_matmul.op",
     "isa": "deepseek_fast._load",
     "set_max_isa": "deepseek_fast._load",
     "supported_isas": "deepseek_fast._load",
 }
-_MODULES = ("nn", "numpy", "onnx", "ort", "quantization")
+_MODULES = ("importers", "nn", "numpy", "onnx", "ort", "quantization")
 
 __all__ = [
     "__version__",
+    "fp8_matmul",
+    "fp8_quantize_weight",
+    "fp8_scaled_mm",
     "fused_matmul",
+    "importers",
+    "int4_matmul",
+    "int4_quantize_weight",
     "int8_matmul",
     "int8_quantize_weight",
     "isa",

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from deepseek_fast import _linear
+from deepseek_fast.kernels.fp8_matmul import op as fp8_matmul_op
 from deepseek_fast.kernels.fused_matmul import op as fused_matmul_op
+from deepseek_fast.kernels.int4_matmul import op as int4_matmul_op
 from deepseek_fast.kernels.int8_matmul import op as int8_matmul_op
 
-__all__ = ["FusedLinear", "Int8Linear"]
+__all__ = ["Fp8Linear", "FusedLinear", "Int4Linear", "Int8Linear"]
 
 
 class _PackedLinear(nn.Module):
@@ -23,28 +25,30 @@ class _PackedLinear(nn.Module):
         self._packed_from: tuple[Any, ...] | None = None
         self.register_load_state_dict_post_hook(_repack_after_load)
 
-    def _plain_weight(self) -> Tensor:
+    def _plain(self) -> tuple[Tensor, ...]:
+        """What is packed: the weight, then perhaps what turns it into numbers."""
         raise NotImplementedError
 
-    def _pack(self, weight: Tensor) -> Tensor:
+    def _pack(self, *plain: Tensor) -> Tensor:
         raise NotImplementedError
 
     def _repack(self) -> None:
-        weight = self._plain_weight()
-        self.packed = self._pack(weight.detach()) if weight.device.type == "cpu" else None
-        self._packed_from = self._state_of(weight)
+        plain = self._plain()
+        on_cpu = all(tensor.device.type == "cpu" for tensor in plain)
+        self.packed = self._pack(*(tensor.detach() for tensor in plain)) if on_cpu else None
+        self._packed_from = self._state_of(*plain)
 
     @staticmethod
-    def _state_of(weight: Tensor) -> tuple[Any, ...]:
-        return id(weight), None if weight.is_inference() else weight._version, weight.data_ptr(), weight.dtype
+    def _state_of(*plain: Tensor) -> tuple[Any, ...]:
+        return tuple((id(t), None if t.is_inference() else t._version, t.data_ptr(), t.dtype) for t in plain)
 
     def _current_packed(self) -> Tensor:
         """Notices assignment, in-place change and load_state_dict; not `weight.data.mul_()`, which torch hides."""
-        weight = self._plain_weight()
+        plain = self._plain()
         # Compiled code cannot see a tensor's version: it takes what the last eager moment packed.
-        if not torch.compiler.is_compiling() and self._state_of(weight) != self._packed_from:
+        if not torch.compiler.is_compiling() and self._state_of(*plain) != self._packed_from:
             self._repack()
-        return self._pack(weight) if self.packed is None else self.packed
+        return self._pack(*plain) if self.packed is None else self.packed
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.packed = None  # not fn's to move or cast: packed anew from what fn makes of the weight
@@ -67,6 +71,17 @@ def _repack_after_load(module: Any, incompatible_keys: Any) -> None:
 def _check_linear(name: str, linear: nn.Module) -> None:
     if not isinstance(linear, nn.Linear):
         raise TypeError(f"{name}: linear must be an nn.Linear; got {type(linear).__name__}")
+
+
+def _without_cast(fn: Any, *exact: Tensor) -> Any:
+    """fn, which moves or casts a tensor, but only moves these: .bfloat16() and .half() cast all floating buffers."""
+    kept = {id(tensor) for tensor in exact}
+
+    def moved(tensor: Tensor) -> Tensor:
+        made: Tensor = fn(tensor)
+        return tensor.to(made.device) if id(tensor) in kept and made.dtype != tensor.dtype else made
+
+    return moved
 
 
 class FusedLinear(_PackedLinear):
@@ -112,16 +127,196 @@ class FusedLinear(_PackedLinear):
             residual=residual,
         )
 
-    def _plain_weight(self) -> Tensor:
-        return self.weight
+    def _plain(self) -> tuple[Tensor, ...]:
+        return (self.weight,)
 
-    def _pack(self, weight: Tensor) -> Tensor:
-        return fused_matmul_op.PACK_OP(weight)  # type: ignore[no-any-return]
+    def _pack(self, *plain: Tensor) -> Tensor:
+        return fused_matmul_op.PACK_OP(*plain)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"activation={self.activation!r}"
+        )
+
+
+class Fp8Linear(_PackedLinear):
+    """nn.Linear with an FP8 weight and a scale per block, as DeepSeek's checkpoints hold them: a byte a value.
+
+    x: (..., in_features) float32 or bfloat16; returns (..., out_features) of x's dtype. The state dict holds weight,
+    scale and bias, whose dtypes .to(), .bfloat16() and .half() leave alone; the module has no gradient.
+
+    >>> layer = Fp8Linear.from_quantized(torch.randn(256, 384).to(torch.float8_e4m3fn), torch.ones(2, 3))
+    >>> layer(torch.randn(8, 64, 384)).shape
+    torch.Size([8, 64, 256])
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+        *,
+        block: tuple[int, int] = (128, 128),
+        activation: str = "none",
+        activations: str = "float",
+    ) -> None:
+        super().__init__()
+        _linear.check_choice("Fp8Linear", "activation", activation, _linear.ACTIVATIONS)
+        _linear.check_choice("Fp8Linear", "activations", activations, fp8_matmul_op.SCHEMES)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+        self.block = fp8_matmul_op.as_block("Fp8Linear", block)
+        self.activation = activation
+        self.activations = activations
+        self._repack()
+        self.out_features, self.in_features = weight.shape
+
+    @classmethod
+    def from_quantized(
+        cls,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+        *,
+        block: tuple[int, int] = (128, 128),
+        activation: str = "none",
+        activations: str = "float",
+    ) -> "Fp8Linear":
+        """A layer of a checkpoint's weight: (N, K) float8, scale: one value a block, as fp8_matmul takes them."""
+        return cls(weight, scale, bias, block=block, activation=activation, activations=activations)
+
+    @classmethod
+    def from_float(
+        cls,
+        linear: nn.Linear,
+        *,
+        block: tuple[int, int] = (128, 128),
+        activation: str = "none",
+        activations: str = "float",
+        dtype: torch.dtype = torch.float8_e4m3fn,
+    ) -> "Fp8Linear":
+        """linear with its weight quantized by fp8_quantize_weight; bias as it is."""
+        _check_linear(cls.__name__, linear)
+        weight, scale = fp8_matmul_op.fp8_quantize_weight(linear.weight, block=block, dtype=dtype)
+        bias = None if linear.bias is None else linear.bias.detach().clone()
+        return cls(weight, scale, bias, block=block, activation=activation, activations=activations)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        bias = self.bias if self.bias is None or self.bias.dtype == x.dtype else self.bias.to(x.dtype)
+        options = {"activation": self.activation, "residual": residual, "activations": self.activations}
+        if torch.compiler.is_exporting():
+            return fp8_matmul_op.fp8_matmul(x, self.weight, self.scale, bias, block=self.block, **options)  # type: ignore[arg-type]
+        packed = self._current_packed()
+        return fp8_matmul_op.fp8_matmul_packed(x, packed, bias, out_features=self.out_features, **options)  # type: ignore[arg-type]
+
+    def _plain(self) -> tuple[Tensor, ...]:
+        return self.weight, self.scale
+
+    def _pack(self, *plain: Tensor) -> Tensor:
+        weight, scale = plain
+        return fp8_matmul_op.pack(weight, scale, self.block)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return super()._apply(_without_cast(fn, self.weight, self.scale), recurse)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"block={self.block}, activation={self.activation!r}, activations={self.activations!r}"
+        )
+
+
+class Int4Linear(_PackedLinear):
+    """nn.Linear with a 4-bit weight: two values a byte, a scale and perhaps a zero point per row and group of columns.
+
+    x: (..., in_features) float32 or bfloat16; returns (..., out_features) of x's dtype. The state dict holds q, scale,
+    zeros where there are some, and bias; the scale stays float32. compute: "int8" quantizes x by row and group, "float"
+    leaves it as it is. The module has no gradient.
+
+    >>> layer = Int4Linear.from_float(nn.Linear(384, 1536), group_size=32, activation="gelu")
+    >>> layer(torch.randn(8, 64, 384)).shape
+    torch.Size([8, 64, 1536])
+    """
+
+    q: Tensor
+    scale: Tensor
+    zeros: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        q: Tensor,
+        scale: Tensor,
+        zeros: Tensor | None = None,
+        bias: Tensor | None = None,
+        *,
+        group_size: int = 32,
+        in_features: int = -1,
+        activation: str = "none",
+        compute: str = "int8",
+    ) -> None:
+        super().__init__()
+        _linear.check_choice("Int4Linear", "activation", activation, _linear.ACTIVATIONS)
+        _linear.check_choice("Int4Linear", "compute", compute, int4_matmul_op.COMPUTE)
+        self.register_buffer("q", q)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zeros", zeros)
+        self.register_buffer("bias", bias)
+        self.group_size = group_size
+        self.in_features = in_features
+        self.activation = activation
+        self.compute = compute
+        self._repack()
+        self.out_features = q.shape[0]
+        self.in_features = 2 * q.shape[1] if in_features < 0 else in_features
+
+    @classmethod
+    def from_float(
+        cls,
+        linear: nn.Linear,
+        *,
+        group_size: int = 32,
+        symmetric: bool = True,
+        compute: str = "int8",
+        activation: str = "none",
+    ) -> "Int4Linear":
+        """linear with its weight quantized by int4_quantize_weight; bias as it is."""
+        _check_linear(cls.__name__, linear)
+        weight = int4_matmul_op.int4_quantize_weight(linear.weight, group_size=group_size, symmetric=symmetric)
+        q, scale, zeros = weight if len(weight) == 3 else (*weight, None)
+        bias = None if linear.bias is None else linear.bias.detach().clone()
+        sizes = {"group_size": group_size, "in_features": linear.in_features}
+        return cls(q, scale, zeros, bias, **sizes, compute=compute, activation=activation)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        bias = self.bias if self.bias is None or self.bias.dtype == x.dtype else self.bias.to(x.dtype)
+        options = {"activation": self.activation, "residual": residual, "compute": self.compute}
+        if torch.compiler.is_exporting():
+            sizes = {"group_size": self.group_size, "in_features": self.in_features}
+            return int4_matmul_op.int4_matmul(x, self.q, self.scale, self.zeros, bias, **sizes, **options)  # type: ignore[arg-type]
+        packed = self._current_packed()
+        return int4_matmul_op.int4_matmul_packed(x, packed, bias, out_features=self.out_features, **options)  # type: ignore[arg-type]
+
+    def _plain(self) -> tuple[Tensor, ...]:
+        return (self.q, self.scale) if self.zeros is None else (self.q, self.scale, self.zeros)
+
+    def _pack(self, *plain: Tensor) -> Tensor:
+        return int4_matmul_op.int4_matmul_pack(*plain, group_size=self.group_size, in_features=self.in_features)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return super()._apply(_without_cast(fn, self.scale), recurse)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"group_size={self.group_size}, zeros={self.zeros is not None}, activation={self.activation!r}, "
+            f"compute={self.compute!r}"
         )
 
 
@@ -182,11 +377,11 @@ class Int8Linear(_PackedLinear):
             **options,  # type: ignore[arg-type]
         )
 
-    def _plain_weight(self) -> Tensor:
-        return self.q
+    def _plain(self) -> tuple[Tensor, ...]:
+        return (self.q,)
 
-    def _pack(self, weight: Tensor) -> Tensor:
-        return int8_matmul_op.PACK_OP(weight)  # type: ignore[no-any-return]
+    def _pack(self, *plain: Tensor) -> Tensor:
+        return int8_matmul_op.PACK_OP(*plain)  # type: ignore[no-any-return]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         scale = self.scale

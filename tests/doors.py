@@ -17,8 +17,25 @@ from tests.plugin import seed_of
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = tuple((ROOT / "kernels" / "rooms.txt").read_text().split())
 DOORS = ("torch", "packed", "numpy")
-# The argument that the packed door packs; it follows x in every signature.
-WEIGHT = {"fused_matmul": "weight", "int8_matmul": "q"}
+# The weight; it follows x in every signature.
+WEIGHT = {"fp8_matmul": "weight", "fused_matmul": "weight", "int4_matmul": "q", "int8_matmul": "q"}
+# The arguments that the packed door packs, and so leaves out: the weight alone where a room has no entry.
+PACKED = {
+    "fp8_matmul": ("weight", "scale", "block"),
+    "int4_matmul": ("q", "scale", "zeros", "group_size", "in_features"),
+}
+MODE = {"int4_matmul": "compute"}  # the argument that says what x becomes, where it is not "activations"
+NUMPY_DTYPES = {  # those that NumPy itself has not; torch's of the same size, to change the view
+    torch.bfloat16: (ml_dtypes.bfloat16, torch.int16),
+    torch.float8_e4m3fn: (ml_dtypes.float8_e4m3fn, torch.uint8),
+    torch.float8_e5m2: (ml_dtypes.float8_e5m2, torch.uint8),
+    torch.float8_e8m0fnu: (ml_dtypes.float8_e8m0fnu, torch.uint8),
+}
+
+
+def mode_of(room: str) -> str:
+    """The name of the argument that says what x becomes."""
+    return MODE.get(room, "activations")
 
 
 def part(room: str, name: str) -> ModuleType:
@@ -49,14 +66,30 @@ def call(room: str, door: str, inputs: dict[str, Any]) -> Tensor:
 
 
 def pack(room: str, inputs: dict[str, Any]) -> Tensor:
-    torch_op(room)  # loads the library
-    return getattr(torch.ops.deepseek_fast, f"{room}_pack")(inputs[WEIGHT[room]])
+    return torch_op(f"{room}_pack")(**pack_arguments(room, inputs))
 
 
 def call_packed(room: str, packed: Tensor, inputs: dict[str, Any]) -> Tensor:
-    rest = {name: value for name, value in inputs.items() if name != WEIGHT[room]}
     out_features = inputs[WEIGHT[room]].shape[0]
-    return torch_op(f"{room}_packed")(packed=packed, out_features=out_features, **rest)
+    return torch_op(f"{room}_packed")(packed=packed, out_features=out_features, **unpacked(room, inputs))
+
+
+def pack_arguments(room: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What <room>_pack takes."""
+    return raw({name: inputs[name] for name in PACKED.get(room, (WEIGHT[room],)) if name in inputs})
+
+
+def unpacked(room: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What <room>_packed takes beside the packed weight."""
+    return {name: value for name, value in inputs.items() if name not in PACKED.get(room, (WEIGHT[room],))}
+
+
+def raw(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as torch.ops takes them: a block in two numbers."""
+    if "block" not in inputs:
+        return inputs
+    block_n, block_k = inputs["block"]
+    return {n: v for n, v in inputs.items() if n != "block"} | {"block_n": block_n, "block_k": block_k}
 
 
 def torch_op(name: str) -> Any:
@@ -73,19 +106,21 @@ def numpy_op(room: str) -> Any:
 
 
 def to_numpy(value: Any) -> Any:
-    """A tensor as an array over the same memory with the same strides; bf16 as ml_dtypes.bfloat16."""
+    """A tensor as an array over the same memory with the same strides; bf16 and float8 as of ml_dtypes."""
     if not isinstance(value, Tensor):
         return value
-    if value.dtype == torch.bfloat16:
-        return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    if value.dtype in NUMPY_DTYPES:
+        dtype, bits = NUMPY_DTYPES[value.dtype]
+        return value.view(bits).numpy().view(dtype)
     return value.numpy()
 
 
 def from_numpy(value: Any) -> Any:
     if not isinstance(value, np.ndarray):
         return value
-    if value.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+    for dtype, (numpy_dtype, bits) in NUMPY_DTYPES.items():
+        if value.dtype == numpy_dtype:
+            return torch.from_numpy(value.view(str(bits).removeprefix("torch."))).view(dtype)
     return torch.from_numpy(value)
 
 
@@ -101,4 +136,10 @@ def good_call(room: str) -> dict[str, Any]:
     if room == "int8_matmul":
         q, scale = deepseek_fast.int8_quantize_weight(inputs["q"])
         inputs |= {"q": q, "scale": scale, "activations": "int8"}
+    if room == "fp8_matmul":
+        weight, scale = deepseek_fast.fp8_quantize_weight(inputs["weight"], block=(1, 32))
+        inputs |= {"weight": weight, "scale": scale, "block": (1, 32), "activations": "fp8"}
+    if room == "int4_matmul":
+        q, scale, zeros = deepseek_fast.int4_quantize_weight(inputs["q"], symmetric=False)
+        inputs |= {"q": q, "scale": scale, "zeros": zeros, "group_size": 32, "in_features": 64, "compute": "int8"}
     return inputs

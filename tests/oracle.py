@@ -24,7 +24,7 @@ def assert_matches(got: Tensor, want: Tensor, bound: Tensor | None, what: str = 
 def assert_equal(got: Tensor, want: Tensor, what: str = "") -> None:
     """Same dtype, shape, strides and bits. A NaN equals a NaN: its sign and payload are the machine's."""
     _assert_same_form(got, want, what)
-    if torch.equal(got, want) and not got.is_floating_point():
+    if not got.is_floating_point() and torch.equal(got, want):
         return
     differs = _canonical_bits(got) != _canonical_bits(want)
     if differs.any():
@@ -54,7 +54,8 @@ def assert_within(got: Tensor, want: Tensor, bound: Tensor, what: str = "") -> N
 
 def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
     """How many representable values lie between a and b, int64; -0 and +0 are the same value."""
-    if not a.is_floating_point():
+    if not a.is_floating_point() or a.itemsize == 1:
+        a, b = (v.contiguous().view(torch.uint8) if v.is_floating_point() else v for v in (a, b))
         return (a.long() - b.long()).abs()
 
     def place(value: Tensor) -> Tensor:  # consecutive floats to consecutive integers, across zero
@@ -68,6 +69,8 @@ def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
 def _canonical_bits(value: Tensor) -> Tensor:
     if not value.is_floating_point():
         return value
+    if value.itemsize == 1:  # float8: codes, a NaN is as good as another only if it is the same
+        return value.contiguous().view(torch.uint8)
     bits = value.contiguous().view(BITS[value.dtype])
     return torch.where(value.isnan(), torch.iinfo(bits.dtype).max, bits)
 

@@ -13,15 +13,18 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from deepseek_fast import ort
-from tests.doors import from_numpy, to_numpy
+from tests.doors import NUMPY_DTYPES, from_numpy, to_numpy
 
 DOMAIN = "ai.deepseek_fast"
 # room -> (op type, its tensor arguments in the order of the node's inputs)
 NODES = {
+    "fp8_matmul": ("Fp8Matmul", ("x", "weight", "scale", "bias", "residual")),
     "fused_matmul": ("FusedMatmul", ("x", "weight", "bias", "residual")),
+    "int4_matmul": ("Int4Matmul", ("x", "q", "scale", "zeros", "bias", "residual")),
     "int8_matmul": ("Int8Matmul", ("x", "q", "scale", "bias", "residual")),
 }
-WEIGHTS = ("weight", "q", "scale", "bias")  # what a model usually holds as initializers
+WEIGHTS = ("weight", "q", "scale", "zeros", "bias")  # what a model usually holds as initializers
+ATTRIBUTES = ("activation", "activations", "block", "compute", "group_size", "in_features")
 OPSET, IR_VERSION = 17, 8
 ONNX_TYPES = {
     torch.float32: TensorProto.FLOAT,
@@ -33,6 +36,8 @@ ONNX_TYPES = {
     torch.int32: TensorProto.INT32,
     torch.int64: TensorProto.INT64,
     torch.bool: TensorProto.BOOL,
+    torch.float8_e4m3fn: TensorProto.FLOAT8E4M3FN,
+    torch.float8_e5m2: TensorProto.FLOAT8E5M2,
 }
 
 
@@ -44,9 +49,10 @@ def node_model(
     shapes: what to declare for an input in place of a name for every dimension.
     """
     op_type, arguments = NODES[room]
+    inputs = {name: of_a_file(value) for name, value in inputs.items()}
     given = [name for name in arguments if inputs.get(name) is not None]
     last = max(arguments.index(name) for name in given) + 1
-    attributes = {name: inputs[name] for name in ("activation", "activations") if name in inputs}
+    attributes = {name: inputs[name] for name in ATTRIBUTES if name in inputs}
     node = helper.make_node(
         op_type, [name if name in given else "" for name in arguments[:last]], ["y"], domain=DOMAIN, **attributes
     )
@@ -55,7 +61,7 @@ def node_model(
         for name in given
         if name not in constant
     ]
-    tensors = [_tensor(name, inputs[name]) for name in given if name in constant]
+    tensors = [tensor(name, inputs[name]) for name in given if name in constant]
     y = helper.make_tensor_value_info("y", ONNX_TYPES[inputs["x"].dtype], None)
     return model(helper.make_graph([node], room, values, [y], tensors))
 
@@ -71,7 +77,7 @@ def session(room: str, inputs: dict[str, Any], *, threads: int = 1, **how: Any) 
 
 def run(made: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> Tensor:
     """The session's one output for the inputs that the model does not hold itself."""
-    feeds = {value.name: _to_ort(inputs[value.name]) for value in made.get_inputs()}
+    feeds = {value.name: _to_ort(of_a_file(inputs[value.name])) for value in made.get_inputs()}
     return _from_ort(made.run_with_ort_values(None, feeds)[0])
 
 
@@ -79,11 +85,16 @@ def call(room: str, inputs: dict[str, Any], **how: Any) -> Tensor:
     return run(session(room, inputs, **how), inputs)
 
 
+def of_a_file(value: Any) -> Any:
+    """Scales of float8_e8m0fnu become float32: ONNX Runtime 1.31 takes no tensor of the former at a custom operator."""
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float8_e8m0fnu else value
+
+
 def _declared(name: str, value: Tensor, shapes: dict[str, Any]) -> Any:
     return shapes[name] if name in shapes else [f"{name}_{d}" for d in range(value.ndim)]
 
 
-def _tensor(name: str, value: Tensor) -> onnx.TensorProto:
+def tensor(name: str, value: Tensor) -> onnx.TensorProto:
     return onnx.TensorProto(
         name=name,
         data_type=ONNX_TYPES[value.dtype],
@@ -94,8 +105,9 @@ def _tensor(name: str, value: Tensor) -> onnx.TensorProto:
 
 def _to_ort(value: Tensor) -> onnxruntime.OrtValue:
     array = np.ascontiguousarray(to_numpy(value)).reshape(value.shape)
-    if value.dtype == torch.bfloat16:
-        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), TensorProto.BFLOAT16)
+    if value.dtype in NUMPY_DTYPES:
+        bits = array.view(f"uint{8 * array.itemsize}")
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, ONNX_TYPES[value.dtype])
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 

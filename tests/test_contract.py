@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.doors import DOORS, ROOMS, call, call_packed, pack, part, prepared, reference
+from tests.doors import DOORS, ROOMS, call, call_packed, mode_of, pack, part, prepared, reference
 from tests.oracle import assert_equal, assert_matches
 from tests.plugin import isa_cap, supported_isas
 
@@ -17,11 +17,8 @@ SCHEMES = [
     for case in part(room, "cases").CASES
     if part(room, "cases").SHAPES[-3] == (case.M, case.N, case.K)
 ]
-
-
-def is_exact(inputs: dict[str, Any]) -> bool:
-    """Whether the scheme promises equal bits on every level: integer sums."""
-    return inputs.get("activations") == "int8"
+# The schemes that promise equal bits on every level: integer sums.
+INTEGER_CASES = [c for c in CASES if getattr(c.values[1], mode_of(c.values[0]), "") == "int8"]
 
 
 @pytest.mark.parametrize(("room", "case"), CASES)
@@ -34,7 +31,7 @@ def test_every_door_agrees_with_the_reference(room: str, case: Any, isa: str) ->
         assert_equal(got, results["torch"], f"{door} against torch on {isa}")
 
 
-@pytest.mark.parametrize(("room", "case"), [c for c in CASES if getattr(c.values[1], "activations", "") == "int8"])
+@pytest.mark.parametrize(("room", "case"), INTEGER_CASES)
 def test_integer_schemes_have_the_same_bits_on_every_level(room: str, case: Any) -> None:
     inputs = prepared(room, case)[0]
     with isa_cap("scalar"):

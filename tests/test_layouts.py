@@ -100,7 +100,7 @@ def test_numpy_reads_reversed_read_only_and_odd_addresses(room: str, dtype: str)
         memory = np.zeros(array.nbytes + 1, np.uint8)
         memory[1:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         odd = np.ndarray(array.shape, array.dtype, memory, offset=1)
-        assert odd.dtype in (ml_dtypes.bfloat16, np.float32, np.int8)
+        assert odd.dtype in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, np.float32, np.int8, np.uint8)
         for kind, value in (("backwards", backwards), ("read only", read_only), ("odd address", odd)):
             assert_equal(from_numpy(op(**{**arrays, name: value})), want, f"{kind} {name}")
 

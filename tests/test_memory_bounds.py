@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.doors import DOORS, ROOMS, call, from_numpy, part, to_numpy
+from tests.doors import DOORS, ROOMS, call, from_numpy, mode_of, part, to_numpy
 from tests.oracle import assert_equal
 
 SHAPES = ((1, 1, 1), (3, 5, 7), (7, 33, 19), (2, 65, 66), (13, 17, 129))
@@ -41,7 +41,7 @@ class Guarded:
 @pytest.mark.parametrize("room", ROOMS)
 def test_no_argument_is_read_past_its_edge(room: str, at_end: bool, isa: str) -> None:
     cases = part(room, "cases")
-    modes: list[dict[str, Any]] = [{"activations": mode} for mode in getattr(cases, "MODES", ())] or [{}]
+    modes: list[dict[str, Any]] = [{mode_of(room): mode} for mode in getattr(cases, "MODES", ())] or [{}]
     guarded = Guarded()
     for shape in SHAPES:
         for dtype in cases.DTYPES:

@@ -13,7 +13,11 @@ from tests.oracle import assert_equal
 
 IN, OUT = 37, 21
 MODULES = {
+    "Fp8Linear": {"activation": "gelu", "block": (16, 32)},
+    "Fp8Linear fp8": {"activation": "none", "block": (128, 128), "activations": "fp8"},
     "FusedLinear": {"activation": "gelu"},
+    "Int4Linear": {"activation": "silu"},
+    "Int4Linear zeros": {"activation": "none", "compute": "float", "group_size": 128, "symmetric": False},
     "Int8Linear": {"activation": "silu"},
     "Int8Linear float": {"activation": "none", "activations": "float"},
 }
@@ -30,9 +34,29 @@ def plain(name: str, linear: torch.nn.Linear, x: torch.Tensor, residual: torch.T
     bias = linear.bias
     if name == "FusedLinear":
         return deepseek_fast.fused_matmul(x, linear.weight, bias, residual=residual, **MODULES[name]).detach()
-    q, scale = deepseek_fast.int8_quantize_weight(linear.weight.detach())
-    bias = bias if bias is None else bias.detach()
+    return quantized(name, linear, x, bias if bias is None else bias.detach(), residual)
+
+
+def quantized(
+    name: str, linear: torch.nn.Linear, x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None = None
+) -> torch.Tensor:
+    weight = linear.weight.detach()
+    if name.startswith("Fp8"):
+        codes, scale = deepseek_fast.fp8_quantize_weight(weight, block=MODULES[name]["block"])
+        return deepseek_fast.fp8_matmul(x, codes, scale, bias, residual=residual, **MODULES[name])
+    if name.startswith("Int4"):
+        options = {"group_size": 32, "symmetric": True} | MODULES[name]
+        how = {"group_size": options["group_size"], "symmetric": options.pop("symmetric")}
+        codes, scale, *zeros = deepseek_fast.int4_quantize_weight(weight, **how)
+        options |= {"in_features": IN, "residual": residual}
+        return deepseek_fast.int4_matmul(x, codes, scale, zeros[0] if zeros else None, bias, **options)
+    q, scale = deepseek_fast.int8_quantize_weight(weight)
     return deepseek_fast.int8_matmul(x, q, scale, bias, residual=residual, **MODULES[name])
+
+
+def weight_key(name: str) -> str:
+    """The buffer or parameter that, full of zeros, makes a weight of zeros."""
+    return {"Int8": "q", "Int4": "scale"}.get(name[:4], "weight")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -52,15 +76,21 @@ def test_the_packed_weight_is_not_saved(name: str) -> None:
     state = module.state_dict()
     assert not [key for key in state if "packed" in key]
     saved = sum(value.numel() * value.element_size() for value in state.values())
-    weight_bytes = OUT * IN * 4 if name == "FusedLinear" else OUT * (IN + 4)
-    assert saved == weight_bytes + OUT * 4
+    weight_bytes = {
+        "Fp8Linear": OUT * IN + 4 * 4,  # blocks of 16 x 32
+        "Fp8Linear fp8": OUT * IN + 4,
+        "FusedLinear": OUT * IN * 4,
+        "Int4Linear": OUT * ((IN + 1) // 2 + 2 * 4),
+        "Int4Linear zeros": OUT * ((IN + 1) // 2 + 4 + 1),
+    }
+    assert saved == weight_bytes.get(name, OUT * (IN + 4)) + OUT * 4
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
     other = build(name)[0]
     with torch.no_grad():
-        for value in other.state_dict().values():
-            value.zero_()
+        for key, value in other.state_dict().items():
+            value.fill_(1) if key == "scale" else value.zero_()  # a scale of FP8 may not be zero
     other.load_state_dict(torch.load(file, weights_only=True))
     x = torch.randn(4, IN)
     with torch.no_grad():
@@ -80,7 +110,8 @@ def test_deepcopy_and_pickle_work_and_are_independent(name: str) -> None:
         assert_equal(copy.deepcopy(module)(x), want, "deepcopy")
         assert_equal(torch.load(file, weights_only=False)(x), want, "pickle")
         twin = copy.deepcopy(module)
-        twin.load_state_dict({key: torch.zeros_like(value) for key, value in twin.state_dict().items()})
+        other = {key: torch.full_like(value, 2) for key, value in twin.state_dict().items()}
+        twin.load_state_dict(other)
         assert not torch.equal(twin(x), want)
         assert_equal(module(x), want, "the first after its copy changed")
 
@@ -117,7 +148,7 @@ def test_fused_linear_trains() -> None:
 
 def change_in_place(module: Any, key: str, value: torch.Tensor) -> None:
     with torch.no_grad():
-        module.get_buffer(key).copy_(value) if key == "q" else module.get_parameter(key).copy_(value)
+        getattr(module, key).copy_(value)
 
 
 def change_data(module: Any, key: str, value: torch.Tensor) -> None:
@@ -133,7 +164,7 @@ def change_by_assigning_load(module: Any, key: str, value: torch.Tensor) -> None
 
 
 def change_tensor(module: Any, key: str, value: torch.Tensor) -> None:
-    setattr(module, key, value if key == "q" else torch.nn.Parameter(value))
+    setattr(module, key, torch.nn.Parameter(value) if isinstance(getattr(module, key), torch.nn.Parameter) else value)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +174,7 @@ def change_tensor(module: Any, key: str, value: torch.Tensor) -> None:
 def test_the_packed_weight_follows_the_plain_one(name: str, change: Any) -> None:
     """A stale packed weight would be wrong without a word; called before and after, inference or not."""
     module, _ = build(name)
-    key = "weight" if name == "FusedLinear" else "q"
+    key = weight_key(name)
     x = torch.randn(4, IN)
     with torch.no_grad():
         module(x)
@@ -162,9 +193,7 @@ def test_a_module_moves_to_bf16(name: str) -> None:
         if name == "FusedLinear":
             want = plain(name, linear.bfloat16(), x)
         else:  # the weight was quantized from f32 and its scales stay f32
-            bias = linear.bias.detach().bfloat16()
-            q, scale = deepseek_fast.int8_quantize_weight(linear.weight.detach())
-            want = deepseek_fast.int8_matmul(x, q, scale, bias, **MODULES[name])
+            want = quantized(name, linear, x, linear.bias.detach().bfloat16())
     assert_equal(got, want)
 
 
@@ -177,6 +206,7 @@ def test_repr_names_the_sizes(name: str) -> None:
 
 
 def test_only_a_linear_is_taken() -> None:
-    for kind in (deepseek_fast.nn.FusedLinear, deepseek_fast.nn.Int8Linear):
+    for name in deepseek_fast.nn.__all__:
+        kind = getattr(deepseek_fast.nn, name)
         with pytest.raises(TypeError, match=f"^{kind.__name__}: linear must .*; got "):
             kind.from_float(torch.nn.Conv2d(3, 3, 3))

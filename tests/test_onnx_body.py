@@ -4,12 +4,19 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from deepseek_fast.kernels.fp8_matmul import body as fp8_matmul
+from deepseek_fast.kernels.fp8_matmul import cases as fp8_cases
+from deepseek_fast.kernels.fp8_matmul import ref as fp8_ref
 from deepseek_fast.kernels.fused_matmul import body as fused_matmul
 from deepseek_fast.kernels.int8_matmul import body as int8_matmul
 from deepseek_fast.onnx._body import ACTIVATION_NAMES
+from tests import ort_nodes
+from tests.doors import from_numpy, to_numpy
 from tests.onnx_models import OPSETS, normal, quantize_rows, run_everywhere, run_stock
+from tests.oracle import assert_within
 
 N, K = 7, 33
 SMOOTH_CLOSE = 1e-5  # the runtimes' own erf, tanh and exp
@@ -166,16 +173,112 @@ def test_stock_onnx_runtime_folds_the_choice(tmp_path, opset, activation, want):
     assert [op_type for op_type in left if op_type != "Cast"] == want
 
 
-@pytest.mark.parametrize("room", [fused_matmul, int8_matmul], ids=lambda room: room.OP_TYPE)
-@pytest.mark.parametrize("opset", [12, 26])
-def test_other_opsets_are_refused(room, opset):
-    with pytest.raises(ValueError, match=rf"^function_proto: opset must be from 13 to 25; got {opset}$"):
-        room.function_proto(opset)
+def fp8_model(opset, inputs):
+    """A call of fp8_matmul with what its body needs: zeros in place of None, scales in float32."""
+    dtype = inputs["x"].dtype
+    absent = {"bias": torch.zeros(inputs["weight"].shape[0], dtype=dtype), "residual": torch.zeros(1, dtype=dtype)}
+    tensors = [
+        ort_nodes.tensor(name, ort_nodes.of_a_file(absent[name] if inputs[name] is None else inputs[name]))
+        for name in ("weight", "scale", "bias", "residual")
+    ]
+    options = {name: inputs[name] for name in ("activation", "activations", "block")}
+    node = fp8_matmul.node("x", "weight", "scale", "bias", "residual", "y", **options)
+    shape = [None] * inputs["x"].ndim
+    x, y = (helper.make_tensor_value_info(name, ort_nodes.ONNX_TYPES[dtype], shape) for name in ("x", "y"))
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("ai.deepseek_fast", 1)]
+    graph = helper.make_graph([node], "test", [x], [y], tensors)
+    ir_version = helper.find_min_ir_version_for(imports[:1])
+    functions = [fp8_matmul.function_proto(opset)]
+    model = helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=ir_version)
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
-@pytest.mark.parametrize("room", [fused_matmul, int8_matmul], ids=lambda room: room.OP_TYPE)
+def check_fp8_everywhere(opset, inputs, what):
+    want, bound = fp8_ref.fp8_matmul_ref(**inputs), fp8_ref.bound(**inputs)
+    K = inputs["x"].shape[-1]
+    # The body rounds x_q * x_scale and weight * scale, each by u of a product: beside the K + 2 of one long sum.
+    rows, codes = inputs["x"].reshape(want.shape[:-1].numel(), K), inputs["weight"]
+    if inputs["activations"] == "fp8":
+        x_q, x_scale = fp8_ref.cast_rows(rows)
+        rows = x_q.double() * x_scale.double().repeat_interleave(128, 1)[:, :K]
+    weight = codes.float().double() * fp8_ref.expand_scale(inputs["scale"], inputs["block"], *codes.shape).double()
+    magnitude = (rows.double().abs() @ weight.abs().T).reshape(want.shape)
+    lipschitz = 1.13
+    of_the_body = bound + lipschitz * (K + 5) * 2.0**-24 * magnitude
+    if inputs["activation"] in ("gelu", "gelu_tanh", "silu"):
+        of_the_body = of_the_body + SMOOTH_CLOSE * (1 + want.abs())
+    for runtime, got in run_everywhere(fp8_model(opset, inputs), {"x": to_numpy(inputs["x"])}).items():
+        y = from_numpy(np.ascontiguousarray(got["y"]))
+        assert_within(y, want, bound if runtime == "library" else of_the_body, f"{what}, {runtime}, opset {opset}")
+
+
+@pytest.mark.parametrize("opset", range(fp8_matmul.MIN_OPSET, 26))
+@pytest.mark.parametrize("mode", fp8_cases.MODES)
+def test_fp8_body_is_within_the_bound(opset, mode):
+    for i, block in enumerate(fp8_cases.BLOCKS):
+        dtype, weight = fp8_cases.DTYPES[i % 2], fp8_cases.WEIGHTS[i // 2 % 2]
+        activation, residual = fp8_cases.ACTIVATIONS[i % 5], fp8_cases.RESIDUALS[i % 3]
+        scale = fp8_cases.SCALES[i // 3 % 2]
+        case = fp8_cases.Case(7, 70, 300, dtype, activation, True, residual, mode, weight, block, scale)
+        check_fp8_everywhere(opset, case.inputs(torch.Generator().manual_seed(i)), case.id)
+
+
+@pytest.mark.parametrize("mode", fp8_cases.MODES)
+def test_fp8_body_of_any_shape(mode):
+    for M, N, K in (*fp8_cases.EMPTY_SHAPES, (1, 1, 1), (3, 5, 127), (2, 130, 128), (5, 129, 257)):
+        for block in ((128, 128), (-1, -1), (1, 32)):
+            case = fp8_cases.Case(M, N, K, activations=mode, block=block)
+            check_fp8_everywhere(21, case.inputs(torch.Generator().manual_seed(1)), case.id)
+    case = fp8_cases.Case(6, 9, 200, activations=mode)
+    inputs = case.inputs(torch.Generator().manual_seed(2))
+    for shape in ((200,), (2, 3, 200), (2, 0, 200)):
+        check_fp8_everywhere(23, inputs | {"x": torch.randn(shape)}, f"x of shape {shape}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_fp8_body_decodes_every_code(dtype):
+    codes = torch.arange(256, dtype=torch.uint8).view(dtype).reshape(256, 1)
+    options = {"bias": None, "residual": None, "activation": "none", "activations": "float"}
+    inputs = {"x": torch.ones(1, 1), "weight": codes, "scale": torch.ones(1, 1), "block": (-1, -1)} | options
+    want = (codes.float().T + 0.0).numpy()
+    for runtime, got in run_everywhere(fp8_model(19, inputs), {"x": inputs["x"].numpy()}).items():
+        np.testing.assert_array_equal(got["y"], want, err_msg=runtime)
+
+
+def test_fp8_body_casts_every_bf16_value_as_the_reference():
+    """An identity weight leaves x_q * x_scale, rounded once; a row that is not finite is NaN."""
+    codes = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float()
+    finite = codes[codes.isfinite()]
+    shuffled = finite[torch.randperm(finite.numel(), generator=torch.Generator().manual_seed(0))]
+    numbers = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
+    ties = ((numbers[1:] + numbers[:-1]) / 2).float()
+    near = [ties, *(torch.nextafter(ties, torch.tensor(to)) for to in (-1.0, 1e9))]
+    near = [torch.cat([row, torch.tensor([448.0, 448.0])]) for row in near]  # a scale of 1
+    ties = torch.stack([*near, *(-row for row in near)])
+    eye = {"weight": torch.eye(128).to(torch.float8_e4m3fn), "scale": torch.ones(1, 1), "block": (-1, -1)}
+    options = {"bias": None, "residual": None, "activation": "none", "activations": "fp8"}
+    for x in (codes.reshape(-1, 128), shuffled.reshape(-1, 128), ties):
+        x_q, x_scale = fp8_ref.cast_rows(x)
+        want = torch.where(x.isfinite().all(1, keepdim=True), x_q.float() * x_scale + 0.0, torch.nan).numpy()
+        for runtime, got in run_everywhere(fp8_model(19, {"x": x, **eye, **options}), {"x": x.numpy()}).items():
+            np.testing.assert_array_equal(got["y"], want, err_msg=runtime)
+
+
+LOWEST_OPSET = {fp8_matmul: 19, fused_matmul: 13, int8_matmul: 13}
+
+
+@pytest.mark.parametrize("room", LOWEST_OPSET, ids=lambda room: room.OP_TYPE)
+def test_other_opsets_are_refused(room):
+    for opset in (LOWEST_OPSET[room] - 1, 26):
+        rule = f"opset must be from {LOWEST_OPSET[room]} to 25"
+        with pytest.raises(ValueError, match=rf"^function_proto: {rule}; got {opset}$"):
+            room.function_proto(opset)
+
+
+@pytest.mark.parametrize("room", LOWEST_OPSET, ids=lambda room: room.OP_TYPE)
 def test_schema_and_body_agree(room):
-    schema, function = room.schema(), room.function_proto(17)
+    schema, function = room.schema(), room.function_proto(LOWEST_OPSET[room])
     assert [p.name for p in schema.inputs] == list(function.input) == list(room.INPUTS)
     assert set(schema.attributes) == set(function.attribute) == set(room.ATTRIBUTES)
     assert {imported.domain for imported in function.opset_import} == {""}

@@ -82,6 +82,86 @@ def test_torch_export_and_optimize_quantize_alike():
         np.testing.assert_array_equal(got["y"], want, err_msg=runtime)
 
 
+class Fp8(torch.nn.Module):
+    """Codes of both formats, scales of both types, blocks that nothing divides."""
+
+    def __init__(self, activations: str) -> None:
+        super().__init__()
+        self.up = nn.Fp8Linear.from_float(
+            torch.nn.Linear(160, 300), activation="gelu", activations=activations, block=(64, 96)
+        )
+        weight, scale = deepseek_fast.fp8_quantize_weight(
+            torch.randn(160, 300) / 17, block=(1, 32), dtype=torch.float8_e5m2
+        )
+        scale = (torch.frexp(scale).exponent + 126).to(torch.uint8).view(torch.float8_e8m0fnu)
+        self.down = nn.Fp8Linear.from_quantized(weight, scale, block=(1, 32), activations=activations)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.down(self.up(x)) + x)
+
+
+@pytest.mark.parametrize("activations", ["float", "fp8"])
+@pytest.mark.parametrize("opset", [19, 23, 25])
+def test_fp8_layers_become_nodes_with_bodies(opset, activations, tmp_path):
+    module, x = Fp8(activations).eval(), torch.randn(2, 3, 160)
+    model = export(module, (x,), tmp_path / "m.onnx", dynamic_shapes=({0: BATCH},), opset=opset)
+    assert module.down.scale.dtype == torch.float8_e8m0fnu  # the module is as it was
+    assert onnx.load(tmp_path / "m.onnx") == model
+    assert counts(model)["Fp8Matmul"] == 2 and [function.name for function in model.functions] == ["Fp8Matmul"]
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    kinds = onnx.TensorProto
+    assert (types["up.weight"], types["down.weight"]) == (kinds.FLOAT8E4M3FN, kinds.FLOAT8E5M2)
+    assert types["up.scale"] == types["down.scale"] == kinds.FLOAT
+    blocks = [tuple(a.ints) for node in model.graph.node for a in node.attribute if a.name == "block"]
+    assert blocks == [(64, 96), (1, 32)]
+    optimized = optimize(model)
+    for candidate in (model, optimized):
+        report = verify(module, candidate, min_cosine=0.9999)
+        assert report.ok, str(report)
+        assert verify(module, candidate).ok
+    assert counts(optimized)["Add"] == 0  # the residual is in the node
+
+
+def test_fp8_needs_an_opset_with_float8():
+    module = nn.Fp8Linear.from_float(torch.nn.Linear(32, 8)).eval()
+    with pytest.raises(ValueError, match=r"^export: opset must be one from 19 on for Fp8Matmul; got 18$"):
+        export(module, (torch.randn(2, 32),), opset=18)
+
+
+def test_optimize_completes_an_fp8_node():
+    """A node with its defaults and an e8m0 scale, which ONNX Runtime would refuse, gets what its body reads."""
+    from onnx import helper, numpy_helper
+
+    weight, x = torch.randn(8, 64).to(torch.float8_e4m3fn), np.random.randn(3, 64).astype(np.float32)
+    codes = [("w", onnx.TensorProto.FLOAT8E4M3FN, (8, 64), weight), ("s", onnx.TensorProto.FLOAT8E8M0, (1, 1), None)]
+    tensors = [
+        onnx.TensorProto(
+            name=name,
+            data_type=kind,
+            dims=dims,
+            raw_data=b"\x7e" if value is None else value.view(torch.uint8).numpy().tobytes(),
+        )
+        for name, kind, dims, value in codes
+    ]
+    tensors.append(numpy_helper.from_array(np.ones(8, np.float32), "b"))
+    node = helper.make_node("Fp8Matmul", ["x", "w", "s", "b"], ["y"], domain="ai.deepseek_fast")
+    declared = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["M", n]) for name, n in (("x", 64), ("y", 8))
+    ]
+    graph = helper.make_graph([node], "test", declared[:1], declared[1:], tensors)
+    imports = [helper.make_opsetid("", 24), helper.make_opsetid("ai.deepseek_fast", 1)]
+    optimized = optimize(helper.make_model(graph, opset_imports=imports, ir_version=12))
+    want = deepseek_fast.fp8_matmul(torch.from_numpy(x), weight, torch.full((1, 1), 0.5), torch.ones(8)).numpy()
+    for runtime, got in run_everywhere(optimized, {"x": x}).items():
+        np.testing.assert_allclose(got["y"], want, rtol=1e-5, atol=1e-5, err_msg=runtime)
+    graph.initializer[1].CopyFrom(numpy_helper.from_array(np.full((1, 1), 0.5, np.float32), "s"))
+    early = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18), imports[1]], ir_version=9)
+    with pytest.raises(
+        ValueError, match=r"^optimize: model must import an ai.onnx opset from 19 on for Fp8Matmul; got 18"
+    ):
+        optimize(early)
+
+
 def test_warnings_about_torchvision_are_silenced_and_others_are_not(caplog):
     with caplog.at_level(logging.INFO):
         export(torch.nn.Linear(4, 4).eval(), (torch.zeros(2, 4),))

@@ -147,6 +147,12 @@ def small_inputs(room: str) -> dict[str, Any]:
     if room == "int8_matmul":
         q = torch.randint(-127, 128, (8, 64), dtype=torch.int8)
         return inputs | {"q": q, "scale": torch.rand(8), "activations": "int8"}
+    if room == "int4_matmul":
+        q = torch.randint(0, 256, (8, 32), dtype=torch.uint8)
+        return inputs | {"q": q, "scale": torch.rand(8, 2), "compute": "int8", "group_size": 32, "in_features": -1}
+    if room == "fp8_matmul":
+        weight = torch.randn(8, 64).to(torch.float8_e4m3fn)
+        return inputs | {"weight": weight, "scale": torch.rand(1, 1) + 0.5, "activations": "float", "block": (128, 128)}
     return inputs | {"weight": torch.randn(8, 64)}
 
 

@@ -16,13 +16,25 @@ from tests.oracle import assert_equal, assert_matches
 from tests.plugin import seed_of
 
 SCHEMES = {
+    "fp8_matmul": [
+        {"dtype": "float32"},
+        {"dtype": "bfloat16", "weight": "float8_e5m2", "block": (1, 32)},
+        {"dtype": "bfloat16", "activations": "fp8"},
+        {"dtype": "float32", "activations": "fp8", "block": (-1, -1)},
+    ],
     "fused_matmul": [{"dtype": "float32"}, {"dtype": "bfloat16"}],
+    "int4_matmul": [
+        {"dtype": "float32", "compute": "int8"},
+        {"dtype": "bfloat16", "compute": "int8", "group_size": 128, "zeros": True},
+        {"dtype": "float32", "compute": "float", "group_size": 64, "zeros": True},
+        {"dtype": "bfloat16", "compute": "float", "group_size": -1},
+    ],
     "int8_matmul": [
         {"dtype": dtype, "activations": mode} for dtype in ("float32", "bfloat16") for mode in ("int8", "float")
     ],
 }
 SWEEPS = [(room, scheme) for room in ROOMS for scheme in SCHEMES[room]]
-PER_CHANNEL = ("weight", "q", "scale", "bias")  # arguments with a row or a value per output channel
+PER_CHANNEL = ("weight", "q", "scale", "zeros", "bias")  # arguments with a row or a value per output channel
 
 
 def corner(inputs: dict[str, Any], M: int, N: int) -> dict[str, Any]:
@@ -31,8 +43,11 @@ def corner(inputs: dict[str, Any], M: int, N: int) -> dict[str, Any]:
     cut["x"] = inputs["x"][:M]
     cut["residual"] = inputs["residual"][:M, :N]
     for name in PER_CHANNEL:
-        if name in cut:
+        if cut.get(name) is not None:
             cut[name] = inputs[name][:N]
+    if "block" in inputs:
+        rows = inputs["block"][0]
+        cut["scale"] = inputs["scale"][: 1 if rows < 0 else -(-N // rows)]
     return cut
 
 

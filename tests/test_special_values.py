@@ -6,19 +6,28 @@ from typing import Any
 import pytest
 import torch
 
-from tests.doors import DOORS, ROOMS, WEIGHT, call, part, reference
+from tests.doors import DOORS, ROOMS, WEIGHT, call, mode_of, part, reference
 from tests.oracle import assert_equal, assert_matches, assert_within
 from tests.plugin import isa_cap, supported_isas
 
 M, N, K = 7, 19, 21
 SCHEMES = [
+    ("fp8_matmul", {"dtype": "float32"}),
+    ("fp8_matmul", {"dtype": "bfloat16", "weight": "float8_e5m2"}),
+    ("fp8_matmul", {"dtype": "float32", "activations": "fp8"}),
+    ("fp8_matmul", {"dtype": "bfloat16", "activations": "fp8"}),
     ("fused_matmul", {"dtype": "float32"}),
     ("fused_matmul", {"dtype": "bfloat16"}),
+    ("int4_matmul", {"dtype": "float32", "compute": "int8"}),
+    ("int4_matmul", {"dtype": "bfloat16", "compute": "int8", "zeros": True}),
+    ("int4_matmul", {"dtype": "float32", "compute": "float", "zeros": True}),
+    ("int4_matmul", {"dtype": "bfloat16", "compute": "float", "group_size": -1}),
     ("int8_matmul", {"dtype": "float32", "activations": "int8"}),
     ("int8_matmul", {"dtype": "bfloat16", "activations": "int8"}),
     ("int8_matmul", {"dtype": "float32", "activations": "float"}),
     ("int8_matmul", {"dtype": "bfloat16", "activations": "float"}),
 ]
+REFUSES_SCALE = ("fp8_matmul", "int4_matmul")  # one with NaN or inf
 SMOOTH = ("gelu", "gelu_tanh", "silu")
 
 
@@ -47,7 +56,7 @@ def test_nan_and_inf_stay_in_their_row(room: str, scheme: dict[str, str], activa
             got = check(room, spoiled, f"{value} at {k}")
             untouched = [m for m in range(M) if m != 3]
             assert_equal(got[untouched], clean[untouched], f"{value} at {k}: the other rows")
-            if math.isnan(value) or scheme.get("activations") == "int8":
+            if math.isnan(value) or scheme.get(mode_of(room)) == "int8":
                 assert got[3].isnan().all(), f"{value} at {k}"
 
 
@@ -56,7 +65,7 @@ def test_nan_and_inf_in_the_other_arguments(room: str, scheme: dict[str, str], i
     for activation in ("none", "relu", "gelu_tanh"):
         inputs = inputs_of(room, scheme, activation, residual="full")
         for name in ("weight", "scale", "bias", "residual"):
-            if name not in inputs:
+            if name not in inputs or (name == "scale" and room in REFUSES_SCALE):
                 continue
             for value in (math.nan, math.inf, -math.inf):
                 spoiled = {**inputs, name: inputs[name].clone()}
@@ -111,12 +120,14 @@ def test_int8_underflow_gives_plus_zero(activation: str, residual: str, isa: str
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("room", ROOMS)
 def test_sums_that_overflow_become_infinite(room: str, dtype: str, isa: str) -> None:
-    inputs = inputs_of(room, {"dtype": dtype} | ({"activations": "float"} if room == "int8_matmul" else {}))
+    inputs = inputs_of(room, {"dtype": dtype} | ({mode_of(room): "float"} if "int" in room else {}))
     inputs["x"] = torch.full((M, K), 3e38).to(inputs["x"].dtype)
     inputs[WEIGHT[room]] = torch.full((N, K), 2).to(inputs[WEIGHT[room]].dtype)
+    if room == "int4_matmul":
+        inputs["q"] = torch.full((N, (K + 1) // 2), 0xAA, dtype=torch.uint8)  # 10, two above the zero point of 8
     inputs["bias"] = None
     if "scale" in inputs:
-        inputs["scale"] = torch.ones(N)
+        inputs["scale"] = torch.ones_like(inputs["scale"])
     got = call(room, "torch", inputs)
     assert (got == math.inf).all()
 

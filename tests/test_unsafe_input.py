@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import deepseek_fast
-from tests.doors import ROOMS, WEIGHT, call_packed, good_call, numpy_op, pack, to_numpy, torch_op
+from tests.doors import ROOMS, WEIGHT, call_packed, good_call, numpy_op, pack, to_numpy, torch_op, unpacked
 from tests.oracle import SENTENCE
 
 PACKED_BAD = [
@@ -16,7 +16,7 @@ PACKED_BAD = [
     (lambda p: p[:-1], "packed must be whole; got shape ("),
     (lambda p: p[:10], "packed must be a packed weight; got shape (10,)"),
     (lambda p: p[:0], "packed must be a packed weight; got shape (0,)"),
-    (lambda p: torch.zeros_like(p), "packed must be a packed weight of version 1; got other bytes"),
+    (lambda p: torch.zeros_like(p), "packed must be a packed weight of version 2; got other bytes"),
     (lambda p: p.repeat_interleave(2)[::2], "packed must be contiguous; got a strided tensor"),
 ]
 
@@ -40,9 +40,10 @@ def test_a_packed_weight_of_other_sizes_is_refused(room: str) -> None:
         call_packed(room, packed, inputs | wider)
     with pytest.raises(RuntimeError, match=f"{room}_packed: packed must hold 32 columns, .*; got 64"):
         call_packed(room, packed, inputs | {"x": torch.zeros(4, 32)})
-    other = "int8_matmul" if room == "fused_matmul" else "fused_matmul"
-    with pytest.raises(RuntimeError, match=f"{room}_packed: packed must be packed from "):
-        call_packed(room, pack(other, good_call(other)), inputs)
+    for other in ROOMS:
+        if other != room:
+            with pytest.raises(RuntimeError, match=f"{room}_packed: packed must be packed from "):
+                call_packed(room, pack(other, good_call(other)), inputs)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -58,8 +59,23 @@ def test_a_forged_header_reads_nothing_outside(room: str) -> None:
         if 0 <= K <= 10**7:
             call["x"] = torch.zeros(1, K)
         with pytest.raises(RuntimeError, match=f"{room}_packed: "):
-            rest = {n: v for n, v in call.items() if n != WEIGHT[room]}
-            torch_op(f"{room}_packed")(packed=forged, out_features=value if offset == 16 else 8, **rest)
+            out_features = value if offset == 16 else 8
+            torch_op(f"{room}_packed")(packed=forged, out_features=out_features, **unpacked(room, call))
+
+
+def test_a_forged_step_of_fp8_scales_reads_nothing_outside() -> None:
+    """block_k lies at byte 12. A step that is no multiple of 4 codes would be read past its end, whatever the size."""
+    K, x = 64, torch.zeros(1, 64)
+    for block_k in (0, 1, 2, 4, 16, 48, 96, 256, -32, 2**30):
+        steps = -(-K // block_k) if block_k else 0
+        forged = torch.zeros(64 + 64 * (K + steps * 4) if steps >= 0 else 64, dtype=torch.uint8)
+        packed = pack("fp8_matmul", good_call("fp8_matmul"))
+        forged[:64] = packed[:64]
+        for offset, value, dtype in ((12, block_k, np.int32), (32, forged.numel(), np.int64)):
+            bytes_ = np.frombuffer(dtype(value).tobytes(), np.uint8).copy()
+            forged[offset : offset + len(bytes_)] = torch.from_numpy(bytes_)
+        with pytest.raises(RuntimeError, match="fp8_matmul_packed: packed must be whole"):
+            torch_op("fp8_matmul_packed")(x, forged, out_features=8)
 
 
 # No allocator can promise any of these: 2^47 bytes is all that a process can address.
@@ -75,10 +91,17 @@ HUGE = [
 
 def huge_inputs(room: str, x_shape: Any, weight_shape: Any) -> dict[str, Any]:
     """One value repeated by strides of 0 declares any size without memory."""
-    weight = torch.ones(1, dtype=torch.int8 if room == "int8_matmul" else torch.float32)
+    dtypes = {"int8_matmul": torch.int8, "fp8_matmul": torch.float8_e4m3fn, "int4_matmul": torch.uint8}
+    weight = torch.ones(1).to(dtypes.get(room, torch.float32))
     inputs = {"x": torch.ones(1).expand(x_shape), WEIGHT[room]: weight.expand(weight_shape)}
     if room == "int8_matmul":
         inputs |= {"scale": torch.ones(1).expand(weight_shape[0]), "activations": "float"}
+    if room == "int4_matmul":
+        N, K = weight_shape
+        inputs |= {"q": weight.expand(N, (K + 1) // 2), "scale": torch.ones(1).expand(N, 1), "in_features": K}
+        inputs |= {"group_size": -1, "compute": "float"}
+    if room == "fp8_matmul":  # a scale a row: as many values to check as there are rows
+        inputs |= {"scale": torch.ones(1).expand(weight_shape[0], 1), "block": (1, -1)}
     return inputs
 
 

@@ -157,15 +157,21 @@ struct Finish {
 // walk_panel with the panel's finish; whole tiles without an activation skip the scratch rows.
 template <class Tile, class V, Dtype dtype, Sums sums>
 inline void walk_and_finish(const LinearArgs& args, int64_t K, const typename Tile::X* x, int64_t x_stride,
-                            const char* weights, const int32_t* excess, const float* x_scale, int64_t m_begin,
-                            int64_t m_end, int64_t panel) {
+                            const char* weights, const typename Tile::Start* start, const float* x_scale,
+                            int64_t m_begin, int64_t m_end, int64_t panel) {
   const int64_t left = args.N - panel * PANEL_N;
   const int columns = int(left < PANEL_N ? left : PANEL_N);
+  if constexpr (sums != Sums::i32_scaled)
+    if (m_end - m_begin > Tile::MR && K / Tile::K_GROUP * Tile::GROUP_BYTES > WHOLE_BYTES) {
+      const auto at = [&](int64_t k, int64_t) { return weights + k / Tile::K_GROUP * Tile::GROUP_BYTES; };
+      return walk_panel_in_steps<Tile>(K, STEP_BYTES / Tile::GROUP_BYTES * Tile::K_GROUP, x, x_stride, at, columns,
+                                       m_begin, m_end, Finish<V, dtype, sums, false>{args, x_scale, panel});
+    }
   if (args.activation == Activation::none)
-    walk_panel<Tile>(K, x, x_stride, weights, excess, columns, m_begin, m_end,
+    walk_panel<Tile>(K, x, x_stride, weights, start, columns, m_begin, m_end,
                      Finish<V, dtype, sums, true>{args, x_scale, panel});
   else
-    walk_panel<Tile>(K, x, x_stride, weights, excess, columns, m_begin, m_end,
+    walk_panel<Tile>(K, x, x_stride, weights, start, columns, m_begin, m_end,
                      Finish<V, dtype, sums, false>{args, x_scale, panel});
 }
 

@@ -11,27 +11,11 @@ namespace {
 
 constexpr const char* ACTIVATIONS[] = {"none", "relu", "gelu", "gelu_tanh", "silu"};
 
-const char* name_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::f32:
-      return "float32";
-    case Dtype::bf16:
-      return "bfloat16";
-    case Dtype::i8:
-      return "int8";
-    case Dtype::u8:
-      return "uint8";
-    case Dtype::other:
-      break;
-  }
-  return "another dtype";
-}
-
 bool check_same_dtype(const LinearCall& call, const char* op, const char* arg, const TensorView& view,
                       Problem* problem) {
   if (view.dtype == call.x.dtype) return true;
   char rule[64];
-  std::snprintf(rule, sizeof rule, "have x's dtype %s", name_of(call.x.dtype));
+  std::snprintf(rule, sizeof rule, "have x's dtype %s", dtype_name(call.x.dtype));
   return dtype_error(problem, op, arg, rule, view);
 }
 
@@ -42,57 +26,11 @@ bool check_vector(const char* op, const char* arg, const TensorView& view, int64
   return shape_error(problem, op, arg, rule, view);
 }
 
-bool check_packed(const LinearCall& call, const char* op, Dtype weight_dtype, LinearArgs* args, Problem* problem) {
-  const TensorView& packed = call.weight;
-  if (packed.dtype != Dtype::u8) return dtype_error(problem, op, "packed", "be uint8", packed);
-  if (packed.ndim != 1) return shape_error(problem, op, "packed", "have 1 dimension", packed);
-  if (packed.strides && packed.sizes[0] > 1 && packed.strides[0] != 1)
-    return value_error(problem, op, "packed", "be contiguous", "a strided tensor");
-  PackedHeader header{};
-  if (packed.sizes[0] < int64_t(sizeof header)) return shape_error(problem, op, "packed", "be a packed weight", packed);
-  std::memcpy(&header, packed.data, sizeof header);
-  char rule[96], got[64];
-  if (header.magic != PACKED_MAGIC || header.version != PACKED_VERSION) {
-    std::snprintf(rule, sizeof rule, "be a packed weight of version %u", PACKED_VERSION);
-    std::snprintf(got, sizeof got, header.magic == PACKED_MAGIC ? "version %u" : "other bytes", header.version);
-    return value_error(problem, op, "packed", rule, got);
-  }
-  if (header.dtype != int32_t(weight_dtype)) {
-    std::snprintf(rule, sizeof rule, "be packed from %s", name_of(weight_dtype));
-    return type_error(problem, op, "packed", rule, name_of(Dtype(header.dtype)));
-  }
-  // A header that lies about its sizes must not lead the kernels outside the tensor.
-  if (header.bytes != packed.sizes[0] || header.bytes != packed_bytes(weight_dtype, header.N, header.K))
-    return shape_error(problem, op, "packed", "be whole", packed);
-  if (call.out_features >= 0 && header.N != call.out_features) {
-    std::snprintf(rule, sizeof rule, "hold out_features = %lld rows", static_cast<long long>(call.out_features));
-    std::snprintf(got, sizeof got, "%lld", static_cast<long long>(header.N));
-    return value_error(problem, op, "packed", rule, got);
-  }
-  if (header.K != args->K) {
-    std::snprintf(rule, sizeof rule, "hold %lld columns, as x's last dimension", static_cast<long long>(args->K));
-    std::snprintf(got, sizeof got, "%lld", static_cast<long long>(header.K));
-    return value_error(problem, op, "packed", rule, got);
-  }
-  args->N = header.N;
-  args->packed = packed.data;
-  return true;
-}
-
-bool check_plain(const LinearCall& call, const char* op, const char* weight_arg, Dtype weight_dtype, LinearArgs* args,
-                 Problem* problem) {
-  const TensorView& weight = call.weight;
-  if (weight_dtype == Dtype::i8 && weight.dtype != Dtype::i8)
-    return dtype_error(problem, op, weight_arg, "be int8", weight);
-  if (weight_dtype != Dtype::i8 && !check_same_dtype(call, op, weight_arg, weight, problem)) return false;
-  if (weight.ndim != 2) return shape_error(problem, op, weight_arg, "have 2 dimensions", weight);
-  if (weight.sizes[1] != args->K) {
-    char rule[96];
-    std::snprintf(rule, sizeof rule, "have %lld columns, as x's last dimension", static_cast<long long>(args->K));
-    return shape_error(problem, op, weight_arg, rule, weight);
-  }
-  args->N = weight.sizes[0];
-  return true;
+bool check_packed_dtype(const char* op, Dtype wanted, PackedFormat got, Problem* problem) {
+  if (got.dtype == wanted) return true;
+  char rule[64];
+  std::snprintf(rule, sizeof rule, "be packed from %s", dtype_name(wanted));
+  return type_error(problem, op, "packed", rule, dtype_name(got.dtype));
 }
 
 bool check_residual(const LinearCall& call, const char* op, LinearArgs* args, Problem* problem) {
@@ -131,8 +69,13 @@ bool check_residual(const LinearCall& call, const char* op, LinearArgs* args, Pr
 
 }  // namespace
 
-bool check_linear(const LinearCall& call, const char* op, const char* weight_arg, Dtype weight_dtype, LinearArgs* args,
-                  Problem* problem) {
+const char* dtype_name(Dtype dtype) {
+  constexpr const char* NAMES[] = {"float32",     "bfloat16",       "int8",  "uint8",        "float8_e4m3fn",
+                                   "float8_e5m2", "float8_e8m0fnu", "uint4", "another dtype"};
+  return NAMES[size_t(dtype)];
+}
+
+bool check_linear_x(const LinearCall& call, const char* op, LinearArgs* args, Problem* problem) {
   *args = LinearArgs{};
   problem->fault = Fault::none;
   problem->sentence[0] = 0;
@@ -140,12 +83,73 @@ bool check_linear(const LinearCall& call, const char* op, const char* weight_arg
   if (x.dtype != Dtype::f32 && x.dtype != Dtype::bf16)
     return dtype_error(problem, op, "x", "be float32 or bfloat16", x);
   if (x.ndim < 1) return shape_error(problem, op, "x", "have at least 1 dimension", x);
-  args->dtype = x.dtype;
   if (!fold_rows(x, &args->M, &args->K)) return shape_error(problem, op, "x", "have fewer than 2^63 rows", x);
+  args->dtype = x.dtype;
+  args->x = x.data;
+  args->x_stride = dsf_row_stride(&x);
+  return true;
+}
 
-  const bool weight_ok = call.weight_is_packed ? check_packed(call, op, weight_dtype, args, problem)
-                                               : check_plain(call, op, weight_arg, weight_dtype, args, problem);
-  if (!weight_ok) return false;
+bool check_linear_packed(const LinearCall& call, const char* op, LinearArgs* args, PackedFormat* format,
+                         Problem* problem) {
+  const TensorView& packed = call.weight.values;
+  if (packed.dtype != Dtype::u8) return dtype_error(problem, op, "packed", "be uint8", packed);
+  if (packed.ndim != 1) return shape_error(problem, op, "packed", "have 1 dimension", packed);
+  if (packed.strides && packed.sizes[0] > 1 && packed.strides[0] != 1)
+    return value_error(problem, op, "packed", "be contiguous", "a strided tensor");
+  PackedHeader header{};
+  if (packed.sizes[0] < int64_t(sizeof header)) return shape_error(problem, op, "packed", "be a packed weight", packed);
+  std::memcpy(&header, packed.data, sizeof header);
+  char rule[96], got[64];
+  if (header.magic != PACKED_MAGIC || header.version != PACKED_VERSION) {
+    std::snprintf(rule, sizeof rule, "be a packed weight of version %u", PACKED_VERSION);
+    std::snprintf(got, sizeof got, header.magic == PACKED_MAGIC ? "version %u" : "other bytes", header.version);
+    return value_error(problem, op, "packed", rule, got);
+  }
+  // A header that lies about its sizes must not lead the kernels outside the tensor.
+  *format = {Dtype(header.dtype), header.block_k, header.zeros == 1};
+  if (header.dtype < 0 || header.dtype >= int32_t(Dtype::other) || header.block_k < 0 || header.zeros & ~1 ||
+      header.bytes != packed.sizes[0] || header.bytes != packed_bytes(*format, header.N, header.K))
+    return shape_error(problem, op, "packed", "be whole", packed);
+  if (call.out_features >= 0 && header.N != call.out_features) {
+    std::snprintf(rule, sizeof rule, "hold out_features = %lld rows", static_cast<long long>(call.out_features));
+    std::snprintf(got, sizeof got, "%lld", static_cast<long long>(header.N));
+    return value_error(problem, op, "packed", rule, got);
+  }
+  if (header.K != args->K) {
+    std::snprintf(rule, sizeof rule, "hold %lld columns, as x's last dimension", static_cast<long long>(args->K));
+    std::snprintf(got, sizeof got, "%lld", static_cast<long long>(header.K));
+    return value_error(problem, op, "packed", rule, got);
+  }
+  args->N = header.N;
+  args->packed = packed.data;
+  return true;
+}
+
+bool check_linear_weight(const LinearCall& call, const char* op, const char* weight_arg, LinearArgs* args,
+                         Problem* problem) {
+  const TensorView& weight = call.weight.values;
+  if (weight.ndim != 2) return shape_error(problem, op, weight_arg, "have 2 dimensions", weight);
+  if (weight.sizes[1] != args->K) {
+    char rule[96];
+    std::snprintf(rule, sizeof rule, "have %lld columns, as x's last dimension", static_cast<long long>(args->K));
+    return shape_error(problem, op, weight_arg, rule, weight);
+  }
+  args->N = weight.sizes[0];
+  return true;
+}
+
+bool check_linear_scale(const LinearCall& call, const char* op, int64_t length, LinearArgs* args, Problem* problem) {
+  const TensorView& scale = *call.weight.scale;
+  if (scale.dtype != Dtype::f32) return dtype_error(problem, op, "scale", "be float32", scale);
+  if (!check_vector(op, "scale", scale, length, problem)) return false;
+  args->scale = static_cast<const float*>(scale.data);
+  return true;
+}
+
+bool check_linear_rest(const LinearCall& call, const char* op, const char* weight_arg, PackedFormat format,
+                       LinearArgs* args, Problem* problem) {
+  const TensorView& x = call.x;
   // Byte counts of the output, of x and of the packed weight; a quarter of the range leaves room for padding.
   int64_t elements = 0;
   constexpr int64_t LARGEST = int64_t{1} << 60;
@@ -156,15 +160,10 @@ bool check_linear(const LinearCall& call, const char* op, const char* weight_arg
   if (!checked_mul(args->M, args->K, &elements) || elements > LARGEST)
     return shape_error(problem, op, "x", "have fewer than 2^60 elements", x);
   if (!checked_mul(args->N, args->K, &elements) || elements > LARGEST)
-    return shape_error(problem, op, weight_arg, "have fewer than 2^60 elements", call.weight);
-  if (!call.weight_is_packed && !dsf_fits_memory(packed_bytes(weight_dtype, args->N, args->K)))
-    return shape_error(problem, op, weight_arg, "fit into memory in its packed form", call.weight);
+    return shape_error(problem, op, weight_arg, "have fewer than 2^60 elements", call.weight.values);
+  if (!call.weight_is_packed && !dsf_fits_memory(packed_bytes(format, args->N, args->K)))
+    return shape_error(problem, op, weight_arg, "fit into memory in its packed form", call.weight.values);
 
-  if (call.scale) {
-    if (call.scale->dtype != Dtype::f32) return dtype_error(problem, op, "scale", "be float32", *call.scale);
-    if (!check_vector(op, "scale", *call.scale, args->N, problem)) return false;
-    args->scale = static_cast<const float*>(call.scale->data);
-  }
   if (call.bias) {
     if (!check_same_dtype(call, op, "bias", *call.bias, problem)) return false;
     if (!check_vector(op, "bias", *call.bias, args->N, problem)) return false;
@@ -181,38 +180,58 @@ bool check_linear(const LinearCall& call, const char* op, const char* weight_arg
     return value_error(problem, op, "activation", "be one of none, relu, gelu, gelu_tanh, silu", got);
   }
   args->activation = static_cast<Activation>(activation);
-  args->x = x.data;
-  args->x_stride = dsf_row_stride(&x);
   return true;
 }
 
-bool check_matrix(const char* op, const char* arg, const TensorView& matrix, Problem* problem) {
+bool check_linear(const LinearCall& call, const char* op, const char* weight_arg, Dtype weight_dtype, LinearArgs* args,
+                  Problem* problem) {
+  if (!check_linear_x(call, op, args, problem)) return false;
+  PackedFormat format{weight_dtype};
+  if (call.weight_is_packed) {
+    if (!check_linear_packed(call, op, args, &format, problem)) return false;
+    if (!check_packed_dtype(op, weight_dtype, format, problem)) return false;
+  } else {
+    const TensorView& weight = call.weight.values;
+    if (weight_dtype == Dtype::i8 && weight.dtype != Dtype::i8)
+      return dtype_error(problem, op, weight_arg, "be int8", weight);
+    if (weight_dtype != Dtype::i8 && !check_same_dtype(call, op, weight_arg, weight, problem)) return false;
+    if (!check_linear_weight(call, op, weight_arg, args, problem)) return false;
+  }
+  if (call.weight.scale && !check_linear_scale(call, op, args->N, args, problem)) return false;
+  return check_linear_rest(call, op, weight_arg, format, args, problem);
+}
+
+bool check_matrix(const char* op, const char* arg, const TensorView& matrix, PackedFormat format, Problem* problem) {
   if (matrix.ndim != 2) return shape_error(problem, op, arg, "have 2 dimensions", matrix);
-  if (packed_bytes(matrix.dtype, matrix.sizes[0], matrix.sizes[1]) < 0)
-    return shape_error(problem, op, arg, "have fewer than 2^60 elements", matrix);
-  if (!dsf_fits_memory(packed_bytes(matrix.dtype, matrix.sizes[0], matrix.sizes[1])))
-    return shape_error(problem, op, arg, "fit into memory", matrix);
+  const int64_t bytes = packed_bytes(format, matrix.sizes[0], matrix.sizes[1]);
+  if (bytes < 0) return shape_error(problem, op, arg, "have fewer than 2^60 elements", matrix);
+  if (!dsf_fits_memory(bytes)) return shape_error(problem, op, arg, "fit into memory", matrix);
   return true;
 }
 
-int64_t packed_bytes(Dtype dtype, int64_t N, int64_t K) {
+int64_t packed_bytes(PackedFormat format, int64_t N, int64_t K) {
   int64_t values = 0, bytes = 0;
   constexpr int64_t LARGEST = int64_t{1} << 60;
   if (N < 0 || K < 0 || N > LARGEST || K > LARGEST) return -1;
   const int64_t padded_N = round_up(N, PANEL_N);
-  if (!checked_mul(padded_N, round_up(K, k_group(dtype)), &values) || values > LARGEST) return -1;
-  if (!checked_mul(values, value_bytes(dtype), &bytes)) return -1;
-  return int64_t(sizeof(PackedHeader)) + (dtype == Dtype::i8 ? padded_N * 4 : 0) + bytes;
+  if (!checked_mul(padded_N, round_up(K, k_group(format.dtype)), &values) || values > LARGEST) return -1;
+  if (!checked_mul(padded_N, column_bytes(format.dtype, K), &bytes)) return -1;
+  // Scales of blocks are fewer than values, at four bytes each, and zero points at one; an excess is one a row.
+  if (format.block_k) bytes += padded_N * ((K + format.block_k - 1) / format.block_k) * (format.zeros ? 5 : 4);
+  if (format.dtype == Dtype::i8) bytes += padded_N * 4;
+  return int64_t(sizeof(PackedHeader)) + bytes;
 }
 
-void write_packed_header(Dtype dtype, int64_t N, int64_t K, void* packed) {
+void write_packed_header(PackedFormat format, int64_t N, int64_t K, void* packed) {
   PackedHeader header{};
   header.magic = PACKED_MAGIC;
   header.version = PACKED_VERSION;
-  header.dtype = int32_t(dtype);
+  header.dtype = int32_t(format.dtype);
+  header.block_k = int32_t(format.block_k);
+  header.zeros = format.zeros;
   header.N = N;
   header.K = K;
-  header.bytes = packed_bytes(dtype, N, K);
+  header.bytes = packed_bytes(format, N, K);
   std::memcpy(packed, &header, sizeof header);
 }
 

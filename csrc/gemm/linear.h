@@ -21,7 +21,7 @@ enum class Activation : int32_t { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, s
 struct LinearArgs {
   Dtype dtype;  // of x, bias, residual and y: f32 or bf16
   Activation activation;
-  int32_t float_activations;  // int8_matmul: 0 quantizes each row of x to int8, 1 keeps x as it is
+  int32_t float_activations;  // 0 quantizes x (int8_matmul, int4_matmul: to int8; fp8_matmul: to FP8), 1 keeps it
   int64_t M, N, K;
   const void* x;
   int64_t x_stride;
@@ -35,28 +35,38 @@ struct LinearArgs {
   int64_t y_stride;
 };
 
-// A door's call before it is checked. weight is (N, K), or where weight_is_packed a packed tensor (1-D uint8).
+// A weight as a model holds it: values and what turns them into numbers.
+struct LinearWeight {
+  TensorView values;                  // (N, K)
+  const TensorView* scale;            // null where the room has none
+  int64_t block_n;                    // rows and columns of values that share a scale; -1: all of them
+  int64_t block_k;                    // int4_matmul: group_size
+  const TensorView* zeros = nullptr;  // int4_matmul: a zero point beside every scale, or null
+  int64_t in_features = -1;           // int4_matmul: K, where a last byte may hold one value or two; -1: two
+};
+
+// A door's call before it is checked. Where weight_is_packed, weight.values is a packed tensor (1-D uint8).
 struct LinearCall {
   TensorView x;
-  TensorView weight;
+  LinearWeight weight;
   int32_t weight_is_packed;
   int64_t out_features;        // with a packed weight: N as the caller states it; -1: take the packed tensor's word
-  const TensorView* scale;     // int8_matmul, else null
   const TensorView* bias;      // may be null
   const TensorView* residual;  // may be null
   const char* activation;      // "none", "relu", "gelu", "gelu_tanh", "silu"; NUL-terminated
-  const char* activations;     // int8_matmul: "int8" or "float"; else null
+  const char* activations;     // what x becomes: "int8", "fp8" or "float"; null for a room without the choice
 };
 
 // A linear room's functions, as every door calls them (their contracts: kernels/<op>/cpu.h).
 struct LinearRoom {
   const char* op;          // "int8_matmul"
   const char* weight_arg;  // "q"
+  int32_t packs_scale;     // the packed weight holds the scale, which the call then leaves out
   int32_t (*check)(const LinearCall* call, LinearArgs* args, Problem* problem);
-  int32_t (*pack_check)(const TensorView* weight, Problem* problem);
-  int64_t (*packed_bytes)(Dtype dtype, int64_t N, int64_t K);
-  void (*pack)(const Context* context, Dtype dtype, const void* weight, int64_t row_stride, int64_t N, int64_t K,
-               void* packed);
+  int32_t (*pack_check)(const LinearWeight* weight, Problem* problem);
+  // Both for a checked weight whose values are rows: dsf_row_stride(values) >= 0.
+  int64_t (*packed_bytes)(const LinearWeight* weight);
+  void (*pack)(const Context* context, const LinearWeight* weight, void* packed);
   int64_t (*workspace_bytes)(const Context* context, const LinearArgs* args);
   void (*run)(const Context* context, const LinearArgs* args);
 };

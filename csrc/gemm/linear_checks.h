@@ -1,19 +1,33 @@
 // The checks, packing header and work plan behind every linear room's functions.
 #pragma once
 #include "csrc/gemm/linear.h"
+#include "csrc/gemm/packed.h"
 
 namespace dsf {
 
 // Fills *args from the call; weight_arg is the weight's name in sentences ("weight", "q"). False and *problem
-// otherwise.
+// otherwise. A room whose weight needs other rules calls the steps itself, in this order: x, the weight, the rest.
 bool check_linear(const LinearCall& call, const char* op, const char* weight_arg, Dtype weight_dtype, LinearArgs* args,
                   Problem* problem);
+bool check_linear_x(const LinearCall& call, const char* op, LinearArgs* args, Problem* problem);
+// A matrix of K columns, without a look at its dtype.
+bool check_linear_weight(const LinearCall& call, const char* op, const char* weight_arg, LinearArgs* args,
+                         Problem* problem);
+// A whole packed weight of this version, K columns and out_features rows. *format is what it holds.
+bool check_linear_packed(const LinearCall& call, const char* op, LinearArgs* args, PackedFormat* format,
+                         Problem* problem);
+// Representable sizes, then bias, residual, activation. format: of the packed weight, made or to be made.
+bool check_linear_rest(const LinearCall& call, const char* op, const char* weight_arg, PackedFormat format,
+                       LinearArgs* args, Problem* problem);
 
 // Two dimensions, and a packed form of representable size.
-bool check_matrix(const char* op, const char* arg, const TensorView& matrix, Problem* problem);
+bool check_matrix(const char* op, const char* arg, const TensorView& matrix, PackedFormat format, Problem* problem);
+// call.weight.scale, of shape (length,) and f32.
+bool check_linear_scale(const LinearCall& call, const char* op, int64_t length, LinearArgs* args, Problem* problem);
+const char* dtype_name(Dtype dtype);
 
-int64_t packed_bytes(Dtype dtype, int64_t N, int64_t K);  // -1 on overflow
-void write_packed_header(Dtype dtype, int64_t N, int64_t K, void* packed);
+int64_t packed_bytes(PackedFormat format, int64_t N, int64_t K);  // -1 on overflow
+void write_packed_header(PackedFormat format, int64_t N, int64_t K, void* packed);
 
 // Work is cut into panels x blocks of rows. How it is cut never changes a result.
 struct WalkPlan {

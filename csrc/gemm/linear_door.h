@@ -7,7 +7,7 @@ namespace dsf {
 // Operand has `view`, `get()` (null where absent) and `make_rows()` (true where it copied).
 template <class Operand>
 struct LinearOperands {
-  Operand &x, &weight, &scale, &bias, &residual;
+  Operand &x, &weight, &scale, &zeros, &bias, &residual;
 };
 
 // raise(problem) throws.
@@ -17,8 +17,9 @@ LinearArgs checked_args(const LinearRoom& room, const LinearOperands<Operand>& o
   LinearArgs args;
   const auto check = [&] {
     call->x = operands.x.view;
-    call->weight = operands.weight.view;
-    call->scale = operands.scale.get();
+    call->weight.values = operands.weight.view;
+    call->weight.scale = operands.scale.get();
+    call->weight.zeros = operands.zeros.get();
     call->bias = operands.bias.get();
     call->residual = operands.residual.get();
     Problem problem;
@@ -26,7 +27,8 @@ LinearArgs checked_args(const LinearRoom& room, const LinearOperands<Operand>& o
   };
   check();
   bool copied = false;
-  for (Operand* operand : {&operands.x, &operands.weight, &operands.scale, &operands.bias, &operands.residual})
+  for (Operand* operand :
+       {&operands.x, &operands.weight, &operands.scale, &operands.zeros, &operands.bias, &operands.residual})
     copied |= operand->make_rows();
   if (copied) check();
   return args;

@@ -43,25 +43,33 @@ struct StoreSums {
   }
 };
 
-// sums[r][c] = sum_k x[r, k] * panel[k][c]
+// Sums of an earlier part of K, rows of PANEL_N, or none: zeros.
+template <class V, int rows, int vectors>
+[[gnu::always_inline]] inline void start_sums(typename V::f32 (&acc)[rows][vectors], const float* start) {
+  DSF_UNROLL
+  for (int r = 0; r < rows; ++r) {
+    DSF_UNROLL
+    for (int v = 0; v < vectors; ++v) acc[r][v] = start ? V::load(start + r * PANEL_N + v * V::LANES) : V::zero();
+  }
+}
+
+// sums[r][c] = start[r][c] + sum_k x[r, k] * panel[k][c]
 template <class V>
 struct TileF32 {
   using X = float;
   using Sum = float;
+  using Start = float;
   using Store = StoreSums<V>;
   static constexpr bool SUMS_ARE_COLUMNS = true;  // a vector of sums is a vector of columns
   static constexpr int MR = V::TILE_M, NV = V::TILE_NV, COLUMNS = V::LANES;
   static constexpr int64_t GROUP_BYTES = PANEL_N * 4;  // bytes of one k in a panel
+  static constexpr int64_t K_GROUP = 1;
 
   template <int rows, int vectors, class End>
-  [[gnu::noinline]] static void run(int64_t K, const X* x, int64_t x_stride, const char* panel, const int32_t*,
+  [[gnu::noinline]] static void run(int64_t K, const X* x, int64_t x_stride, const char* panel, const float* start,
                                     const End& end) {
     typename V::f32 acc[rows][vectors];
-    DSF_UNROLL
-    for (int r = 0; r < rows; ++r) {
-      DSF_UNROLL
-      for (int v = 0; v < vectors; ++v) acc[r][v] = V::zero();
-    }
+    start_sums<V>(acc, start);
     for (int64_t k = 0; k < K; ++k, panel += GROUP_BYTES) {
       typename V::f32 w[vectors];
       DSF_UNROLL
@@ -83,20 +91,18 @@ template <class V>
 struct TileBf16 {
   using X = uint16_t;
   using Sum = float;
+  using Start = float;
   using Store = StoreSums<V>;
   static constexpr bool SUMS_ARE_COLUMNS = true;  // a vector of sums is a vector of columns
   static constexpr int MR = V::PAIR_TILE_M, NV = V::PAIR_TILE_NV, COLUMNS = V::LANES;
   static constexpr int64_t GROUP_BYTES = PANEL_N * 4;  // bytes of one pair of k in a panel
+  static constexpr int64_t K_GROUP = 2;
 
   template <int rows, int vectors, class End>
-  [[gnu::noinline]] static void run(int64_t K, const X* x, int64_t x_stride, const char* panel, const int32_t*,
+  [[gnu::noinline]] static void run(int64_t K, const X* x, int64_t x_stride, const char* panel, const float* start,
                                     const End& end) {
     typename V::f32 acc[rows][vectors];
-    DSF_UNROLL
-    for (int r = 0; r < rows; ++r) {
-      DSF_UNROLL
-      for (int v = 0; v < vectors; ++v) acc[r][v] = V::zero();
-    }
+    start_sums<V>(acc, start);
     const auto step = [&](const auto& x_pair) __attribute__((always_inline)) {
       typename V::pair w[vectors];
       DSF_UNROLL
@@ -124,42 +130,78 @@ struct TileBf16 {
 };
 
 // Runs the tile with the row and vector counts as constants.
-template <class Tile, int rows, int vectors>
+template <class Tile, int rows, int vectors, class End>
 inline void run_tile(int row_count, int vector_count, int64_t K, const typename Tile::X* x, int64_t x_stride,
-                     const char* panel, const int32_t* excess, const typename Tile::Store& end) {
+                     const char* panel, const typename Tile::Start* start, const End& end) {
   if constexpr (rows > 1)
     if (row_count < rows)
-      return run_tile<Tile, rows - 1, vectors>(row_count, vector_count, K, x, x_stride, panel, excess, end);
+      return run_tile<Tile, rows - 1, vectors>(row_count, vector_count, K, x, x_stride, panel, start, end);
   if constexpr (vectors > 1)
     if (vector_count < vectors)
-      return run_tile<Tile, rows, vectors - 1>(row_count, vector_count, K, x, x_stride, panel, excess, end);
-  Tile::template run<rows, vectors>(K, x, x_stride, panel, excess, end);
+      return run_tile<Tile, rows, vectors - 1>(row_count, vector_count, K, x, x_stride, panel, start, end);
+  Tile::template run<rows, vectors>(K, x, x_stride, panel, start, end);
 }
 
+// A panel above WHOLE_BYTES would leave L2 between one row tile and the next: it is walked in steps of STEP_BYTES, the
+// sums waiting in L1 and L2. They are the same sums, in the same order.
+inline constexpr int64_t WHOLE_BYTES = 512 << 10, STEP_BYTES = 256 << 10;
+inline constexpr int64_t STEP_ROWS = 192;  // 48 KiB of waiting sums
+
 // Rows [m_begin, m_end) of x against one panel. finish.direct(m, column) is the End of a whole register tile, taken
-// where finish.DIRECT says so; finish(sums, m, rows) takes any other block of at most MR rows.
+// where finish.DIRECT says so; finish(sums, m, rows) takes any other block of rows.
 template <class Tile, class Finish>
-inline void walk_panel(int64_t K, const typename Tile::X* x, int64_t x_stride, const char* panel, const int32_t* excess,
-                       int columns, int64_t m_begin, int64_t m_end, const Finish& finish) {
+inline void walk_panel(int64_t K, const typename Tile::X* x, int64_t x_stride, const char* panel,
+                       const typename Tile::Start* start, int columns, int64_t m_begin, int64_t m_end,
+                       const Finish& finish) {
   constexpr int BLOCK = Tile::NV * Tile::COLUMNS;  // columns a register tile covers
   alignas(64) typename Tile::Sum sums[Tile::MR * PANEL_N];
   for (int64_t m = m_begin; m < m_end; m += Tile::MR) {
     const int rows = int(m_end - m < Tile::MR ? m_end - m : Tile::MR);
     const typename Tile::X* x_rows = x + m * x_stride;
     const auto weights = [&](int c) { return panel + c * (Tile::GROUP_BYTES / PANEL_N); };
-    const auto start = [&](int c) { return excess ? excess + c : nullptr; };
+    const auto start_of = [&](int c) { return start ? start + c : nullptr; };
     if constexpr (Finish::DIRECT && Tile::SUMS_ARE_COLUMNS)
       if (rows == Tile::MR && columns == PANEL_N) {
         for (int c = 0; c < columns; c += BLOCK)
-          Tile::template run<Tile::MR, Tile::NV>(K, x_rows, x_stride, weights(c), start(c), finish.direct(m, c));
+          Tile::template run<Tile::MR, Tile::NV>(K, x_rows, x_stride, weights(c), start_of(c), finish.direct(m, c));
         continue;
       }
     for (int c = 0; c < columns; c += BLOCK) {
       const int left = (columns - c + Tile::COLUMNS - 1) / Tile::COLUMNS;
       run_tile<Tile, Tile::MR, Tile::NV>(rows, left < Tile::NV ? left : Tile::NV, K, x_rows, x_stride, weights(c),
-                                         start(c), {sums + c});
+                                         start_of(c), typename Tile::Store{sums + c});
     }
     finish(sums, m, rows);
+  }
+}
+
+// The same in steps of K, for float tiles. weights_of(k, count) gives the panel's values [k, k + count): where they
+// are, or unpacked into L1.
+template <class Tile, class Weights, class Finish>
+inline void walk_panel_in_steps(int64_t K, int64_t step_K, const typename Tile::X* x, int64_t x_stride,
+                                const Weights& weights_of, int columns, int64_t m_begin, int64_t m_end,
+                                const Finish& finish) {
+  constexpr int BLOCK = Tile::NV * Tile::COLUMNS;
+  alignas(64) float sums[STEP_ROWS * PANEL_N];
+  for (int64_t m_step = m_begin; m_step < m_end; m_step += STEP_ROWS) {
+    const int64_t step_end = m_end - m_step < STEP_ROWS ? m_end : m_step + STEP_ROWS;
+    int64_t k = 0;
+    do {  // K = 0 stores zeros
+      const int64_t count = K - k < step_K ? K - k : step_K;
+      const char* weights = weights_of(k, count);
+      for (int64_t m = m_step; m < step_end; m += Tile::MR) {
+        const int rows = int(step_end - m < Tile::MR ? step_end - m : Tile::MR);
+        for (int c = 0; c < columns; c += BLOCK) {
+          const int left = (columns - c + Tile::COLUMNS - 1) / Tile::COLUMNS;
+          float* at = sums + (m - m_step) * PANEL_N + c;
+          run_tile<Tile, Tile::MR, Tile::NV>(rows, left < Tile::NV ? left : Tile::NV, count, x + m * x_stride + k,
+                                             x_stride, weights + c * (Tile::GROUP_BYTES / PANEL_N), k ? at : nullptr,
+                                             typename Tile::Store{at});
+        }
+      }
+      k += step_K;
+    } while (k < K);
+    finish(sums, m_step, int(step_end - m_step));
   }
 }
 

@@ -15,6 +15,7 @@ template <class V>
 struct TileInt8Dot {
   using X = uint8_t;  // x_q + 128
   using Sum = int32_t;
+  using Start = int32_t;
   using Store = StoreSums<V>;
   static constexpr bool SUMS_ARE_COLUMNS = true;
   static constexpr int MR = V::TILE_M, NV = V::TILE_NV, COLUMNS = V::LANES;
@@ -66,6 +67,7 @@ template <class V>
 struct TileInt8Widen {
   using X = int16_t;  // x_q
   using Sum = int32_t;
+  using Start = int32_t;
   using Store = StorePairSums<V>;
   static constexpr bool SUMS_ARE_COLUMNS = false;
   static constexpr int MR = V::TILE_M, NV = V::TILE_NV, COLUMNS = V::LANES / 2;

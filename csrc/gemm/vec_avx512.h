@@ -24,6 +24,11 @@ struct Vec {
   static void keep(Register& value) {
     asm("" : "+v"(value));
   }
+  // The same, and no other pinned value moves past this point.
+  template <class Register>
+  static void pin(Register& value) {
+    asm volatile("" : "+v"(value));
+  }
   static f32 zero() { return _mm512_setzero_ps(); }
   static f32 set1(float value) { return _mm512_set1_ps(value); }
   static f32 load(const float* p) { return _mm512_loadu_ps(p); }
@@ -96,6 +101,41 @@ struct Vec {
     return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(quads, 24 - 8 * i), 24));
   }
 
+  // Packed fp8 codes (packed.h) of LANES columns as quads of k.
+  static i32 load_fp8_quads(const char* p) {
+    const __m512i pairs_first =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+    return _mm512_shuffle_epi8(_mm512_loadu_si512(p), pairs_first);
+  }
+  // The i-th byte of each quad.
+  template <int i>
+  static i32 byte_of_quad(i32 quads) {
+    return _mm512_and_si512(_mm512_srli_epi32(quads, 8 * i), _mm512_set1_epi32(0xFF));
+  }
+  static int32_t total(i32 v) { return _mm512_reduce_add_epi32(v); }
+  // a * b, for lanes of a from 0 to 2^15 - 1 and lanes of b in s16.
+  static i32 mul_s16(i32 a, i32 b) { return _mm512_madd_epi16(a, b); }
+  static i32 set1_i32(int32_t value) { return _mm512_set1_epi32(value); }
+  static i32 plus_i32(i32 a, i32 b) { return _mm512_add_epi32(a, b); }
+  static i32 minus_i32(i32 a, i32 b) { return _mm512_sub_epi32(a, b); }
+  static i32 load_u8(const void* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+  static i32 and_bits(i32 v, int32_t mask) { return _mm512_and_si512(v, _mm512_set1_epi32(mask)); }
+  static i32 or_bits(i32 a, i32 b) { return _mm512_or_si512(a, b); }
+  template <int count>
+  static i32 shift_left(i32 v) {
+    return _mm512_slli_epi32(v, count);
+  }
+  template <int count>
+  static i32 shift_right(i32 v) {
+    return _mm512_srli_epi32(v, count);
+  }
+  // a where v < limit, else b; signed.
+  static i32 select_below(i32 v, int32_t limit, i32 a, i32 b) {
+    return _mm512_mask_mov_epi32(b, _mm512_cmplt_epi32_mask(v, _mm512_set1_epi32(limit)), a);
+  }
+  static i32 bits_of(f32 v) { return _mm512_castps_si512(v); }
+  static f32 f32_of_bits(i32 v) { return _mm512_castsi512_ps(v); }
+
   static i32 load_quads_s16(const char* p) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
@@ -109,12 +149,23 @@ struct Vec {
     const __m512i sums = _mm512_add_epi32(v, _mm512_srli_epi64(v, 32));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi64_epi32(sums));
   }
-#ifdef __AVX512VNNI__
-  static i32 set1_quad(const uint8_t* p) {
+  static i32 set1_quad(const void* p) {
     int32_t quad;
     __builtin_memcpy(&quad, p, 4);
     return _mm512_set1_epi32(quad);
   }
+  // sum plus both dots of quads; u4 numbers are 0 to 15, so that VPMADDUBSW's s16 hold all four products: 4 * 15 * 128.
+  static i32 dot_u4_quads(i32 sum, i32 a_u4, i32 a_s8, i32 b_u4, i32 b_s8) {
+    const __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16(a_u4, a_s8), _mm512_maddubs_epi16(b_u4, b_s8));
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
+  static constexpr bool HAS_DOT_QUAD =
+#ifdef __AVX512VNNI__
+      true;
+#else
+      false;
+#endif
+#ifdef __AVX512VNNI__
   static i32 dot_quad(i32 sum, i32 x_u8, i32 q_s8) { return _mm512_dpbusd_epi32(sum, x_u8, q_s8); }
 #endif
 

@@ -25,6 +25,11 @@ struct Vec {
   static void keep(Register& value) {
     asm("" : "+x"(value));
   }
+  // The same, and no other pinned value moves past this point.
+  template <class Register>
+  static void pin(Register& value) {
+    asm volatile("" : "+x"(value));
+  }
   static f32 zero() { return f32{}; }
   static f32 set1(float value) { return f32{value, value, value, value}; }
   static f32 load(const float* p) {
@@ -116,12 +121,52 @@ struct Vec {
     for (const i32& codes : {a, b, c, d})
       for (int i = 0; i < LANES; ++i) *bytes++ = uint8_t(codes[i] + offset);
   }
-  static i32 add_i32(i32 v, int32_t value) { return v + value; }
+  // Sums modulo 2^32.
+  static i32 add_i32(i32 v, int32_t value) { return i32(u32(v) + uint32_t(value)); }
   // The i-th s8 of each quad, as f32.
   template <int i>
   static f32 quad_to_f32(i32 quads) {
     return to_f32(i32(u32(quads) << (24 - 8 * i)) >> 24);
   }
+
+  // Packed fp8 codes (packed.h) of LANES columns as quads of k.
+  static i32 load_fp8_quads(const char* p) {
+    const auto* pairs = reinterpret_cast<const uint8_t*>(p);
+    i32 quads;
+    for (int i = 0; i < LANES; ++i)
+      quads[i] =
+          int32_t(pairs[2 * i] | pairs[2 * i + 1] << 8 | pairs[8 + 2 * i] << 16 | uint32_t(pairs[8 + 2 * i + 1]) << 24);
+    return quads;
+  }
+  // The i-th byte of each quad.
+  template <int i>
+  static i32 byte_of_quad(i32 quads) {
+    return i32(u32(quads) >> (8 * i) & 0xFFu);
+  }
+  static int32_t total(i32 v) { return v[0] + v[1] + v[2] + v[3]; }
+  // a * b, for lanes of a from 0 to 2^15 - 1 and lanes of b in s16.
+  static i32 mul_s16(i32 a, i32 b) { return a * b; }
+  static i32 set1_i32(int32_t value) { return i32{value, value, value, value}; }
+  static i32 plus_i32(i32 a, i32 b) { return i32(u32(a) + u32(b)); }
+  static i32 minus_i32(i32 a, i32 b) { return a - b; }
+  static i32 load_u8(const void* p) {
+    const auto* bytes = static_cast<const uint8_t*>(p);
+    return i32{bytes[0], bytes[1], bytes[2], bytes[3]};
+  }
+  static i32 and_bits(i32 v, int32_t mask) { return v & mask; }
+  static i32 or_bits(i32 a, i32 b) { return a | b; }
+  template <int count>
+  static i32 shift_left(i32 v) {
+    return i32(u32(v) << count);
+  }
+  template <int count>
+  static i32 shift_right(i32 v) {
+    return i32(u32(v) >> count);
+  }
+  // a where v < limit, else b; signed.
+  static i32 select_below(i32 v, int32_t limit, i32 a, i32 b) { return v < limit ? a : b; }
+  static i32 bits_of(f32 v) { return i32(v); }
+  static f32 f32_of_bits(i32 v) { return f32(v); }
 
   typedef int16_t s16 __attribute__((vector_size(16)));
 #ifdef __SSE4_1__  // by hand: GCC 12 makes 259 instructions of a loop that has 29 so
@@ -147,6 +192,21 @@ struct Vec {
     return sum;
   }
 #endif
+  static i32 set1_quad(const void* p) {
+    int32_t quad;
+    std::memcpy(&quad, p, 4);
+    return i32{quad, quad, quad, quad};
+  }
+  // sum plus both dots of quads; u4 numbers are 0 to 15, so that s16 hold all four products of a lane: 4 * 15 * 128.
+  static i32 dot_u4_quads(i32 sum, i32 a_u4, i32 a_s8, i32 b_u4, i32 b_s8) {
+    typedef uint16_t u16 __attribute__((vector_size(16)));
+    const auto even = [](i32 bytes) { return s16(u16(bytes) << 8) >> 8; };
+    const auto odd = [](i32 bytes) { return s16(bytes) >> 8; };
+    const i32 pairs =
+        i32(even(a_u4) * even(a_s8) + odd(a_u4) * odd(a_s8) + even(b_u4) * even(b_s8) + odd(b_u4) * odd(b_s8));
+    return sum + (i32(u32(pairs) << 16) >> 16) + (pairs >> 16);
+  }
+  static constexpr bool HAS_DOT_QUAD = false;
   static void store_pair_sums(int32_t* p, i32 v) {
     p[0] = v[0] + v[1];
     p[1] = v[2] + v[3];

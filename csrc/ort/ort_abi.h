@@ -115,7 +115,10 @@ struct OrtApi {
   void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo* info);
   void* gap_100[30];
   OrtStatus* (*AddSessionConfigEntry)(OrtSessionOptions* options, const char* key, const char* value);
-  void* gap_131[99];
+  void* gap_131[32];
+  OrtStatus* (*KernelInfoGetAttributeArray_int64)(const OrtKernelInfo* info, const char* name, int64_t* out,
+                                                  size_t* count);
+  void* gap_164[66];
   OrtStatus* (*KernelInfo_GetInputCount)(const OrtKernelInfo* info, size_t* out);
   void* gap_231[3];
   OrtStatus* (*KernelInfo_GetInputTypeInfo)(const OrtKernelInfo* info, size_t index, OrtTypeInfo** out);
@@ -166,6 +169,7 @@ static_assert(offsetof(OrtApi, ReleaseStatus) == 8 * 93);
 static_assert(offsetof(OrtApi, ReleaseTypeInfo) == 8 * 98);
 static_assert(offsetof(OrtApi, ReleaseTensorTypeAndShapeInfo) == 8 * 99);
 static_assert(offsetof(OrtApi, AddSessionConfigEntry) == 8 * 130);
+static_assert(offsetof(OrtApi, KernelInfoGetAttributeArray_int64) == 8 * 163);
 static_assert(offsetof(OrtApi, KernelInfo_GetInputCount) == 8 * 230);
 static_assert(offsetof(OrtApi, KernelInfo_GetInputTypeInfo) == 8 * 234);
 static_assert(offsetof(OrtApi, HasSessionConfigEntry) == 8 * 237);

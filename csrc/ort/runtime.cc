@@ -25,6 +25,12 @@ Dtype dtype_of(ONNXTensorElementDataType type) {
       return Dtype::i8;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8:
       return Dtype::u8;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN:
+      return Dtype::f8e4m3;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E5M2:
+      return Dtype::f8e5m2;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E8M0:
+      return Dtype::f8e8m0;
     default:
       return Dtype::other;
   }

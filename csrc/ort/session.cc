@@ -49,6 +49,25 @@ std::string Node::attribute(const char* name, const char* fallback) const {
   return text;
 }
 
+int64_t Node::attribute(const char* name, int64_t fallback) const {
+  int64_t value = 0;
+  return succeeded(runtime.api, runtime.api->KernelInfoGetAttribute_int64(info_, name, &value)) ? value : fallback;
+}
+
+std::vector<int64_t> Node::attribute(const char* name, const std::vector<int64_t>& fallback) const {
+  const OrtApi* api = runtime.api;
+  size_t count = 0;
+  const bool found = succeeded(api, api->KernelInfoGetAttributeArray_int64(info_, name, nullptr, &count));
+  if (count == 0) {  // absent, or there as one number or as another type: for the caller to refuse
+    int64_t number = 0;
+    if (succeeded(api, api->KernelInfoGetAttribute_int64(info_, name, &number))) return {number};
+    return found ? std::vector<int64_t>{} : fallback;
+  }
+  std::vector<int64_t> values(count);
+  check(api->KernelInfoGetAttributeArray_int64(info_, name, values.data(), &count));
+  return values;
+}
+
 std::optional<ONNXTensorElementDataType> Node::type(size_t index) const {
   const OrtApi* api = runtime.api;
   OrtTypeInfo* info = nullptr;

@@ -1,17 +1,17 @@
 #include "csrc/python/adapter.h"
 
 namespace dsf::python_door {
-namespace {
 
 Dtype dtype_of(const std::string& name) {
   if (name == "float32") return Dtype::f32;
   if (name == "bfloat16") return Dtype::bf16;  // ml_dtypes
   if (name == "int8") return Dtype::i8;
   if (name == "uint8") return Dtype::u8;
+  if (name == "float8_e4m3fn") return Dtype::f8e4m3;
+  if (name == "float8_e5m2") return Dtype::f8e5m2;
+  if (name == "float8_e8m0fnu") return Dtype::f8e8m0;
   return Dtype::other;
 }
-
-}  // namespace
 
 Operand::Operand(const char* op, const char* arg, const py::object& value) : op(op), arg(arg) {
   if (value.is_none()) return;

@@ -14,6 +14,9 @@ namespace dsf::python_door {
 
 namespace py = pybind11;
 
+// By NumPy's name of it.
+Dtype dtype_of(const std::string& name);
+
 // An argument of a function: an array, or None.
 struct Operand {
   Operand(const char* op, const char* arg, const py::object& value);  // raises TypeError where value is no array

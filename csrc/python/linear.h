@@ -13,6 +13,10 @@ struct LinearArrays {
   const py::object& residual;
   std::string activation;
   std::string activations;
+  int64_t block_n = -1;  // of a room with blocks of scales
+  int64_t block_k = -1;
+  py::object zeros = py::none();  // of a room with zero points
+  int64_t in_features = -1;       // of a room whose weight holds two values a byte
 };
 
 py::array run_linear(const LinearRoom& room, const LinearArrays& arrays);

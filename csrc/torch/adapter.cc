@@ -7,21 +7,6 @@
 namespace dsf::torch_door {
 namespace {
 
-Dtype dtype_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return Dtype::f32;
-    case ScalarType::BFloat16:
-      return Dtype::bf16;
-    case ScalarType::Char:
-      return Dtype::i8;
-    case ScalarType::Byte:
-      return Dtype::u8;
-    default:
-      return Dtype::other;
-  }
-}
-
 // As torch's users write it.
 const char* name_of(ScalarType type) {
   switch (type) {
@@ -53,12 +38,35 @@ const char* name_of(ScalarType type) {
       return "float8_e4m3fn";
     case ScalarType::Float8_e5m2:
       return "float8_e5m2";
+    case ScalarType::Float8_e8m0fnu:
+      return "float8_e8m0fnu";
     default:
       return torch::headeronly::toString(type);
   }
 }
 
 }  // namespace
+
+Dtype dtype_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    case ScalarType::Char:
+      return Dtype::i8;
+    case ScalarType::Byte:
+      return Dtype::u8;
+    case ScalarType::Float8_e4m3fn:
+      return Dtype::f8e4m3;
+    case ScalarType::Float8_e5m2:
+      return Dtype::f8e5m2;
+    case ScalarType::Float8_e8m0fnu:
+      return Dtype::f8e8m0;
+    default:
+      return Dtype::other;
+  }
+}
 
 TensorView view_of(const Tensor& tensor) {
   const ScalarType type = tensor.scalar_type();
@@ -110,6 +118,12 @@ Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype) {
       break;
     case ScalarType::Char:
       code = aoti_torch_dtype_int8();
+      break;
+    case ScalarType::Float8_e4m3fn:
+      code = aoti_torch_dtype_float8_e4m3fn();
+      break;
+    case ScalarType::Float8_e5m2:
+      code = aoti_torch_dtype_float8_e5m2();
       break;
     default:
       code = aoti_torch_dtype_uint8();

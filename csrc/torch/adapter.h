@@ -18,6 +18,7 @@ namespace dsf::torch_door {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+Dtype dtype_of(ScalarType type);
 // The view borrows the tensor's sizes and strides: it lives no longer than the tensor.
 TensorView view_of(const Tensor& tensor);
 // Throws the sentence; Python turns it into a ValueError or TypeError.

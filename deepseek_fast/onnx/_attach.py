@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deepseek_fast.onnx import _opset
-from deepseek_fast.onnx._body import DOMAIN
+from deepseek_fast.onnx._body import DOMAIN, MIN_OPSET
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,9 +14,22 @@ if TYPE_CHECKING:
 
     from deepseek_fast.onnx._rewriter import Rewriter
 
-ROOMS = {"FusedMatmul": "fused_matmul", "Int8Matmul": "int8_matmul"}  # op type -> kernels/<room>/body.py
-NUM_INPUTS = {"FusedMatmul": 4, "Int8Matmul": 5}  # of which the last two, B and R, may be absent
-DEFAULTS = {"FusedMatmul": {"activation": "none"}, "Int8Matmul": {"activation": "none", "activations": "int8"}}
+# op type -> kernels/<room>/body.py
+ROOMS = {
+    "Fp8Matmul": "fp8_matmul",
+    "FusedMatmul": "fused_matmul",
+    "Int4Matmul": "int4_matmul",
+    "Int8Matmul": "int8_matmul",
+}
+# Of these the last two, B and R, may be absent, and Int4Matmul's zero points.
+NUM_INPUTS = {"Fp8Matmul": 5, "FusedMatmul": 4, "Int4Matmul": 6, "Int8Matmul": 5}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "Fp8Matmul": {"activation": "none", "activations": "float", "block": (128, 128)},
+    "FusedMatmul": {"activation": "none"},
+    "Int4Matmul": {"activation": "none", "compute": "int8", "group_size": 32, "in_features": -1},
+    "Int8Matmul": {"activation": "none", "activations": "int8"},
+}
+SCALE_INPUT, ZEROS_INPUT = 2, 3
 
 
 def complete_nodes(rewriter: Rewriter) -> None:
@@ -26,8 +39,11 @@ def complete_nodes(rewriter: Rewriter) -> None:
             _complete(node, rewriter)
 
 
-def attach_bodies(rewriter: Rewriter) -> None:
-    """The model gets one body for each operator of ours that it uses, the import and the IR version."""
+def attach_bodies(rewriter: Rewriter, rule: str = "optimize: model must import an ai.onnx opset") -> None:
+    """The model gets one body for each operator of ours that it uses, the import and the IR version.
+
+    raises: ValueError, which begins with rule, where the model's opset is too early for a body.
+    """
     import onnx_ir as ir
 
     model = rewriter.model
@@ -37,6 +53,9 @@ def attach_bodies(rewriter: Rewriter) -> None:
         del model.functions[identifier]
     for op_type in sorted(used):
         room = importlib.import_module(f"deepseek_fast.kernels.{ROOMS[op_type]}.body")
+        lowest = getattr(room, "MIN_OPSET", MIN_OPSET)
+        if rewriter.opset < lowest:
+            raise ValueError(f"{rule} from {lowest} on for {op_type}; got {rewriter.opset}")
         function = ir.serde.deserialize_function(room.function_proto(rewriter.opset))
         model.functions[function.identifier()] = function
     opsets = model.graph.opset_imports
@@ -52,18 +71,66 @@ def _complete(node: ir.Node, rewriter: Rewriter) -> None:
 
     for name, value in DEFAULTS[node.op_type].items():
         if name not in node.attributes:
-            node.attributes[name] = ir.AttrString(name, value)
+            node.attributes[name] = ir.convenience.convert_attribute(name, value)
     num_inputs = NUM_INPUTS[node.op_type]
+    if node.op_type == "Int4Matmul":
+        _give_zero_points(node, rewriter)
     if not num_inputs - 2 <= len(node.inputs) <= num_inputs or None in node.inputs[: num_inputs - 2]:
         rule = f"optimize: model must give {node.op_type} from {num_inputs - 2} to {num_inputs} inputs"
         raise ValueError(f"{rule}; got {len(node.inputs)} in '{node.name}'")
     if len(node.inputs) < num_inputs:
         node.resize_inputs(num_inputs)
+    if node.op_type == "Fp8Matmul":
+        _widen_scale(node, rewriter)
     dtype = _dtype(node)
     if node.inputs[-2] is None:
         node.replace_input_with(num_inputs - 2, _zero_bias(node, dtype, rewriter))
     if node.inputs[-1] is None:
         node.replace_input_with(num_inputs - 1, rewriter.zeros(1, dtype))
+
+
+def _give_zero_points(node: ir.Node, rewriter: Rewriter) -> None:
+    """A 4-bit weight without zero points gets those that mean the same."""
+    import numpy as np
+
+    from deepseek_fast.kernels.int4_matmul.body import NO_ZERO_POINT
+
+    if len(node.inputs) == ZEROS_INPUT:
+        node.resize_inputs(ZEROS_INPUT + 1)
+    scale = node.inputs[SCALE_INPUT] if len(node.inputs) > ZEROS_INPUT else None
+    if scale is None or node.inputs[ZEROS_INPUT] is not None:
+        return
+    array = rewriter.constants.array(scale)
+    value = np.full(1 if array is None else array.shape, NO_ZERO_POINT, np.uint8)
+    if array is not None:
+        zeros = rewriter.initializer(f"{scale.name}_zeros", value)
+    else:
+        zeros = _computed(node, rewriter, f"{scale.name}_zeros", scale, value)
+    node.replace_input_with(ZEROS_INPUT, zeros)
+
+
+def _computed(before: ir.Node, rewriter: Rewriter, stem: str, like: ir.Value, value: np.ndarray) -> ir.Value:
+    """A tensor of like's shape, full of the one value."""
+    import onnx_ir as ir
+
+    shape = ir.Node("", "Shape", [like])
+    full = ir.Node("", "ConstantOfShape", [shape.outputs[0]], [ir.AttrTensor("value", ir.tensor(value))])
+    for made in (shape, full):
+        made.outputs[0].name = rewriter.unique(f"{stem}_{made.op_type.lower()}")
+        before.prepend(made)
+    return full.outputs[0]
+
+
+def _widen_scale(node: ir.Node, rewriter: Rewriter) -> None:
+    """A constant scale of float8e8m0 becomes float: no custom operator of ONNX Runtime 1.31 takes the former."""
+    import numpy as np
+
+    scale = node.inputs[SCALE_INPUT]
+    assert scale is not None  # see _complete
+    array = rewriter.constants.array(scale)
+    if array is not None and str(array.dtype) == "float8_e8m0fnu":
+        wide = rewriter.initializer(f"{scale.name}_float", array.astype(np.float32))
+        node.replace_input_with(SCALE_INPUT, wide)
 
 
 def _dtype(node: ir.Node) -> np.dtype:

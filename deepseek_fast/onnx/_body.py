@@ -28,9 +28,9 @@ GELU_CUBIC = 0.044715
 class BodyWriter:
     """Collects the nodes of one body; every method returns the name of the value it makes."""
 
-    def __init__(self, opset: int) -> None:
-        if not MIN_OPSET <= opset <= MAX_OPSET:
-            raise ValueError(f"function_proto: opset must be from {MIN_OPSET} to {MAX_OPSET}; got {opset}")
+    def __init__(self, opset: int, min_opset: int = MIN_OPSET) -> None:
+        if not min_opset <= opset <= MAX_OPSET:
+            raise ValueError(f"function_proto: opset must be from {min_opset} to {MAX_OPSET}; got {opset}")
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self._names = 0
@@ -55,13 +55,37 @@ class BodyWriter:
     def attribute(self, name: str) -> str:
         """The value of the string attribute `name` of the calling node, as a tensor of shape (1,)."""
         import onnx
+
+        scalar = self._referred(name, "value_string", onnx.AttributeProto.STRING)
+        return self.op("Reshape", scalar, self.constant([1], "int64"))
+
+    def integers(self, name: str) -> str:
+        """The values of the attribute `name` of the calling node, as a tensor of one dimension."""
+        import onnx
+
+        return self._referred(name, "value_ints", onnx.AttributeProto.INTS)
+
+    def integer(self, name: str) -> str:
+        """The value of the integer attribute `name` of the calling node, as a tensor of shape (1,)."""
+        import onnx
+
+        scalar = self._referred(name, "value_int", onnx.AttributeProto.INT)
+        return self.op("Reshape", scalar, self.constant([1], "int64"))
+
+    def _referred(self, name: str, field: str, kind: Any) -> str:
         from onnx import helper
 
-        scalar = self.fresh(name)
-        node = helper.make_node("Constant", [], [scalar])
-        node.attribute.add(name="value_string", ref_attr_name=name, type=onnx.AttributeProto.STRING)
+        value = self.fresh(name)
+        node = helper.make_node("Constant", [], [value])
+        node.attribute.add(name=field, ref_attr_name=name, type=kind)
         self.nodes.append(node)
-        return self.op("Reshape", scalar, self.constant([1], "int64"))
+        return value
+
+    def reduce_last(self, op_type: str, x: str) -> str:
+        """ReduceMax or ReduceSum of the last axis, to 1."""
+        if op_type == "ReduceSum" or self.opset >= REDUCE_AXES_INPUT_OPSET:
+            return self.op(op_type, x, self.constant([-1], "int64"), keepdims=1)
+        return self.op(op_type, x, axes=[-1], keepdims=1)
 
     def equals(self, text: str, value: str) -> str:
         """Whether the (1,) string tensor `text` holds `value`: a boolean scalar."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
-FUSED_OPS = ("FusedMatmul", "Int8Matmul")
+FUSED_OPS = ("Fp8Matmul", "FusedMatmul", "Int4Matmul", "Int8Matmul")
 WEIGHT_DTYPES = ("float32", "bfloat16")
 
 

@@ -32,13 +32,14 @@ def export(
     output_names: Sequence[str] | None = None,
     opset: int = DEFAULT_OPSET,
 ) -> onnx.ModelProto:
-    """The module as an ONNX model; deepseek_fast's operators become FusedMatmul and Int8Matmul nodes with bodies.
+    """The module as an ONNX model; deepseek_fast's operators become nodes of their names, FusedMatmul, with bodies.
 
     model: a torch module, usually in eval mode.
     args: the positional example inputs, a tuple.
     path: where to write it as well (beside, then renamed); None: nowhere.
     dynamic_shapes, input_names, output_names: as torch.onnx.export takes them.
-    opset: the ai.onnx opset, 13 to 25; below 18 the exporter converts what it can.
+    opset: the ai.onnx opset, 13 to 25; below 18 the exporter converts what it can, Fp8Matmul needs 19,
+        Int4Matmul 14.
 
     Returns the onnx.ModelProto. Raises TypeError or ValueError for a wrong argument, RuntimeError where the exporter
     did not reach the opset, and whatever torch.onnx.export raises where it cannot export the module.
@@ -55,7 +56,7 @@ def export(
         raise ValueError(f"export: opset must be from {MIN_OPSET} to {MAX_OPSET}; got {opset!r}")
     target = _io.check_output(path, "export", "path") if path is not None else None
     rule = "export: opset must be one that torch.onnx.export reaches for this module"
-    with _without_registration_warnings():
+    with _without_registration_warnings(), _float_scales(model):
         try:
             program: Any = torch.onnx.export(
                 model,
@@ -86,7 +87,7 @@ def _with_bodies(model: Any, target: Any) -> onnx.ModelProto:
 
     rewriter = Rewriter(model)
     complete_nodes(rewriter)
-    attach_bodies(rewriter)
+    attach_bodies(rewriter, "export: opset must be one")
     if target is not None:
         _io.write_model(model, target, "export", "path")
     return ir.to_proto(model)
@@ -106,6 +107,8 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     _register_schemas()
     return {
         namespace.fused_matmul.default: _fused_matmul,
+        namespace.fp8_matmul.default: _fp8_matmul,
+        namespace.int4_matmul.default: _int4_matmul,
         namespace.int8_matmul.default: _int8_matmul,
     }
 
@@ -114,10 +117,12 @@ def _register_schemas() -> None:
     """onnxscript looks an operator's attributes up in onnx.defs."""
     from onnx import defs
 
+    from deepseek_fast.kernels.fp8_matmul import body as fp8_matmul
     from deepseek_fast.kernels.fused_matmul import body as fused_matmul
+    from deepseek_fast.kernels.int4_matmul import body as int4_matmul
     from deepseek_fast.kernels.int8_matmul import body as int8_matmul
 
-    for room in (fused_matmul, int8_matmul):
+    for room in (fp8_matmul, fused_matmul, int4_matmul, int8_matmul):
         if not defs.has(room.OP_TYPE, domain=DOMAIN):
             defs.register_schema(room.schema())
 
@@ -127,6 +132,63 @@ def _fused_matmul(x: Any, weight: Any, bias: Any = None, *, activation: str = "n
 
     ours = values.Opset(DOMAIN, DOMAIN_VERSION)
     return ours.FusedMatmul(x, weight, bias, _residual(residual), activation=activation)
+
+
+def _fp8_matmul(
+    x: Any,
+    weight: Any,
+    scale: Any,
+    bias: Any = None,
+    *,
+    block_n: int = 128,
+    block_k: int = 128,
+    activation: str = "none",
+    residual: Any = None,
+    activations: str = "float",
+) -> Any:
+    from onnxscript import values
+
+    ours = values.Opset(DOMAIN, DOMAIN_VERSION)
+    return ours.Fp8Matmul(
+        x,
+        weight,
+        scale,
+        bias,
+        _residual(residual),
+        activation=activation,
+        activations=activations,
+        block=[block_n, block_k],
+    )
+
+
+def _int4_matmul(
+    x: Any,
+    q: Any,
+    scale: Any,
+    zeros: Any = None,
+    bias: Any = None,
+    *,
+    group_size: int = 32,
+    in_features: int = -1,
+    activation: str = "none",
+    residual: Any = None,
+    compute: str = "int8",
+) -> Any:
+    from onnxscript import values
+
+    ours = values.Opset(DOMAIN, DOMAIN_VERSION)
+    return ours.Int4Matmul(
+        x,
+        q,
+        scale,
+        zeros,
+        bias,
+        _residual(residual),
+        activation=activation,
+        compute=compute,
+        group_size=group_size,
+        in_features=in_features,
+    )
 
 
 def _int8_matmul(
@@ -154,6 +216,26 @@ def _residual(residual: Any) -> Any:
     if residual is None or residual.shape is None or any(dim != 1 for dim in residual.shape):
         return residual
     return standard.Reshape(residual, standard.Constant(value_ints=[1]))
+
+
+@contextlib.contextmanager
+def _float_scales(model: torch.nn.Module) -> Iterator[None]:
+    """Buffers of float8_e8m0fnu are float32 inside: the exporter of torch 2.13 does not know the former."""
+    import torch
+
+    scales = [
+        (module._buffers, name, value)
+        for module in model.modules()
+        for name, value in module._buffers.items()
+        if value is not None and value.dtype == torch.float8_e8m0fnu
+    ]
+    try:
+        for owner, name, value in scales:
+            owner[name] = value.float()
+        yield
+    finally:
+        for owner, name, value in scales:
+            owner[name] = value
 
 
 @contextlib.contextmanager

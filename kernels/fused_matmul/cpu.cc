@@ -46,19 +46,26 @@ int32_t dsf_fused_matmul_check(const LinearCall* call, LinearArgs* args, Problem
   return check_linear(*call, op, "weight", call->x.dtype, args, problem);
 }
 
-int32_t dsf_fused_matmul_pack_check(const TensorView* weight, Problem* problem) {
+int32_t dsf_fused_matmul_pack_check(const LinearWeight* weight, Problem* problem) {
   *problem = Problem{};
   constexpr const char* OP = "fused_matmul_pack";
-  if (weight->dtype != Dtype::f32 && weight->dtype != Dtype::bf16)
-    return dtype_error(problem, OP, "weight", "be float32 or bfloat16", *weight);
-  return check_matrix(OP, "weight", *weight, problem);
+  const TensorView& values = weight->values;
+  if (values.dtype != Dtype::f32 && values.dtype != Dtype::bf16)
+    return dtype_error(problem, OP, "weight", "be float32 or bfloat16", values);
+  return check_matrix(OP, "weight", values, {values.dtype}, problem);
 }
 
-int64_t dsf_fused_matmul_packed_bytes(Dtype dtype, int64_t N, int64_t K) { return packed_bytes(dtype, N, K); }
+int64_t dsf_fused_matmul_packed_bytes(const LinearWeight* weight) {
+  const TensorView& values = weight->values;
+  return packed_bytes({values.dtype}, values.sizes[0], values.sizes[1]);
+}
 
-void dsf_fused_matmul_pack(const Context* context, Dtype dtype, const void* weight, int64_t row_stride, int64_t N,
-                           int64_t K, void* packed) {
-  write_packed_header(dtype, N, K, packed);
+void dsf_fused_matmul_pack(const Context* context, const LinearWeight* weight_, void* packed) {
+  const TensorView& values = weight_->values;
+  const void* weight = values.data;
+  const Dtype dtype = values.dtype;
+  const int64_t N = values.sizes[0], K = values.sizes[1], row_stride = dsf_row_stride(&values);
+  write_packed_header({dtype}, N, K, packed);
   const PackedPanels target(packed);
   parallel_for(*context, round_up(N, PANEL_N) / PANEL_N, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
@@ -85,6 +92,7 @@ void dsf_fused_matmul(const Context* context, const LinearArgs* args) {
 const LinearRoom* dsf_fused_matmul_room() {
   static constexpr LinearRoom ROOM = {"fused_matmul",
                                       "weight",
+                                      false,
                                       dsf_fused_matmul_check,
                                       dsf_fused_matmul_pack_check,
                                       dsf_fused_matmul_packed_bytes,

@@ -21,12 +21,9 @@ extern "C" {
 DSF_API int32_t dsf_fused_matmul_check(const LinearCall* call, LinearArgs* args, Problem* problem);
 
 // Whether weight can be packed: (N, K), f32 or bf16. Returns 1, or 0 and *problem.
-DSF_API int32_t dsf_fused_matmul_pack_check(const TensorView* weight, Problem* problem);
-// Bytes of the packed form of an (N, K) weight of dtype f32 or bf16; -1 where that overflows.
-DSF_API int64_t dsf_fused_matmul_packed_bytes(Dtype dtype, int64_t N, int64_t K);
-// Packs weight (N, K), rows at row_stride elements, into packed. Needs no workspace.
-DSF_API void dsf_fused_matmul_pack(const Context* context, Dtype dtype, const void* weight, int64_t row_stride,
-                                   int64_t N, int64_t K, void* packed);
+DSF_API int32_t dsf_fused_matmul_pack_check(const LinearWeight* weight, Problem* problem);
+DSF_API int64_t dsf_fused_matmul_packed_bytes(const LinearWeight* weight);
+DSF_API void dsf_fused_matmul_pack(const Context* context, const LinearWeight* weight, void* packed);
 
 // Bytes of context->workspace that dsf_fused_matmul uses; -1 where that overflows.
 DSF_API int64_t dsf_fused_matmul_workspace_bytes(const Context* context, const LinearArgs* args);

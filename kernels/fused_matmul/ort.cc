@@ -4,6 +4,6 @@
 
 namespace dsf::ort_door {
 
-void register_fused_matmul(OpList& ops) { add_linear(ops, {"FusedMatmul", dsf_fused_matmul_room(), false}); }
+void register_fused_matmul(OpList& ops) { add_linear(ops, {"FusedMatmul", dsf_fused_matmul_room(), false, ""}); }
 
 }  // namespace dsf::ort_door

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, REDUCE_AXES_INPUT_OPSET, BodyWriter
+from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, BodyWriter
 
 if TYPE_CHECKING:
     import onnx
@@ -73,11 +73,7 @@ def _row_shape(body: BodyWriter, x: str) -> str:
 
 def _row_reduce(body: BodyWriter, op_type: str, x: str, row_shape: str) -> str:
     """Reduces the last axis to 1. The Reshape is for no rows at all, whose shape ONNX Runtime returns unreduced."""
-    if op_type == "ReduceSum" or body.opset >= REDUCE_AXES_INPUT_OPSET:
-        reduced = body.op(op_type, x, body.constant([-1], "int64"), keepdims=1)
-    else:
-        reduced = body.op(op_type, x, axes=[-1], keepdims=1)
-    return body.op("Reshape", reduced, row_shape)
+    return body.op("Reshape", body.reduce_last(op_type, x), row_shape)
 
 
 def node(

@@ -32,29 +32,21 @@ const int8_matmul::Kernel& pick() {
 constexpr int64_t ALIGNMENT = 64;          // bytes: a cache line, and a 512-bit vector
 constexpr int64_t LARGEST_CODE_BYTES = 2;  // of any level: the level may change between the question and the run
 
-// The parts of the workspace, in bytes; total is -1 where that overflows.
+// The parts of the workspace of activations = "int8", in bytes; total is -1 where that overflows.
 struct Workspace {
-  int64_t codes = 0, scales = 0, scratch = 0, slots = 0, total = -1;
+  int64_t codes = 0, scales = 0, total = -1;
 
-  Workspace(const Context& context, const LinearArgs& args) {
-    const int64_t padded_K = round_up(args.K, 4);
+  explicit Workspace(const LinearArgs& args) {
     int64_t values = 0;
-    if (args.float_activations) {
-      const int64_t panels = round_up(args.N, PANEL_N) / PANEL_N;
-      slots = context.num_threads < panels ? context.num_threads : panels;
-      if (!checked_mul(padded_K, PANEL_N * value_bytes(args.dtype), &scratch)) return;
-      if (checked_mul(slots, scratch, &values)) total = values;
-    } else {
-      if (!checked_mul(args.M, padded_K, &values) || values > INT64_MAX / 8 || args.M > INT64_MAX / 16) return;
-      codes = round_up(values * LARGEST_CODE_BYTES, ALIGNMENT);
-      scales = round_up(args.M * 4, ALIGNMENT);
-      total = codes + scales;
-    }
+    if (!checked_mul(args.M, round_up(args.K, 4), &values) || values > INT64_MAX / 8 || args.M > INT64_MAX / 16) return;
+    codes = round_up(values * LARGEST_CODE_BYTES, ALIGNMENT);
+    scales = round_up(args.M * 4, ALIGNMENT);
+    total = codes + scales;
   }
 };
 
 void run_int8(const Context& context, const LinearArgs& args, const int8_matmul::Kernel& kernel) {
-  const Workspace layout(context, args);
+  const Workspace layout(args);
   char* workspace = static_cast<char*>(context.workspace);
   const int8_matmul::QuantizedRows rows{workspace, reinterpret_cast<float*>(workspace + layout.codes),
                                         round_up(args.K, 4)};
@@ -65,21 +57,6 @@ void run_int8(const Context& context, const LinearArgs& args, const int8_matmul:
   });
   walk(context, args,
        [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run(args, rows, m_begin, m_end, panel); });
-}
-
-// Each slot widens its share of the panels into its own scratch, and takes all rows with each.
-void run_float(const Context& context, const LinearArgs& args, const int8_matmul::Kernel& kernel) {
-  const Workspace layout(context, args);
-  const int64_t panels = round_up(args.N, PANEL_N) / PANEL_N;
-  parallel_for(context, layout.slots, [&](int64_t begin, int64_t end) {
-    for (int64_t slot = begin; slot < end; ++slot) {
-      char* scratch = static_cast<char*>(context.workspace) + slot * layout.scratch;
-      for (int64_t panel = panels * slot / layout.slots; panel < panels * (slot + 1) / layout.slots; ++panel) {
-        kernel.widen(args, panel, scratch);
-        kernel.run_float(args, scratch, 0, args.M, panel);
-      }
-    }
-  });
 }
 
 }  // namespace
@@ -98,25 +75,29 @@ int32_t dsf_int8_matmul_check(const LinearCall* call, LinearArgs* args, Problem*
     char rule[96], got[48];
     std::snprintf(rule, sizeof rule, "have at most %lld columns for activations 'int8'",
                   static_cast<long long>(INT8_MAX_K));
-    if (!call->weight_is_packed) return shape_error(problem, op, "q", rule, call->weight);
+    if (!call->weight_is_packed) return shape_error(problem, op, "q", rule, call->weight.values);
     std::snprintf(got, sizeof got, "%lld", static_cast<long long>(args->K));
     return value_error(problem, op, "packed", rule, got);
   }
   return 1;
 }
 
-int32_t dsf_int8_matmul_pack_check(const TensorView* q, Problem* problem) {
+int32_t dsf_int8_matmul_pack_check(const LinearWeight* q, Problem* problem) {
   *problem = Problem{};
-  if (q->dtype != Dtype::i8) return dtype_error(problem, "int8_matmul_pack", "q", "be int8", *q);
-  return check_matrix("int8_matmul_pack", "q", *q, problem);
+  const TensorView& values = q->values;
+  if (values.dtype != Dtype::i8) return dtype_error(problem, "int8_matmul_pack", "q", "be int8", values);
+  return check_matrix("int8_matmul_pack", "q", values, {Dtype::i8}, problem);
 }
 
-int64_t dsf_int8_matmul_packed_bytes(Dtype, int64_t N, int64_t K) { return packed_bytes(Dtype::i8, N, K); }
+int64_t dsf_int8_matmul_packed_bytes(const LinearWeight* q) {
+  return packed_bytes({Dtype::i8}, q->values.sizes[0], q->values.sizes[1]);
+}
 
-void dsf_int8_matmul_pack(const Context* context, Dtype, const void* weight, int64_t row_stride, int64_t N, int64_t K,
-                          void* packed) {
-  const auto* q = static_cast<const int8_t*>(weight);
-  write_packed_header(Dtype::i8, N, K, packed);
+void dsf_int8_matmul_pack(const Context* context, const LinearWeight* weight, void* packed) {
+  const TensorView& values = weight->values;
+  const auto* q = static_cast<const int8_t*>(values.data);
+  const int64_t N = values.sizes[0], K = values.sizes[1], row_stride = dsf_row_stride(&values);
+  write_packed_header({Dtype::i8}, N, K, packed);
   const PackedPanels target(packed);
   auto* excess = const_cast<int32_t*>(target.excess);
   parallel_for(*context, round_up(N, PANEL_N) / PANEL_N, [&](int64_t begin, int64_t end) {
@@ -136,23 +117,23 @@ void dsf_int8_matmul_pack(const Context* context, Dtype, const void* weight, int
   });
 }
 
-int64_t dsf_int8_matmul_workspace_bytes(const Context* context, const LinearArgs* args) {
-  return Workspace(*context, *args).total;
+int64_t dsf_int8_matmul_workspace_bytes(const Context*, const LinearArgs* args) {
+  return args->float_activations ? 0 : Workspace(*args).total;
 }
 
 void dsf_int8_matmul(const Context* context, const LinearArgs* args) {
   if (args->M == 0 || args->N == 0) return;
-  if (args->float_activations)
-    run_float(*context, *args, pick());
-  else
-    run_int8(*context, *args, pick());
+  const int8_matmul::Kernel& kernel = pick();
+  if (!args->float_activations) return run_int8(*context, *args, kernel);
+  walk(*context, *args,
+       [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run_float(*args, m_begin, m_end, panel); });
 }
 
 int32_t dsf_int8_quantize_weight_check(const TensorView* weight, Problem* problem) {
   *problem = Problem{};
   if (weight->dtype != Dtype::f32 && weight->dtype != Dtype::bf16)
     return dtype_error(problem, "int8_quantize_weight", "w", "be float32 or bfloat16", *weight);
-  return check_matrix("int8_quantize_weight", "w", *weight, problem);
+  return check_matrix("int8_quantize_weight", "w", *weight, {weight->dtype}, problem);
 }
 
 void dsf_int8_quantize_weight(const Context* context, Dtype dtype, const void* weight, int64_t row_stride, int64_t N,
@@ -170,6 +151,7 @@ void dsf_int8_quantize_weight(const Context* context, Dtype dtype, const void* w
 const LinearRoom* dsf_int8_matmul_room() {
   static constexpr LinearRoom ROOM = {"int8_matmul",
                                       "q",
+                                      false,
                                       dsf_int8_matmul_check,
                                       dsf_int8_matmul_pack_check,
                                       dsf_int8_matmul_packed_bytes,

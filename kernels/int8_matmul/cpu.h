@@ -30,10 +30,9 @@ extern "C" {
 DSF_API int32_t dsf_int8_matmul_check(const LinearCall* call, LinearArgs* args, Problem* problem);
 
 // Whether q can be packed: (N, K) int8. Returns 1, or 0 and *problem.
-DSF_API int32_t dsf_int8_matmul_pack_check(const TensorView* q, Problem* problem);
-DSF_API int64_t dsf_int8_matmul_packed_bytes(Dtype dtype, int64_t N, int64_t K);  // dtype is i8
-DSF_API void dsf_int8_matmul_pack(const Context* context, Dtype dtype, const void* q, int64_t row_stride, int64_t N,
-                                  int64_t K, void* packed);
+DSF_API int32_t dsf_int8_matmul_pack_check(const LinearWeight* q, Problem* problem);
+DSF_API int64_t dsf_int8_matmul_packed_bytes(const LinearWeight* q);
+DSF_API void dsf_int8_matmul_pack(const Context* context, const LinearWeight* q, void* packed);
 
 DSF_API int64_t dsf_int8_matmul_workspace_bytes(const Context* context, const LinearArgs* args);
 DSF_API void dsf_int8_matmul(const Context* context, const LinearArgs* args);

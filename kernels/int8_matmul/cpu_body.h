@@ -35,52 +35,57 @@ void run(const LinearArgs& args, const QuantizedRows& rows, int64_t m_begin, int
        m_begin, m_end, panel);
 }
 
-// Quads of int8 to four rows of f32.
-inline void widen_f32(const char* quads, int64_t padded_K, float* scratch) {
-  for (int64_t k = 0; k < padded_K; k += 4, quads += PANEL_N * 4, scratch += PANEL_N * 4)
+inline constexpr int64_t WIDEN_K = 128;  // values of k that are widened at a time: 32 KiB of f32, within L1
+
+// Quads of int8 -> rows of f32.
+inline void widen_f32(const char* quads, int64_t K, float* weights) {
+  for (int64_t k = 0; k < K; k += 4, quads += PANEL_N * 4, weights += PANEL_N * 4)
     for (int64_t n = 0; n < PANEL_N; n += Vec::LANES) {
       const auto v = Vec::load_i32(reinterpret_cast<const int32_t*>(quads) + n);
-      Vec::store(scratch + n, Vec::quad_to_f32<0>(v));
-      Vec::store(scratch + PANEL_N + n, Vec::quad_to_f32<1>(v));
-      Vec::store(scratch + 2 * PANEL_N + n, Vec::quad_to_f32<2>(v));
-      Vec::store(scratch + 3 * PANEL_N + n, Vec::quad_to_f32<3>(v));
+      Vec::store(weights + n, Vec::quad_to_f32<0>(v));
+      Vec::store(weights + PANEL_N + n, Vec::quad_to_f32<1>(v));
+      Vec::store(weights + 2 * PANEL_N + n, Vec::quad_to_f32<2>(v));
+      Vec::store(weights + 3 * PANEL_N + n, Vec::quad_to_f32<3>(v));
     }
 }
 
-// Quads of int8 to two rows of bf16 pairs; every int8 is a bf16 exactly.
-inline void widen_bf16(const char* quads, int64_t padded_K, uint16_t* __restrict scratch) {
-  for (int64_t k = 0; k < padded_K; k += 4, quads += PANEL_N * 4, scratch += PANEL_N * 4)
-    for (int64_t n = 0; n < PANEL_N; ++n)
-      for (int64_t i = 0; i < 4; ++i) {
-        const float value = static_cast<signed char>(quads[n * 4 + i]);
-        uint32_t bits;
-        std::memcpy(&bits, &value, 4);
-        scratch[i / 2 * PANEL_N * 2 + n * 2 + i % 2] = uint16_t(bits >> 16);
-      }
-}
-
-inline void widen(const LinearArgs& args, int64_t panel, void* scratch) {
-  const PackedPanels packed(args.packed);
-  const int64_t padded_K = round_up(args.K, 4);
-  if (args.dtype == Dtype::f32)
-    widen_f32(packed.panel(panel), padded_K, static_cast<float*>(scratch));
-  else
-    widen_bf16(packed.panel(panel), padded_K, static_cast<uint16_t*>(scratch));
+// Quads of int8 -> rows of bf16 pairs; every int8 is a bf16, the upper half of its f32.
+inline void widen_bf16(const char* quads, int64_t K, int32_t* weights) {
+  const auto pair = [](Vec::f32 even, Vec::f32 odd) {
+    return Vec::or_bits(Vec::shift_right<16>(Vec::bits_of(even)),
+                        Vec::and_bits(Vec::bits_of(odd), int32_t(0xFFFF0000)));
+  };
+  for (int64_t k = 0; k < K; k += 4, quads += PANEL_N * 4, weights += PANEL_N * 2)
+    for (int64_t n = 0; n < PANEL_N; n += Vec::LANES) {
+      const auto v = Vec::load_i32(reinterpret_cast<const int32_t*>(quads) + n);
+      Vec::store_i32(weights + n, pair(Vec::quad_to_f32<0>(v), Vec::quad_to_f32<1>(v)));
+      Vec::store_i32(weights + PANEL_N + n, pair(Vec::quad_to_f32<2>(v), Vec::quad_to_f32<3>(v)));
+    }
 }
 
 template <class Tile, Dtype dtype>
-void run_widened(const LinearArgs& args, const void* scratch, int64_t m_begin, int64_t m_end, int64_t panel) {
+void run_widened(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel) {
+  alignas(64) char weights[WIDEN_K / Tile::K_GROUP * Tile::GROUP_BYTES];
+  const char* quads = PackedPanels(args.packed).panel(panel);
+  const auto widened = [&](int64_t k, int64_t count) -> const char* {
+    if constexpr (dtype == Dtype::f32)
+      widen_f32(quads + k * PANEL_N, count, reinterpret_cast<float*>(weights));
+    else
+      widen_bf16(quads + k * PANEL_N, count, reinterpret_cast<int32_t*>(weights));
+    return weights;
+  };
+  const int64_t left = args.N - panel * PANEL_N;
   // y = act(x @ q.float().T * scale + bias) + residual
-  walk_and_finish<Tile, Vec, dtype, Sums::f32_scaled>(args, args.K, static_cast<const typename Tile::X*>(args.x),
-                                                      args.x_stride, static_cast<const char*>(scratch), nullptr,
-                                                      nullptr, m_begin, m_end, panel);
+  walk_panel_in_steps<Tile>(args.K, WIDEN_K, static_cast<const typename Tile::X*>(args.x), args.x_stride, widened,
+                            int(left < PANEL_N ? left : PANEL_N), m_begin, m_end,
+                            Finish<Vec, dtype, Sums::f32_scaled, false>{args, nullptr, panel});
 }
 
-inline void run_float(const LinearArgs& args, const void* scratch, int64_t m_begin, int64_t m_end, int64_t panel) {
+inline void run_float(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel) {
   if (args.dtype == Dtype::f32)
-    run_widened<TileF32<Vec>, Dtype::f32>(args, scratch, m_begin, m_end, panel);
+    run_widened<TileF32<Vec>, Dtype::f32>(args, m_begin, m_end, panel);
   else
-    run_widened<TileBf16<Vec>, Dtype::bf16>(args, scratch, m_begin, m_end, panel);
+    run_widened<TileBf16<Vec>, Dtype::bf16>(args, m_begin, m_end, panel);
 }
 
 inline float quantize_weight_row(Dtype dtype, const void* row, int64_t K, int8_t* codes) {
@@ -89,8 +94,7 @@ inline float quantize_weight_row(Dtype dtype, const void* row, int64_t K, int8_t
 }
 
 template <class Tile>
-constexpr Kernel kernel_of = {sizeof(typename Tile::X), quantize<Tile>, run<Tile>, widen, run_float,
-                              quantize_weight_row};
+constexpr Kernel kernel_of = {sizeof(typename Tile::X), quantize<Tile>, run<Tile>, run_float, quantize_weight_row};
 
 }  // namespace
 }  // namespace dsf::int8_matmul

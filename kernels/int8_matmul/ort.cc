@@ -4,6 +4,6 @@
 
 namespace dsf::ort_door {
 
-void register_int8_matmul(OpList& ops) { add_linear(ops, {"Int8Matmul", dsf_int8_matmul_room(), true}); }
+void register_int8_matmul(OpList& ops) { add_linear(ops, {"Int8Matmul", dsf_int8_matmul_room(), true, "int8"}); }
 
 }  // namespace dsf::ort_door

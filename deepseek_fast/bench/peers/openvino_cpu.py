@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_fast.bench.peers import Peer
-from deepseek_fast.bench.peers._common import INT8_ROW, float_peer
+from deepseek_fast.bench.peers import Peer, Unsupported
+from deepseek_fast.bench.peers._common import INT8_ROW, float_peer, int4_peer
 
 PACKAGES = ("openvino",)
 HOW_TO_INSTALL = "pip install openvino, or run `make bench-peers`"
@@ -108,3 +108,21 @@ def _shared(tensor: Tensor, element: Any) -> Any:
     if tensor.dtype == torch.bfloat16:
         return Shared(tensor.view(torch.int16).numpy(), Shape(list(tensor.shape)), element)
     return Shared(tensor.numpy(), shared_memory=True)
+
+
+def int4_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
+    from openvino import Tensor as Shared
+    from openvino import Type
+    from openvino import opset13 as op
+
+    q, scale, group = inputs["q"], inputs["scale"], inputs["group_size"]
+    N, K = q.shape[0], inputs["x"].shape[-1]
+    if inputs["zeros"] is not None or group < 0 or K % group:
+        raise Unsupported("OpenVINO is asked here for whole groups without zero points")
+    # i4 holds q - 8 in two's complement: the code with its highest bit turned
+    codes = op.constant(Shared((q ^ 0x88).numpy(), [N, K // group, group], Type.i4))
+    scaled = op.multiply(op.convert(codes, Type.f32), op.constant(scale[:, :, None].numpy()))
+    weight = op.reshape(scaled, op.constant([N, K]), False)
+    if inputs["compute"] == "float":
+        return {"OpenVINO int4 weights": int4_peer(_call(inputs, weight, 0), inputs)}
+    return {"OpenVINO int4, x in int8": int4_peer(_call(inputs, weight, group), inputs)}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from deepseek_fast.bench.peers import Peer, Unsupported
-from deepseek_fast.bench.peers._common import FLOAT, INT8_TENSOR
+from deepseek_fast.bench.peers._common import FLOAT, INT8_TENSOR, int4_peer
 
 PACKAGES = ("onnx", "onnxruntime")
 HOW_TO_INSTALL = "pip install 'deepseek-fast[onnx]'"
@@ -39,15 +39,42 @@ def int8_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
     return {"ORT DynamicQuantizeMatMul": Peer(call, *INT8_TENSOR)}
 
 
+def int4_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
+    import numpy as np
+
+    q, scale, zeros, group = inputs["q"], inputs["scale"], inputs["zeros"], inputs["group_size"]
+    N, K = q.shape[0], inputs["x"].shape[-1]
+    if group < 0 or K % group:
+        raise Unsupported("MatMulNBits is called here for whole groups")
+    values = {"B": q.reshape(N, K // group, group // 2).numpy(), "S": scale.numpy()}
+    names = ["A", "B", "S"]
+    if zeros is not None:
+        even, odd = np.pad(zeros.numpy(), ((0, 0), (0, zeros.shape[1] % 2))).reshape(N, -1, 2).transpose(2, 0, 1)
+        values["Z"] = even | odd << 4
+        names.append("Z")
+    names += [""] * (5 - len(names)) + ["bias"]
+    values["bias"] = inputs["bias"].float().numpy()
+    level = 4 if inputs["compute"] == "int8" else 1  # 4: x in int8, 1: f32
+    attributes = {"K": K, "N": N, "bits": 4, "block_size": group, "accuracy_level": level}
+    call = _session("MatMulNBits", names, "com.microsoft", values, inputs, (K, N), **attributes)
+    return {f"ORT MatMulNBits, accuracy level {level}": int4_peer(call, inputs)}
+
+
 def _session(
-    op_type: str, names: list[str], domain: str, values: dict[str, Any], inputs: dict[str, Any]
+    op_type: str,
+    names: list[str],
+    domain: str,
+    values: dict[str, Any],
+    inputs: dict[str, Any],
+    sizes: tuple[int, int] | None = None,
+    **attributes: Any,
 ) -> Callable[[], torch.Tensor]:
-    """A call of A (M, K) -> y (M, N) in float32 through `op_type` and the activation."""
+    """A call of A (M, K) -> y (M, N) in float32 through `op_type` and the activation; sizes: (K, N), or B's shape."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    nodes = [helper.make_node(op_type, names, ["z"], domain=domain), *_activation(inputs["activation"])]
-    K, N = values["B"].shape
+    nodes = [helper.make_node(op_type, names, ["z"], domain=domain, **attributes), *_activation(inputs["activation"])]
+    K, N = sizes or values["B"].shape
     graph = helper.make_graph(
         nodes,
         "peer",

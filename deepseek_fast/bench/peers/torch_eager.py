@@ -7,8 +7,16 @@ import torch
 import torch.nn.functional as F
 
 from deepseek_fast._load import supported_isas
-from deepseek_fast.bench.peers import Peer
-from deepseek_fast.bench.peers._common import ACTIVATIONS, INT8_TENSOR, float_peer
+from deepseek_fast.bench.peers import Peer, Unsupported
+from deepseek_fast.bench.peers._common import (
+    ACTIVATIONS,
+    INT8_TENSOR,
+    expanded_fp8,
+    float_peer,
+    fp8_peer,
+    int4_codes,
+    int4_peer,
+)
 
 PACKAGES = ()
 HOW_TO_INSTALL = "it is torch itself"
@@ -38,3 +46,23 @@ def int8_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
     reduce_range = "avx512vnni" not in supported_isas()  # seven bits of x where VPMADDUBSW would saturate
     call = torch.ops.quantized.linear_dynamic
     return {"torch linear_dynamic": Peer(lambda: activate(call(x, packed, reduce_range)), *INT8_TENSOR)}
+
+
+def fp8_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
+    x, bias, activate = inputs["x"], inputs["bias"], ACTIVATIONS[inputs["activation"]]
+
+    def call() -> torch.Tensor:  # what a checkpoint in FP8 costs where its weights stay so
+        return activate(F.linear(x, expanded_fp8(inputs), bias))
+
+    return {"torch, expanded in each call": fp8_peer(call, inputs)}
+
+
+def int4_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
+    x, scale, group = inputs["x"], inputs["scale"].to(inputs["x"].dtype), inputs["group_size"]
+    if inputs["zeros"] is not None or group not in (32, 64, 128):
+        raise Unsupported("_weight_int4pack_mm is called here for groups of 32, 64 and 128 without zero points")
+    bias, activate = inputs["bias"], ACTIVATIONS[inputs["activation"]]
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(int4_codes(inputs).int(), 1)
+    scales = torch.stack((scale.T, torch.zeros_like(scale.T)), -1).contiguous()
+    call = torch.ops.aten._weight_int4pack_mm_for_cpu
+    return {"torch _weight_int4pack_mm": int4_peer(lambda: activate(call(x, packed, group, scales) + bias), inputs)}

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from deepseek_fast.bench.peers import Peer, Unsupported
-from deepseek_fast.bench.peers._common import dequantized, float_peer
+from deepseek_fast.bench.peers._common import (
+    dequantized,
+    expanded_fp8,
+    expanded_int4,
+    float_peer,
+    fp8_peer,
+    int4_peer,
+)
 
 PACKAGES = ()
 HOW_TO_INSTALL = "it is part of torch"
@@ -28,6 +35,16 @@ def int8_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
     if inputs["activations"] == "int8":
         return {}
     return _linear(inputs, dequantized(inputs["q"], inputs["scale"], inputs["x"]))
+
+
+def fp8_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
+    (peer,) = _linear(inputs, expanded_fp8(inputs)).values()
+    return {"mkldnn, weight expanded": fp8_peer(peer.call, inputs)}
+
+
+def int4_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
+    (peer,) = _linear(inputs, expanded_int4(inputs)).values()
+    return {"mkldnn, weight expanded": int4_peer(peer.call, inputs)}
 
 
 def _linear(inputs: dict[str, Any], weight: Tensor) -> dict[str, Peer]:

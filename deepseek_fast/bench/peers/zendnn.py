@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deepseek_fast.bench.peers import Peer, Unsupported
-from deepseek_fast.bench.peers._common import ACTIVATIONS, INT8_ROW, float_peer
+from deepseek_fast.bench.peers._common import ACTIVATIONS, INT8_ROW, float_peer, int4_codes, int4_peer
 from deepseek_fast.cli import output
 
 PACKAGES = ("zentorch",)
@@ -54,3 +54,17 @@ def _ops() -> Any:
     if not torch.ops.zentorch.zentorch_is_avx512_supported():
         raise Unsupported("ZenDNN needs AVX-512")
     return torch.ops.zentorch
+
+
+def int4_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
+    ops = _ops()
+    x, scale, bias = inputs["x"], inputs["scale"].bfloat16(), inputs["bias"]
+    if x.dtype != torch.bfloat16 or inputs["zeros"] is not None:
+        raise Unsupported("zentorch_woq_linear is called here in bf16, without zero points")
+    activate = ACTIVATIONS[inputs["activation"]]
+    packed = ops.zentorch_woq_repack_weight((int4_codes(inputs).to(torch.int8) - 8).contiguous()).t()
+    scales = scale.T.contiguous()
+    _kept.append(packed)
+    call = ops.zentorch_woq_linear
+    # scales in bf16, half a unit of 2^-8 off: within the tolerance of a bf16 output
+    return {"ZenDNN woq_linear": int4_peer(lambda: activate(call(x, packed, scales, None, None) + bias), inputs)}
