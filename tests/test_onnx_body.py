@@ -213,7 +213,7 @@ def check_fp8_everywhere(opset, inputs, what):
         assert_within(y, want, bound if runtime == "library" else of_the_body, f"{what}, {runtime}, opset {opset}")
 
 
-@pytest.mark.parametrize("opset", range(fp8_matmul.MIN_OPSET, 26))
+@pytest.mark.parametrize("opset", [fp8_matmul.MIN_OPSET, 20, 23, 25])
 @pytest.mark.parametrize("mode", fp8_cases.MODES)
 def test_fp8_body_is_within_the_bound(opset, mode):
     for i, block in enumerate(fp8_cases.BLOCKS):
