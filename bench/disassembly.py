@@ -10,7 +10,7 @@ from pathlib import Path
 HEADER = re.compile(r"^[0-9a-f]+ <(.+)>:$")
 LINE = re.compile(r"^ *([0-9a-f]+):\t(?:(?:lock|rep\w*|data16|notrack|bnd|cs|ds) +)*((?:\{e?vex\} )?\S+) *(.*)$")
 OPERAND = re.compile(r"(?:[^,(]|\([^)]*\))+")
-REGISTER = re.compile(r"%([xyz]mm)\d")
+REGISTER = re.compile(r"%([txyz]mm)\d")
 NO_ACCESS = ("lea", "nop")  # their parentheses read and write nothing
 ENDS_BLOCK = ("j", "ret", "ud2")
 NO_FALL_THROUGH = ("jmp", "ret", "ud2")
@@ -33,7 +33,7 @@ class Instruction:
 
     @property
     def registers(self) -> str | None:
-        """Kind of the destination: "xmm", "ymm", "zmm", or None where it is no vector register."""
+        """Kind of the destination: "xmm", "ymm", "zmm", "tmm", or None where it is no vector or tile register."""
         match = REGISTER.match(self.destination)
         return match[1] if match else None
 

@@ -34,7 +34,7 @@ class HotLoop:
     scheme: str  # what a reader calls it: "bf16"
     function: str
     sums: int  # vectors that hold sums, in the largest of these functions
-    registers: str  # "xmm", "ymm" or "zmm"
+    registers: str  # "xmm", "ymm", "zmm" or "tmm"
     steps: tuple[tuple[str, int], ...]  # (pattern of an instruction, times a vector of sums); the last one adds
     reads: int  # of memory, at most, in the largest function
     others: int  # at most: instructions that are neither a step nor a read
@@ -71,6 +71,11 @@ def register_tile(tile: str) -> str:
     return rf"\b{tile}<.*?>::run<(\d+), (\d+), "
 
 
+def amx_tile(tile: str) -> str:
+    """The function of csrc/gemm/tile_amx.h with two by two tile registers of sums."""
+    return rf"\bamx_run<true, true, .*\b{tile}<"
+
+
 def room_data(room: str) -> dict[str, Any]:
     """The names in a room's hot_loops.py, read by path, as no wheel holds it; FileNotFoundError where there is none."""
     path = Path("kernels", room, "hot_loops.py")
@@ -94,6 +99,8 @@ def refusal(cache: str) -> str | None:
     sanitizers = re.search(r"^DSF_SANITIZE:\w+=(.+)$", cache, re.MULTILINE)
     if sanitizers:
         return f"bench: the kernels must be built without sanitizers; got {sanitizers[1]}; run `make clean build`"
+    if re.search(r"^DSF_EMULATE_AMX:\w+=ON$", cache, re.MULTILINE):
+        return "bench: the kernels must be built without a model of AMX; got DSF_EMULATE_AMX=ON; run `make clean build`"
     found = kind[1] if kind else "none"
     if found != "Release":
         return f"bench: the kernels must be a Release build; got {found}; run `make clean build`"

@@ -12,7 +12,7 @@ import pytest
 
 from deepseek_fast.bench.rooms import isa_cap
 
-ISA_LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16")
+ISA_LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx")
 
 
 def seed_of(text: str) -> int:

@@ -34,12 +34,15 @@ DSF_API double dsf_ceiling_copy(void* target, const void* source, int64_t bytes,
 
 // The probes, a file per ISA level. Each runs `rounds` turns of CEILING_UNROLL independent instructions (or, where the
 // level needs two for a multiply-add, pairs of them); read probes fold `bytes` (a multiple of 256) into one number.
-inline constexpr int64_t CEILING_UNROLL = 12;  // instructions in flight: latency 4 to 6 cycles x 2 units
+inline constexpr int64_t CEILING_AMX_ROUNDS = 16;  // for one turn of tile products, which take 16 cycles each
+inline constexpr int64_t CEILING_UNROLL = 12;      // instructions in flight: latency 4 to 6 cycles x 2 units
 
 void ceiling_fma_f32_scalar(int64_t rounds);
 void ceiling_fma_f32_avx2(int64_t rounds);
 void ceiling_fma_f32_avx512(int64_t rounds);
 void ceiling_bf16_dot_avx512bf16(int64_t rounds);
+void ceiling_bf16_dot_amx(int64_t rounds);
+void ceiling_int8_dot_amx(int64_t rounds);
 void ceiling_int8_dot_scalar(int64_t rounds);
 void ceiling_int8_dot_avx2(int64_t rounds);
 void ceiling_int8_dot_avxvnni(int64_t rounds);

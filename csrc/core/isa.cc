@@ -2,6 +2,8 @@
 #include "csrc/core/isa.h"
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -9,7 +11,7 @@
 namespace dsf {
 namespace {
 
-constexpr const char* NAMES[NUM_ISA] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16"};
+constexpr const char* NAMES[NUM_ISA] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx"};
 
 struct CpuFeatures {
   bool level[NUM_ISA] = {};
@@ -27,8 +29,13 @@ struct CpuFeatures {
     level[int(Isa::avxvnni)] = avx2 && has_avxvnni();
     level[int(Isa::avx512)] = avx512;
     level[int(Isa::avx512vnni)] = avx512vnni;
-    level[int(Isa::avx512bf16)] =
-        avx512vnni && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+    const bool avx512bf16 = avx512vnni && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+    level[int(Isa::avx512bf16)] = avx512bf16;
+#ifdef DSF_EMULATE_AMX
+    level[int(Isa::amx)] = avx512bf16;
+#else
+    level[int(Isa::amx)] = avx512bf16 && has_amx() && may_use_tiles();
+#endif
   }
 
   static bool has_f16c() {
@@ -38,6 +45,17 @@ struct CpuFeatures {
   static bool has_avxvnni() {  // leaf 7, subleaf 1, EAX bit 4
     unsigned a = 0, b = 0, c = 0, d = 0;
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
+  }
+  static bool has_amx() {  // leaf 7, EDX: BF16 bit 22, TILE 24, INT8 25
+    constexpr unsigned ALL = 1u << 22 | 1u << 24 | 1u << 25;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & ALL) == ALL;
+  }
+  // Linux gives a process the 8 KiB of tile data a thread when it asks (arch_prctl, since 5.16); it refuses where a
+  // signal stack would be too small for them, or the operating system does not save them.
+  static bool may_use_tiles() {
+    constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
   }
 };
 

@@ -13,8 +13,9 @@ enum class Isa : int32_t {
   avx512 = 3,   // F, BW, DQ, VL
   avx512vnni = 4,
   avx512bf16 = 5,  // + VNNI, VBMI: Zen 4/5, Sapphire Rapids
+  amx = 6,         // + TILE, INT8, BF16
 };
-inline constexpr int32_t NUM_ISA = 6;
+inline constexpr int32_t NUM_ISA = 7;
 
 extern "C" {
 // Whether this CPU and its operating system run the level, whatever the cap says.

@@ -129,8 +129,13 @@ struct TileBf16 {
   }
 };
 
+// A tile whose run takes the numbers of rows and vectors, and keeps its sums in memory.
+template <class Tile>
+concept SizedByArguments = requires { Tile::SIZED_BY_ARGUMENTS; };
+
 // Runs the tile with the row and vector counts as constants.
 template <class Tile, int rows, int vectors, class End>
+  requires(!SizedByArguments<Tile>)
 inline void run_tile(int row_count, int vector_count, int64_t K, const typename Tile::X* x, int64_t x_stride,
                      const char* panel, const typename Tile::Start* start, const End& end) {
   if constexpr (rows > 1)
@@ -140,6 +145,13 @@ inline void run_tile(int row_count, int vector_count, int64_t K, const typename 
     if (vector_count < vectors)
       return run_tile<Tile, rows, vectors - 1>(row_count, vector_count, K, x, x_stride, panel, start, end);
   Tile::template run<rows, vectors>(K, x, x_stride, panel, start, end);
+}
+
+template <class Tile, int rows, int vectors, class End>
+  requires SizedByArguments<Tile>
+inline void run_tile(int row_count, int vector_count, int64_t K, const typename Tile::X* x, int64_t x_stride,
+                     const char* panel, const typename Tile::Start* start, const End& end) {
+  Tile::run(row_count, vector_count, K, x, x_stride, panel, start, end);
 }
 
 // A panel above WHOLE_BYTES would leave L2 between one row tile and the next: it is walked in steps of STEP_BYTES, the
@@ -160,7 +172,7 @@ inline void walk_panel(int64_t K, const typename Tile::X* x, int64_t x_stride, c
     const typename Tile::X* x_rows = x + m * x_stride;
     const auto weights = [&](int c) { return panel + c * (Tile::GROUP_BYTES / PANEL_N); };
     const auto start_of = [&](int c) { return start ? start + c : nullptr; };
-    if constexpr (Finish::DIRECT && Tile::SUMS_ARE_COLUMNS)
+    if constexpr (Finish::DIRECT && Tile::SUMS_ARE_COLUMNS && !SizedByArguments<Tile>)
       if (rows == Tile::MR && columns == PANEL_N) {
         for (int c = 0; c < columns; c += BLOCK)
           Tile::template run<Tile::MR, Tile::NV>(K, x_rows, x_stride, weights(c), start_of(c), finish.direct(m, c));

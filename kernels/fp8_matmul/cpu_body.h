@@ -5,6 +5,7 @@
 #include "csrc/gemm/blocked.h"
 #include "csrc/gemm/fp8.h"
 #include "csrc/gemm/fp8_rows.h"
+#include "csrc/gemm/tile_dot.h"
 #include "kernels/fp8_matmul/cpu_kernels.h"
 
 namespace dsf::fp8_matmul {
@@ -14,10 +15,11 @@ namespace {
 template <Dtype dtype, Dtype weight>
 void run_bf16(const LinearArgs& args, const PackedPanels& packed, const BlockedX<uint16_t>& x, int64_t m_begin,
               int64_t m_end, int64_t panel) {
-#if defined(__AVX512VBMI__) && defined(__AVX512BF16__)
+#if defined(__AVX512VBMI__) && defined(__AVX512BF16__) && !defined(__AMX_BF16__)
   if (walk_few_rows<Vec, dtype, weight>(args, packed, x, m_begin, m_end, panel)) return;
 #endif
-  walk_blocks<TileBf16<Vec>, Vec, dtype>(args, packed, x, decode_fp8_bf16<Vec, weight>, m_begin, m_end, panel);
+  const DotScope scope;
+  walk_blocks<DotTileBf16, Vec, dtype>(args, packed, x, decode_fp8_bf16<Vec, weight>, m_begin, m_end, panel);
 }
 
 template <Dtype weight>

@@ -1,7 +1,7 @@
 // The kernel's body, compiled once per ISA level by cpu_<isa>.cc after its vec_<isa>.h.
 #pragma once
 #include "csrc/gemm/epilogue.h"
-#include "csrc/gemm/tile.h"
+#include "csrc/gemm/tile_dot.h"
 #include "kernels/fused_matmul/cpu_kernels.h"
 
 namespace dsf::fused_matmul {
@@ -9,6 +9,7 @@ namespace {
 
 template <class Tile, Dtype dtype>
 void run(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel) {
+  const DotScope scope;
   // y = act(x @ weight.T + bias) + residual
   walk_and_finish<Tile, Vec, dtype, Sums::f32>(args, args.K, static_cast<const typename Tile::X*>(args.x),
                                                args.x_stride, PackedPanels(args.packed).panel(panel), nullptr, nullptr,
@@ -16,7 +17,7 @@ void run(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel) 
 }
 
 constexpr Kernel run_f32 = run<TileF32<Vec>, Dtype::f32>;
-constexpr Kernel run_bf16 = run<TileBf16<Vec>, Dtype::bf16>;
+constexpr Kernel run_bf16 = run<DotTileBf16, Dtype::bf16>;
 
 }  // namespace
 }  // namespace dsf::fused_matmul

@@ -8,13 +8,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from bench.hot_loops import HotLoop, register_tile
+from bench.hot_loops import HotLoop, amx_tile, register_tile
 from bench.instructions import values
 
 F32, BF16 = register_tile("TileF32"), register_tile("TileBf16")
 FMA, FMA_PAIR = ((r"vfmadd\d+ps", 1),), ((r"vfmadd\d+ps", 2),)
 SSE, SSE_PAIR = (("mulps", 1), ("addps", 1)), (("mulps", 2), ("addps", 2))
 DOT = (("vdpbf16ps", 1),)
+AMX_DOT = (("tdpbf16ps", 1),)
 COPIES = "SHUFPS spreads x, and SSE overwrites an operand: copies"
 SPLIT = "a shift and a mask split each pair, both read the weight; beside them, copies"
 
@@ -26,6 +27,7 @@ HOT_LOOPS = (
     HotLoop("avx512", "f32", F32, 24, "zmm", FMA, reads=10, others=4, why="6 x 4"),
     HotLoop("avx512", "bf16", BF16, 16, "zmm", FMA_PAIR, reads=12, others=19, why=f"4 x 4; {SPLIT}"),
     HotLoop("avx512bf16", "bf16", BF16, 24, "zmm", DOT, reads=10, others=4, why="6 x 4"),
+    HotLoop("amx", "bf16", amx_tile("AmxTileBf16"), 4, "tmm", AMX_DOT, reads=4, others=6, why="2 x 2 tiles"),
 )
 
 

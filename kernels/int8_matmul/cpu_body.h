@@ -2,6 +2,7 @@
 #pragma once
 #include "csrc/gemm/epilogue.h"
 #include "csrc/gemm/quantize.h"
+#include "csrc/gemm/tile_dot.h"
 #include "csrc/gemm/tile_int8.h"
 #include "kernels/int8_matmul/cpu_kernels.h"
 
@@ -30,9 +31,10 @@ void run(const LinearArgs& args, const QuantizedRows& rows, int64_t m_begin, int
   const auto* codes = static_cast<const typename Tile::X*>(rows.codes);
   const auto walk = args.dtype == Dtype::f32 ? walk_and_finish<Tile, Vec, Dtype::f32, Sums::i32_scaled>
                                              : walk_and_finish<Tile, Vec, Dtype::bf16, Sums::i32_scaled>;
+  const int32_t* excess = Tile::OFFSET ? packed.excess + panel * PANEL_N : nullptr;
+  const DotScope scope;
   // acc = x_q.int() @ q.int().T;  y = act(acc.float() * x_scale * scale + bias) + residual
-  walk(args, rows.padded_K, codes, rows.padded_K, packed.panel(panel), packed.excess + panel * PANEL_N, rows.scale,
-       m_begin, m_end, panel);
+  walk(args, rows.padded_K, codes, rows.padded_K, packed.panel(panel), excess, rows.scale, m_begin, m_end, panel);
 }
 
 inline constexpr int64_t WIDEN_K = 128;  // values of k that are widened at a time: 32 KiB of f32, within L1
@@ -75,6 +77,7 @@ void run_widened(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t
     return weights;
   };
   const int64_t left = args.N - panel * PANEL_N;
+  const DotScope scope;
   // y = act(x @ q.float().T * scale + bias) + residual
   walk_panel_in_steps<Tile>(args.K, WIDEN_K, static_cast<const typename Tile::X*>(args.x), args.x_stride, widened,
                             int(left < PANEL_N ? left : PANEL_N), m_begin, m_end,
@@ -85,7 +88,7 @@ inline void run_float(const LinearArgs& args, int64_t m_begin, int64_t m_end, in
   if (args.dtype == Dtype::f32)
     run_widened<TileF32<Vec>, Dtype::f32>(args, m_begin, m_end, panel);
   else
-    run_widened<TileBf16<Vec>, Dtype::bf16>(args, m_begin, m_end, panel);
+    run_widened<DotTileBf16, Dtype::bf16>(args, m_begin, m_end, panel);
 }
 
 inline float quantize_weight_row(Dtype dtype, const void* row, int64_t K, int8_t* codes) {

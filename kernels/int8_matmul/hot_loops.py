@@ -9,14 +9,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from bench.hot_loops import HotLoop, register_tile
+from bench.hot_loops import HotLoop, amx_tile, register_tile
 from bench.instructions import values
 
 F32, BF16 = register_tile("TileF32"), register_tile("TileBf16")
 INT8_DOT, INT8_WIDEN = register_tile("TileInt8Dot"), register_tile("TileInt8Widen")
 FMA, FMA_PAIR = ((r"vfmadd\d+ps", 1),), ((r"vfmadd\d+ps", 2),)
 SSE, SSE_PAIR = (("mulps", 1), ("addps", 1)), (("mulps", 2), ("addps", 2))
-BF16_DOT = (("vdpbf16ps", 1),)
+BF16_DOT, AMX_DOT = (("vdpbf16ps", 1),), (("tdpbf16ps", 1),)
 MADD = (("vpmaddwd", 1), ("vpaddd", 1))
 VEX_DOT, EVEX_DOT = ((r"\{vex\} vpdpbusd", 1),), (("vpdpbusd", 1),)  # CPUs with AVX-VNNI alone lack the EVEX form
 SSE_MADD = (("pmaddwd", 1), ("paddd", 1))
@@ -43,6 +43,9 @@ HOT_LOOPS = (
     HotLoop("avx512bf16", "int8", INT8_DOT, 24, "zmm", EVEX_DOT, reads=10, others=4, why="6 x 4"),
     HotLoop("avx512bf16", "f32", F32, 24, "zmm", FMA, reads=10, others=4, why="6 x 4"),
     HotLoop("avx512bf16", "bf16", BF16, 24, "zmm", BF16_DOT, reads=10, others=4, why="6 x 4"),
+    HotLoop("amx", "int8", amx_tile("AmxTileInt8"), 4, "tmm", (("tdpbssd", 1),), reads=4, others=6, why="2 x 2 tiles"),
+    HotLoop("amx", "f32", F32, 24, "zmm", FMA, reads=10, others=4, why="6 x 4"),
+    HotLoop("amx", "bf16", amx_tile("AmxTileBf16"), 4, "tmm", AMX_DOT, reads=4, others=6, why="2 x 2 tiles"),
 )
 
 
