@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+from deepseek_fast._activations import ACTIVATIONS
+
 DTYPES = (torch.float32, torch.bfloat16)
 
 

@@ -13,7 +13,7 @@ import deepseek_fast
 from tests.doors import ROOMS, good_call, numpy_op, raw, to_numpy, torch_op
 from tests.oracle import SENTENCE
 
-EVERY_ACTIVATION = "none, relu, gelu, gelu_tanh, silu"
+EVERY_ACTIVATION = "none, relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid, tanh"
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -52,7 +52,7 @@ SHARED = [
         TypeError,
         "residual must have x's dtype float32; got dtype float64",
     ),
-    ({"activation": "tanh"}, ValueError, f"activation must be one of {EVERY_ACTIVATION}; got 'tanh'"),
+    ({"activation": "elu"}, ValueError, f"activation must be one of {EVERY_ACTIVATION}; got 'elu'"),
     ({"activation": ""}, ValueError, f"activation must be one of {EVERY_ACTIVATION}; got ''"),
     ({"activation": "GELU"}, ValueError, f"activation must be one of {EVERY_ACTIVATION}; got 'GELU'"),
 ]

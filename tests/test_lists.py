@@ -13,6 +13,7 @@ from tests.doors import ROOMS, ROOT, torch_op
 from tests.plugin import ISA_LEVELS
 
 ROOM_FILES = ("README.md", "op.py", "ref.py", "cases.py", "cpu.h", "variants.inc", "cpu.cc", "torch.cc", "ort.cc")
+LINEAR_H = ROOT / "csrc" / "gemm" / "linear.h"
 VARIANT_ROW = re.compile(r"^DSF_VARIANT\((\w+), (\w+), (\w+)\)$", re.MULTILINE)
 
 
@@ -90,6 +91,16 @@ def test_onnx_domain_is_one_name() -> None:
     assert _body.DOMAIN == "ai.deepseek_fast"
     sources = [path.read_text() for path in (ROOT / "csrc" / "ort").glob("*.cc")]
     assert any('"ai.deepseek_fast"' in text for text in sources)
+
+
+def test_activations_are_one_list() -> None:
+    from deepseek_fast import _activations
+    from deepseek_fast.bench.peers import _common
+    from deepseek_fast.onnx import _body
+
+    assert _activations.ACTIVATIONS == _body.ACTIVATION_NAMES == tuple(_common.ACTIVATIONS)
+    (listed,) = re.findall(r"#define DSF_ACTIVATIONS\(entry\)(.*?)\n#define", LINEAR_H.read_text(), re.DOTALL)
+    assert _activations.ACTIVATIONS == tuple(re.findall(r"entry\((\w+)\)", listed))
 
 
 def test_an_import_loads_neither_torch_nor_onnxruntime() -> None:

@@ -63,6 +63,27 @@ def tanh_gelu(order):
     return write
 
 
+def clipped_hardswish(order):
+    def write(graph, y):
+        zero, three, six = (graph.constant(name, n) for name, n in (("zero", 0), ("three", 3), ("six", 6)))
+        clip = graph.op("Clip", graph.op("Add", y, three), zero, six)
+        if order == 0:
+            return graph.op("Div", graph.op("Mul", y, clip), six, output="act")
+        if order == 1:
+            return graph.op("Mul", graph.op("Div", clip, six), y, output="act")
+        return graph.op("Mul", graph.op("Mul", clip, graph.constant("sixth", 1 / 6)), y, output="act")
+
+    return write
+
+
+def hard_sigmoid(graph, y, **attributes):
+    return graph.op("HardSigmoid", y, **attributes)
+
+
+def relu6(graph, y, low=0, high=6):
+    return graph.op("Clip", y, graph.constant("low", low), graph.constant("high", high), output="act")
+
+
 ACTIVATIONS = {
     "relu": (17, "relu", lambda graph, y: graph.op("Relu", y, output="act")),
     "gelu-op": (20, "gelu", lambda graph, y: graph.op("Gelu", y, output="act")),
@@ -71,6 +92,16 @@ ACTIVATIONS = {
     "swish": (24, "silu", lambda graph, y: graph.op("Swish", y, output="act")),
     "silu": (17, "silu", lambda graph, y: graph.op("Mul", y, graph.op("Sigmoid", y), output="act")),
     "silu-turned": (17, "silu", lambda graph, y: graph.op("Mul", graph.op("Sigmoid", y), y, output="act")),
+    "sigmoid": (17, "sigmoid", lambda graph, y: graph.op("Sigmoid", y, output="act")),
+    "tanh": (17, "tanh", lambda graph, y: graph.op("Tanh", y, output="act")),
+    "relu6": (17, "relu6", relu6),
+    "hardswish-op": (17, "hardswish", lambda graph, y: graph.op("HardSwish", y, output="act")),
+    "hardswish-hard-sigmoid": (
+        17,
+        "hardswish",
+        lambda graph, y: graph.op("Mul", y, hard_sigmoid(graph, y, alpha=1 / 6, beta=0.5), output="act"),
+    ),
+    **{f"hardswish-{order}": (17, "hardswish", clipped_hardswish(order)) for order in range(3)},
     **{f"erf-{order}": (17, "gelu", erf_gelu(order)) for order in range(5)},
     **{f"tanh-{order}": (17, "gelu_tanh", tanh_gelu(order)) for order in range(3)},
 }
@@ -108,7 +139,18 @@ def wrong_gelu(graph, y):
     return graph.op("Mul", half, graph.constant("half", 0.5), output="act")
 
 
-@pytest.mark.parametrize("write", [scaled_sigmoid, wrong_gelu, lambda g, y: g.op("Tanh", y, output="act")])
+@pytest.mark.parametrize(
+    "write",
+    [
+        scaled_sigmoid,
+        wrong_gelu,
+        lambda g, y: g.op("Softsign", y, output="act"),
+        lambda g, y: relu6(g, y, high=5),
+        lambda g, y: relu6(g, y, low=-1),
+        lambda g, y: g.op("Mul", y, hard_sigmoid(g, y), output="act"),  # alpha 0.2
+        lambda g, y: g.op("Tanh", g.op("Neg", y), output="act"),
+    ],
+)
 def test_other_activations_are_left_alone(write):
     graph = graph_with_x(2)
     graph.output(write(graph, linear(graph, "x", K, N)), rank=2)

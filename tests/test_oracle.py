@@ -62,9 +62,13 @@ def test_half_ulp_bf16_is_half_the_gap_of_every_pair() -> None:
     ("activation", "function"),
     [
         ("relu", F.relu),
+        ("relu6", F.relu6),
         ("gelu", F.gelu),
         ("gelu_tanh", lambda z: F.gelu(z, approximate="tanh")),
         ("silu", F.silu),
+        ("hardswish", F.hardswish),
+        ("sigmoid", F.sigmoid),
+        ("tanh", F.tanh),
         ("none", lambda z: z),
     ],
 )
@@ -74,10 +78,11 @@ def test_activations_are_torch_s_in_float64(activation: str, function: Any) -> N
     lipschitz = torch.autograd.functional.jvp(
         lambda t: fused_ref.activate(t, activation), z[:100001], torch.ones(100001, dtype=torch.float64)
     )[1]
-    assert lipschitz.abs().max() <= fused_ref.SMOOTH_LIPSCHITZ
-    if activation in fused_ref.SMOOTH:
+    assert lipschitz.abs().max() <= fused_ref.LIPSCHITZ.get(activation, 1.0)
+    if activation in fused_ref.RELATIVE_TO_Z:
         assert abs(fused_ref.activate(torch.tensor(fused_ref.SMOOTH_FLAT).double(), activation)) < fused_ref.SMOOTH_TAIL
-        assert fused_ref.activate(torch.tensor(-math.inf), activation) == 0
+    limit = {"none": -math.inf, "tanh": -1}.get(activation, 0)
+    assert fused_ref.activate(torch.tensor(-math.inf), activation) == limit
 
 
 def test_int8_reference_is_numpy_s_in_one_rounding_a_step() -> None:

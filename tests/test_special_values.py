@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from deepseek_fast._activations import ACTIVATIONS
 from tests.doors import DOORS, ROOMS, WEIGHT, call, mode_of, part, reference
 from tests.oracle import assert_equal, assert_matches, assert_within
 from tests.plugin import isa_cap, supported_isas
@@ -28,7 +29,6 @@ SCHEMES = [
     ("int8_matmul", {"dtype": "bfloat16", "activations": "float"}),
 ]
 REFUSES_SCALE = ("fp8_matmul", "int4_matmul")  # one with NaN or inf
-SMOOTH = ("gelu", "gelu_tanh", "silu")
 
 
 def inputs_of(room: str, scheme: dict[str, str], activation: str = "none", residual: str = "none") -> dict[str, Any]:
@@ -44,7 +44,7 @@ def check(room: str, inputs: dict[str, Any], what: str) -> torch.Tensor:
     return got
 
 
-@pytest.mark.parametrize("activation", ["none", "relu", "gelu", "silu"])
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu", "hardswish", "tanh"])
 @pytest.mark.parametrize(("room", "scheme"), SCHEMES, ids=str)
 def test_nan_and_inf_stay_in_their_row(room: str, scheme: dict[str, str], activation: str, isa: str) -> None:
     inputs = inputs_of(room, scheme, activation)
@@ -62,7 +62,7 @@ def test_nan_and_inf_stay_in_their_row(room: str, scheme: dict[str, str], activa
 
 @pytest.mark.parametrize(("room", "scheme"), SCHEMES, ids=str)
 def test_nan_and_inf_in_the_other_arguments(room: str, scheme: dict[str, str], isa: str) -> None:
-    for activation in ("none", "relu", "gelu_tanh"):
+    for activation in ("none", "relu6", "gelu_tanh"):
         inputs = inputs_of(room, scheme, activation, residual="full")
         for name in ("weight", "scale", "bias", "residual"):
             if name not in inputs or (name == "scale" and room in REFUSES_SCALE):
@@ -148,7 +148,7 @@ def spread_f32() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("activation", ["none", "relu", *SMOOTH])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_over_their_whole_domain(activation: str, dtype: str, isa: str) -> None:
     """x of one column times a weight of 1 is x itself, so the result is the activation's alone."""
     ref = part("fused_matmul", "ref")
@@ -164,7 +164,7 @@ def test_activations_over_their_whole_domain(activation: str, dtype: str, isa: s
     assert_within(got, want, bound, f"{activation} on {isa}")
 
 
-@pytest.mark.parametrize("activation", SMOOTH)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_have_the_same_bits_on_every_level(activation: str) -> None:
     z = spread_f32().reshape(-1, 1)
     inputs = {"x": z, "weight": torch.ones(1, 1), "activation": activation}

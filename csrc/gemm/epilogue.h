@@ -88,16 +88,11 @@ template <class V, Dtype dtype, Sums sums>
 inline void finish_tile(const LinearArgs& args, const void* tile, const float* x_scale, int64_t m, int rows,
                         int64_t panel) {
   switch (args.activation) {
-    case Activation::none:
-      return finish_rows<V, dtype, sums, Activation::none>(args, tile, x_scale, m, rows, panel);
-    case Activation::relu:
-      return finish_rows<V, dtype, sums, Activation::relu>(args, tile, x_scale, m, rows, panel);
-    case Activation::gelu:
-      return finish_rows<V, dtype, sums, Activation::gelu>(args, tile, x_scale, m, rows, panel);
-    case Activation::gelu_tanh:
-      return finish_rows<V, dtype, sums, Activation::gelu_tanh>(args, tile, x_scale, m, rows, panel);
-    case Activation::silu:
-      return finish_rows<V, dtype, sums, Activation::silu>(args, tile, x_scale, m, rows, panel);
+#define DSF_ENTRY(name)  \
+  case Activation::name: \
+    return finish_rows<V, dtype, sums, Activation::name>(args, tile, x_scale, m, rows, panel);
+    DSF_ACTIVATIONS(DSF_ENTRY)
+#undef DSF_ENTRY
   }
 }
 

@@ -9,7 +9,12 @@
 namespace dsf {
 namespace {
 
-constexpr const char* ACTIVATIONS[] = {"none", "relu", "gelu", "gelu_tanh", "silu"};
+#define DSF_ENTRY(name) #name,
+constexpr const char* ACTIVATIONS[] = {DSF_ACTIVATIONS(DSF_ENTRY)};
+#undef DSF_ENTRY
+#define DSF_ENTRY(name) ", " #name
+constexpr const char* ACTIVATION_LIST = &(DSF_ACTIVATIONS(DSF_ENTRY))[2];  // after the first comma
+#undef DSF_ENTRY
 
 bool check_same_dtype(const LinearCall& call, const char* op, const char* arg, const TensorView& view,
                       Problem* problem) {
@@ -175,9 +180,10 @@ bool check_linear_rest(const LinearCall& call, const char* op, const char* weigh
   for (int32_t i = 0; i < int32_t(sizeof ACTIVATIONS / sizeof *ACTIVATIONS); ++i)
     if (!std::strcmp(call.activation, ACTIVATIONS[i])) activation = i;
   if (activation < 0) {
-    char got[48];
+    char rule[160], got[48];
+    std::snprintf(rule, sizeof rule, "be one of %s", ACTIVATION_LIST);
     std::snprintf(got, sizeof got, "'%.32s'", call.activation);
-    return value_error(problem, op, "activation", "be one of none, relu, gelu, gelu_tanh, silu", got);
+    return value_error(problem, op, "activation", rule, got);
   }
   args->activation = static_cast<Activation>(activation);
   return true;

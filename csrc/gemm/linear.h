@@ -16,7 +16,13 @@
 
 namespace dsf {
 
-enum class Activation : int32_t { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4 };
+// Every activation, once; calls, sentences and kernels take the names from here.
+#define DSF_ACTIVATIONS(entry)                                                                                  \
+  entry(none) entry(relu) entry(relu6) entry(gelu) entry(gelu_tanh) entry(silu) entry(hardswish) entry(sigmoid) \
+      entry(tanh)
+#define DSF_ENTRY(name) name,
+enum class Activation : int32_t { DSF_ACTIVATIONS(DSF_ENTRY) };
+#undef DSF_ENTRY
 
 struct LinearArgs {
   Dtype dtype;  // of x, bias, residual and y: f32 or bf16
@@ -53,7 +59,7 @@ struct LinearCall {
   int64_t out_features;        // with a packed weight: N as the caller states it; -1: take the packed tensor's word
   const TensorView* bias;      // may be null
   const TensorView* residual;  // may be null
-  const char* activation;      // "none", "relu", "gelu", "gelu_tanh", "silu"; NUL-terminated
+  const char* activation;      // a name of DSF_ACTIVATIONS; NUL-terminated
   const char* activations;     // what x becomes: "int8", "fp8" or "float"; null for a room without the choice
 };
 

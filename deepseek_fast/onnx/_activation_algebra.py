@@ -1,8 +1,8 @@
 """Recognises an activation by what a chain of nodes computes.
 
-Every value of such a chain is a polynomial in y (the product) and in one T = f(p(y)), f being Erf, Tanh or Sigmoid
-and p a polynomial: gelu is 0.5 y + 0.5 y T with T = Erf(y / sqrt 2). So a value is held as its coefficients, and
-compared with the table below: the order in which an exporter multiplies and adds does not matter.
+Every value of such a chain is a polynomial in y (the product) and in one T = f(p(y)), f being Erf, Tanh, Sigmoid or
+Clip to [0, 6] and p a polynomial: gelu is 0.5 y + 0.5 y T with T = Erf(y / sqrt 2). So a value is held as its
+coefficients, and compared with the table below: the order in which an exporter multiplies and adds does not matter.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deepseek_fast.onnx._body import GELU_CUBIC, SQRT_2, SQRT_2_OVER_PI
+from deepseek_fast.onnx._rewriter import number
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,6 +25,7 @@ MAX_NODES = 16  # the longest chain in the table, tanh-gelu, has 9
 FLOAT32_RTOL = 1e-6  # a few roundings of the constants in float32
 BFLOAT16_RTOL = 2.0**-7
 FUNCTIONS = ("Erf", "Tanh", "Sigmoid")
+CLIP_HIGH = 6.0  # where the function Clip ends; it begins at 0
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ KNOWN: tuple[tuple[str, str, dict[Power, float], dict[Power, float]], ...] = (
     ("gelu_tanh", "Tanh", _TANH_ARGUMENT, _GELU_TERMS),
     ("gelu_tanh", "Sigmoid", {power: 2 * c for power, c in _TANH_ARGUMENT.items()}, {(1, 1): 1.0}),
     ("silu", "Sigmoid", {(1, 0): 1.0}, {(1, 1): 1.0}),
+    ("relu6", "Clip", {(1, 0): 1.0}, {(0, 1): 1.0}),
+    ("hardswish", "Clip", {(1, 0): 1.0, (0, 0): 3.0}, {(1, 1): 1 / CLIP_HIGH}),
 )
 
 
@@ -109,6 +113,14 @@ def _evaluate(node: ir.Node, known: dict[ir.Value, Expression], rewriter: Rewrit
         operands.append(operand)
     if node.op_type in FUNCTIONS:
         return _apply(node.op_type, operands[0])
+    if node.op_type == "Clip" and len(operands) == 3:
+        low, high = operands[1:]
+        return None if low.terms or low.function else _clip(operands[0], _number(high))
+    if node.op_type == "HardSigmoid":  # Clip(alpha v + beta, 0, 1)
+        alpha, beta = ({(0, 0): number(node, name, default)} for name, default in (("alpha", 0.2), ("beta", 0.5)))
+        scaled = _multiply(operands[0], Expression(alpha))
+        moved = _add(scaled, Expression(beta)) if scaled is not None else None
+        return _clip(moved, 1.0) if moved is not None else None
     combine = OPERATORS.get(node.op_type)
     return combine(operands[0], operands[1]) if combine is not None else None
 
@@ -117,6 +129,15 @@ def _apply(function: str, argument: Expression) -> Expression | None:
     if argument.function:
         return None  # a function of a function
     return Expression({(0, 1): 1.0}, function, tuple(sorted(argument.terms.items())))
+
+
+def _clip(value: Expression, high: float | None) -> Expression | None:
+    """Clip(value, 0, high), by the one that ends at CLIP_HIGH."""
+    if not high or high < 0:
+        return None
+    stretched = _multiply(value, Expression({(0, 0): CLIP_HIGH / high}))
+    clipped = _apply("Clip", stretched) if stretched is not None else None
+    return _multiply(clipped, Expression({(0, 0): high / CLIP_HIGH})) if clipped is not None else None
 
 
 def _joined(a: Expression, b: Expression, terms: dict[Power, float]) -> Expression | None:

@@ -143,6 +143,20 @@ def _relu(body: BodyWriter, z: str) -> str:
     return body.op("Relu", z)
 
 
+def _relu6(body: BodyWriter, z: str) -> str:
+    return body.op("Clip", z, body.constant(0.0), body.constant(6.0))
+
+
+def _hardswish(body: BodyWriter, z: str) -> str:
+    """In the order of activation.h, bit for bit; HardSwish itself exists from opset 14 only, and makes NaN of -inf.
+
+    Not Max(z, -3), whose product is -0: ONNX Runtime removes an Add of zero, which would make it +0.
+    """
+    share = body.op("Div", _relu6(body, body.op("Add", z, body.constant(3.0))), body.constant(6.0))
+    is_low = body.op("LessOrEqual", z, body.constant(-3.0))
+    return body.op("Mul", body.op("Where", is_low, body.constant(0.0), z), share)
+
+
 def _gelu(body: BodyWriter, z: str) -> str:
     """Below opset 20 in the order that ONNX Runtime makes one node of. Its last node is no Mul by a constant: ONNX
     Runtime 1.31.1 folds such a one into the next MatMul, and fails to load the model where there is another reader."""
@@ -165,10 +179,22 @@ def _silu(body: BodyWriter, z: str) -> str:
     return body.op("Mul", z, body.op("Sigmoid", z))
 
 
+def _sigmoid(body: BodyWriter, z: str) -> str:
+    return body.op("Sigmoid", z)
+
+
+def _tanh(body: BodyWriter, z: str) -> str:
+    return body.op("Tanh", z)
+
+
 ACTIVATIONS: dict[str, Callable[[BodyWriter, str], str]] = {  # "none" is the absence of all of these
     "relu": _relu,
+    "relu6": _relu6,
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "silu": _silu,
+    "hardswish": _hardswish,
+    "sigmoid": _sigmoid,
+    "tanh": _tanh,
 }
 ACTIVATION_NAMES = ("none", *ACTIVATIONS)

@@ -66,8 +66,9 @@ def fp8_matmul(
     for all. scale: (ceil(N / rows), ceil(K / columns)) float32 or float8_e8m0fnu, finite and above zero, always of two
     dimensions: (N, 1) with block=(1, -1) is a scale per row, (1, 1) with (-1, -1) one in all.
     bias: (N,), residual: the output's shape or one element, both of x's dtype.
-    activation: none, relu, gelu, gelu_tanh or silu. activations: "float" leaves x as it is, "fp8" casts it to
-    float8_e4m3fn in blocks of 1 x 128 first, as DeepGEMM does. Returns (..., N) of x's dtype; has no gradient.
+    activation: none, relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh. activations: "float" leaves x as
+    it is, "fp8" casts it to float8_e4m3fn in blocks of 1 x 128 first, as DeepGEMM does. Returns (..., N) of x's dtype;
+    has no gradient.
     Raises ValueError for shapes, blocks, scales and names, TypeError for dtypes.
     Numerics: every code is decoded exactly; products and sums in float32, scaled once per 128 values of k or less.
 

@@ -19,8 +19,8 @@ def fused_matmul(
     """act(x @ weight.T + bias) + residual in one pass; takes the arguments of torch.nn.functional.linear.
 
     x: (..., K) float32 or bfloat16. weight: (N, K), bias: (N,), both of x's dtype; the weight is packed on each call,
-    nn.FusedLinear packs it once. activation: none, relu, gelu, gelu_tanh or silu. residual: the output's shape or one
-    element, x's dtype, added after the activation. Returns (..., N) of x's dtype.
+    nn.FusedLinear packs it once. activation: none, relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh.
+    residual: the output's shape or one element, x's dtype, added after the activation. Returns (..., N) of x's dtype.
     Raises ValueError for shapes and names, TypeError for dtypes. Differentiable in all four tensors, once.
     Numerics: sums and epilogue in float32, one rounding at the end; a row's result does not depend on the other rows
     or on the number of threads.
@@ -138,8 +138,17 @@ class _Differentiable(torch.autograd.Function):
 
 
 def _activation_backward(activation: str, grad: Tensor, z: Tensor) -> Tensor:
+    aten = torch.ops.aten
     if activation == "relu":
-        return torch.ops.aten.threshold_backward(grad, z, 0)
+        return aten.threshold_backward(grad, z, 0)
+    if activation == "relu6":
+        return aten.hardtanh_backward(grad, z, 0, 6)
     if activation == "silu":
-        return torch.ops.aten.silu_backward(grad, z)
-    return torch.ops.aten.gelu_backward(grad, z, approximate="tanh" if activation == "gelu_tanh" else "none")
+        return aten.silu_backward(grad, z)
+    if activation == "hardswish":
+        return aten.hardswish_backward(grad, z)
+    if activation == "sigmoid":
+        return aten.sigmoid_backward(grad, z.sigmoid())
+    if activation == "tanh":
+        return aten.tanh_backward(grad, z.tanh())
+    return aten.gelu_backward(grad, z, approximate="tanh" if activation == "gelu_tanh" else "none")

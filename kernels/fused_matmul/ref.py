@@ -10,16 +10,20 @@ import math
 import torch
 from torch import Tensor
 
+from deepseek_fast._activations import ACTIVATIONS
+
 U = 2.0**-24  # unit roundoff of f32: the kernels multiply, add and activate in f32
 F32_MAX = torch.finfo(torch.float32).max
 F32_MIN_NORMAL = 2.0**-126  # smallest normal of f32 and of bf16; VDPBF16PS reads and writes less than this as zero
 F32_MIN_SUBNORMAL = 2.0**-149
 BF16_SIGNIFICANT_BITS = 8
 BF16_MIN_SUBNORMAL = 2.0**-133
-SMOOTH = ("gelu", "gelu_tanh", "silu")
-SMOOTH_LIPSCHITZ = 1.13  # largest |derivative| of gelu 1.129, of gelu_tanh 1.129, of silu 1.100
-SMOOTH_ERROR = 4 * U  # a kernel's own error in act(z), relative to |z|
-SMOOTH_FLAT = -128.0  # below, a smooth activation is 0 to within SMOOTH_TAIL
+SMOOTH = ("gelu", "gelu_tanh", "silu", "sigmoid", "tanh")  # the others have one exactly rounded chain of operations
+RELATIVE_TO_Z = ("gelu", "gelu_tanh", "silu")
+# Largest |derivative|, 1 of those that are not named: gelu 1.129, gelu_tanh 1.129, silu 1.100.
+LIPSCHITZ = {"gelu": 1.13, "gelu_tanh": 1.13, "silu": 1.13, "hardswish": 1.5, "sigmoid": 0.25}
+ACTIVATION_ERROR = 4 * U  # a kernel's own error in act(z), relative to |z| or to |act(z)|; hardswish rounds three times
+SMOOTH_FLAT = -128.0  # below, an activation of RELATIVE_TO_Z is 0 to within SMOOTH_TAIL
 SMOOTH_TAIL = 2.0**-100
 
 
@@ -34,11 +38,22 @@ def fused_matmul_ref(
 
 
 def activate(z: Tensor, activation: str) -> Tensor:
-    """act(z), in forms that lose nothing where the result is small; the smooth ones give 0 for -inf, their limit."""
+    """act(z), in forms that lose nothing where the result is small; at -inf and inf the limits.
+
+    relu6 and hardswish are computed as the kernels do: in f32 they have their bits.
+    """
     if activation == "none":
         return z
     if activation == "relu":
         return torch.where(z < 0, 0.0, z)  # keeps NaN
+    if activation == "relu6":
+        return torch.where(z < 0, 0.0, torch.where(z > 6, 6.0, z))
+    if activation == "hardswish":  # a tensor of 6, so that torch divides and does not multiply by 1/6
+        return torch.where(z <= -3, 0.0, z) * ((z + 3).clamp(0, 6) / torch.full_like(z, 6))
+    if activation == "sigmoid":
+        return torch.sigmoid(z)
+    if activation == "tanh":
+        return torch.tanh(z)
     if activation == "gelu":
         share = 0.5 * torch.special.erfc(-z * math.sqrt(0.5))
     elif activation == "gelu_tanh":  # (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u))
@@ -46,8 +61,7 @@ def activate(z: Tensor, activation: str) -> Tensor:
     elif activation == "silu":
         share = torch.sigmoid(z)
     else:
-        names = ", ".join(("none", "relu", *SMOOTH))
-        raise ValueError(f"activate: activation must be one of {names}; got {activation!r}")
+        raise ValueError(f"activate: activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
     return torch.where(z == -math.inf, 0.0, z * share)
 
 
@@ -93,15 +107,24 @@ def epilogue_bound(
     """Error of the output, from the exact z before the activation and the error of the sum without the bias."""
     if bias:  # one rounding of acc + bias
         error = error + U * (z.abs() + error)
-    if activation in SMOOTH:
-        size = torch.where(z < SMOOTH_FLAT, 0.0, z.abs())
-        error = SMOOTH_LIPSCHITZ * error + SMOOTH_ERROR * (size + error) + SMOOTH_TAIL
+    error = activation_bound(z, error, activation)
     y = add_residual(activate(z, activation), residual)
     if residual is not None:  # one rounding of act + residual
         error = error + U * (y.abs() + error)
     if dtype == torch.bfloat16:
         error = error + half_ulp_bf16(y.abs() + error)
     return error
+
+
+def activation_bound(z: Tensor, error: Tensor, activation: str) -> Tensor:
+    """Error of act(z), from that of z."""
+    carried = LIPSCHITZ.get(activation, 1.0) * error
+    if activation in RELATIVE_TO_Z:
+        size = torch.where(z < SMOOTH_FLAT, 0.0, z.abs())
+        return carried + ACTIVATION_ERROR * (size + error) + SMOOTH_TAIL
+    if activation in SMOOTH or activation == "hardswish":
+        return carried + ACTIVATION_ERROR * (activate(z, activation).abs() + carried) + SMOOTH_TAIL
+    return carried
 
 
 def half_ulp_bf16(magnitude: Tensor) -> Tensor:

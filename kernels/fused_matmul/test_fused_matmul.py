@@ -12,9 +12,13 @@ from tests.oracle import assert_equal
 TORCH_ACTIVATIONS = {
     "none": lambda z: z,
     "relu": F.relu,
+    "relu6": F.relu6,
     "gelu": F.gelu,
     "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
     "silu": F.silu,
+    "hardswish": F.hardswish,
+    "sigmoid": F.sigmoid,
+    "tanh": F.tanh,
 }
 
 

@@ -59,8 +59,8 @@ def int4_matmul(
     each call, nn.Int4Linear packs it once. scale: (N, groups) float32, finite. zeros: (N, groups) uint8 up to 15, or
     None for 8 everywhere. bias: (N,), residual: the output's shape or one element, both of x's dtype.
     group_size: 32, 64, 128, or -1 for one group a row. in_features: K, where it is odd; -1 for two values a byte.
-    activation: none, relu, gelu, gelu_tanh or silu. compute: "int8" quantizes x to int8 by row and group (W4A8),
-    "float" leaves x as it is (W4A16). Returns (..., N) of x's dtype; has no gradient.
+    activation: none, relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh. compute: "int8" quantizes x to
+    int8 by row and group (W4A8), "float" leaves x as it is (W4A16). Returns (..., N) of x's dtype; has no gradient.
     Raises ValueError for shapes, values and names, TypeError for dtypes.
     Numerics: "int8" gives the same bits on every CPU, number of threads and runtime; a row with NaN or inf gives NaN.
 

@@ -105,7 +105,7 @@ def int4_matmul_ref(
     residual: Tensor | None = None,
     compute: str = "int8",
 ) -> Tensor:
-    """y in x's dtype, bit for bit, where every step is exactly rounded ("int8" with none or relu); else float64."""
+    """y in x's dtype, bit for bit, where every step is exactly rounded ("int8", no smooth act); else float64."""
     z = preactivation(x, blocks_of(q, scale, zeros, group_size, in_features), bias, compute, q.shape[0])
     exact = compute == "int8" and activation not in SMOOTH
     y = add_residual(activate(z if exact else z.double(), activation), residual)

@@ -57,7 +57,7 @@ def check_everywhere(opset: int, inputs: dict[str, Any], what: str) -> None:
 def test_the_body_is_the_definition(opset: int, mode: str) -> None:
     for i, (group_size, zeros) in enumerate(cases.GROUPS):
         dtype = cases.DTYPES[i % 2] if opset >= 15 else "float32"  # bfloat16 needs CastLike
-        activation, residual = cases.ACTIVATIONS[i % 5], cases.RESIDUALS[i % 3]
+        activation, residual = cases.ACTIVATIONS[i % len(cases.ACTIVATIONS)], cases.RESIDUALS[i % 3]
         case = cases.Case(7, 37, 301, dtype, activation, True, residual, mode, group_size, zeros)
         check_everywhere(opset, case.inputs(torch.Generator().manual_seed(i)), case.id)
 

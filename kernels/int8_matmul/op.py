@@ -48,8 +48,9 @@ def int8_matmul(
 
     x: (..., K) float32 or bfloat16. q: (N, K) int8 and scale: (N,) float32 from int8_quantize_weight; q is packed on
     each call, nn.Int8Linear packs it once. bias: (N,), residual: the output's shape or one element, both of x's dtype.
-    activation: none, relu, gelu, gelu_tanh or silu. activations: "int8" quantizes each row of x with its own scale
-    (W8A8; K <= 131071), "float" leaves x as it is (W8A16). Returns (..., N) of x's dtype; has no gradient.
+    activation: none, relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh. activations: "int8" quantizes each
+    row of x with its own scale (W8A8; K <= 131071), "float" leaves x as it is (W8A16). Returns (..., N) of x's dtype;
+    has no gradient.
     Raises ValueError for shapes and names, TypeError for dtypes.
     Numerics: "int8" gives the same bits on every CPU, number of threads and runtime; a row with NaN or inf gives NaN.
 

@@ -52,7 +52,7 @@ def int8_matmul_ref(
     residual: Tensor | None = None,
     activations: str = "int8",
 ) -> Tensor:
-    """y in x's dtype, bit for bit, where every step is exactly rounded ("int8" with none or relu); else float64."""
+    """y in x's dtype, bit for bit, where every step is exactly rounded ("int8", no smooth act); else float64."""
     z = preactivation(x, q, scale, bias, activations)
     exact = activations == "int8" and activation not in SMOOTH
     y = add_residual(activate(z if exact else z.double(), activation), residual)

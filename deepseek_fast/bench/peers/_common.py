@@ -12,9 +12,13 @@ from deepseek_fast.bench.peers import Peer
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda z: z,
     "relu": F.relu,
+    "relu6": F.relu6,
     "gelu": F.gelu,
     "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
     "silu": F.silu,
+    "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
 }
 # Largest |y - ref| / |ref| of a right answer: a float sum in any order, and one rounding of the output.
 FLOAT = {"float32": (1e-5, "f32 sums of any order"), "bfloat16": (1e-2, "bf16 output, perhaps a bf16 activation step")}

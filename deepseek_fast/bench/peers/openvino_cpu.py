@@ -17,11 +17,15 @@ from deepseek_fast.bench.peers._common import INT8_ROW, float_peer, int4_peer
 PACKAGES = ("openvino",)
 HOW_TO_INSTALL = "pip install openvino, or run `make bench-peers`"
 # (operator of opset 13, its arguments)
-ACTIVATION_NODES: dict[str, tuple[str, tuple[str, ...]]] = {
+ACTIVATION_NODES: dict[str, tuple[str, tuple[str | float, ...]]] = {
     "relu": ("relu", ()),
+    "relu6": ("clamp", (0.0, 6.0)),
     "gelu": ("gelu", ("erf",)),
     "gelu_tanh": ("gelu", ("tanh",)),
     "silu": ("swish", ()),
+    "hardswish": ("hswish", ()),
+    "sigmoid": ("sigmoid", ()),
+    "tanh": ("tanh", ()),
 }
 # Values of a row of x that share a scale in dynamic quantization: fewer are faster in large products here, and the
 # whole row is what the other libraries have.

@@ -10,12 +10,15 @@ from deepseek_fast.bench.peers._common import FLOAT, INT8_TENSOR, int4_peer
 
 PACKAGES = ("onnx", "onnxruntime")
 HOW_TO_INSTALL = "pip install 'deepseek-fast[onnx]'"
-# (node type, attributes) from z to y; silu has two nodes
+# (node type, attributes) from z to y; silu has two nodes, relu6 two constants
 ACTIVATION_NODES: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("Identity", {}),
     "relu": ("Relu", {}),
     "gelu": ("Gelu", {}),
     "gelu_tanh": ("Gelu", {"approximate": "tanh"}),
+    "hardswish": ("HardSwish", {}),
+    "sigmoid": ("Sigmoid", {}),
+    "tanh": ("Tanh", {}),
 }
 
 
@@ -97,5 +100,10 @@ def _activation(name: str) -> list[Any]:
 
     if name == "silu":
         return [helper.make_node("Sigmoid", ["z"], ["s"]), helper.make_node("Mul", ["z", "s"], ["y"])]
+    if name == "relu6":
+        ends = [
+            helper.make_node("Constant", [], [end], value_float=value) for end, value in (("low", 0.0), ("high", 6.0))
+        ]
+        return [*ends, helper.make_node("Clip", ["z", "low", "high"], ["y"])]
     op_type, attributes = ACTIVATION_NODES[name]
     return [helper.make_node(op_type, ["z"], ["y"], **attributes)]

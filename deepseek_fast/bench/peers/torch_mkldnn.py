@@ -17,13 +17,17 @@ from deepseek_fast.bench.peers._common import (
 
 PACKAGES = ()
 HOW_TO_INSTALL = "it is part of torch"
-# (post operation, its algorithm) of mkldnn::_linear_pointwise
-POST = {
-    "none": ("none", ""),
-    "relu": ("relu", ""),
-    "gelu": ("gelu", "none"),
-    "gelu_tanh": ("gelu", "tanh"),
-    "silu": ("swish", ""),
+# (post operation, its numbers, its algorithm) of mkldnn::_linear_pointwise
+POST: dict[str, tuple[str, list[float], str]] = {
+    "none": ("none", [], ""),
+    "relu": ("relu", [], ""),
+    "relu6": ("hardtanh", [0.0, 6.0], ""),
+    "gelu": ("gelu", [], "none"),
+    "gelu_tanh": ("gelu", [], "tanh"),
+    "silu": ("swish", [], ""),
+    "hardswish": ("hardswish", [], ""),
+    "sigmoid": ("sigmoid", [], ""),
+    "tanh": ("tanh", [], ""),
 }
 
 
@@ -51,7 +55,7 @@ def _linear(inputs: dict[str, Any], weight: Tensor) -> dict[str, Peer]:
     if not torch.backends.mkldnn.is_available():
         raise Unsupported("this torch has no oneDNN")
     x, bias = inputs["x"], inputs["bias"]
-    post, algorithm = POST[inputs["activation"]]
+    post, numbers, algorithm = POST[inputs["activation"]]
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, x.shape[0])
     call = torch.ops.mkldnn._linear_pointwise
-    return {"mkldnn prepacked linear": float_peer(lambda: call(x, packed, bias, post, [], algorithm), x)}
+    return {"mkldnn prepacked linear": float_peer(lambda: call(x, packed, bias, post, numbers, algorithm), x)}

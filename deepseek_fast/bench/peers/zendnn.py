@@ -15,7 +15,15 @@ from deepseek_fast.cli import output
 
 PACKAGES = ("zentorch",)
 HOW_TO_INSTALL = "run `make bench-peers`, or pip install the zentorch of this torch's version"
-POST_OPS = {"none": "none", "relu": "relu", "gelu": "gelu_erf", "gelu_tanh": "gelu_tanh", "silu": "silu"}
+POST_OPS = {
+    "none": "none",
+    "relu": "relu",
+    "gelu": "gelu_erf",
+    "gelu_tanh": "gelu_tanh",
+    "silu": "silu",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+}
 
 # ZenDNN keeps a reordered copy of an int8 weight by its address, as long as the process lives, and would take it for
 # another weight that later has the same address; zentorch_clear_weight_cache leaves wrong answers behind.
@@ -24,7 +32,9 @@ _kept: list[Tensor] = []
 
 def fused_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
     ops = _ops()
-    x, bias, post_op = inputs["x"], inputs["bias"], POST_OPS[inputs["activation"]]
+    x, bias, post_op = inputs["x"], inputs["bias"], POST_OPS.get(inputs["activation"])
+    if post_op is None:
+        raise Unsupported(f"zentorch_linear_unary has no {inputs['activation']}")
     if x.dtype == torch.bfloat16 and not ops.zentorch_is_bf16_supported():
         raise Unsupported("ZenDNN computes in bf16 only on CPUs that have its instructions")
     packed = ops.zentorch_weight_prepack_for_linear(inputs["weight"])

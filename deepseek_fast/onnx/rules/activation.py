@@ -1,10 +1,11 @@
 """Activation: what follows a product, in whatever nodes an exporter wrote it.
 
-    t = FusedMatmul(x, W, b, 0); y = act(t)             act relu, gelu (erf), gelu (tanh) or silu
+    t = FusedMatmul(x, W, b, 0); y = act(t)             act any of ours but none
     -> y = FusedMatmul(x, W, b, 0, activation=act)      the same for Int8Matmul
 
-Relu, Gelu and Swish are taken as they are; chains of Mul, Add, Sub, Div, Pow, Erf, Tanh and Sigmoid are recognised by
-what they compute (see _activation_algebra.py), so the order in which an exporter multiplies does not matter.
+Relu, Gelu, Swish, HardSwish, and Sigmoid and Tanh alone are taken as they are; chains of Mul, Add, Sub, Div, Pow, Erf,
+Tanh, Sigmoid, Clip and HardSigmoid are recognised by what they compute (see _activation_algebra.py), so the order in
+which an exporter multiplies does not matter.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def rewrite(node: ir.Node, rewriter: Rewriter) -> str | None:
         return None
     if rewriter.constants.scalar(node.inputs[RESIDUAL_INPUT]) != 0:
         return None  # the activation would come before the residual
-    found = _single_node(node.outputs[0]) or algebra.find_activation(node.outputs[0], rewriter)
+    y = node.outputs[0]
+    found = _single_node(y) or algebra.find_activation(y, rewriter) or _function_alone(y)
     if found is None:
         return None
     activation, chain = found
@@ -47,12 +49,22 @@ def _single_node(value: ir.Value) -> tuple[str, list[ir.Node]] | None:
             continue
         if node.op_type == "Relu":
             return "relu", [node]
+        if node.op_type == "HardSwish":
+            return "hardswish", [node]
         if node.op_type == "Gelu":
             return ("gelu_tanh" if text(node, "approximate", "none") == "tanh" else "gelu"), [node]
         if node.op_type == "Swish":
             if number(node, "alpha", 1.0) != 1.0:
                 raise Refusal(f"Swish must have alpha 1; got {number(node, 'alpha', 1.0):g}")
             return "silu", [node]
+    return None
+
+
+def _function_alone(value: ir.Value) -> tuple[str, list[ir.Node]] | None:
+    """Sigmoid or Tanh; after the chains of which they are a part."""
+    for use in value.uses():
+        if not use.node.domain and use.node.op_type in ("Sigmoid", "Tanh"):
+            return use.node.op_type.lower(), [use.node]
     return None
 
 
