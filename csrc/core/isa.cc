@@ -1,7 +1,12 @@
 // The only place that asks the CPU what it can do.
 #include "csrc/core/isa.h"
 
+#if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 #include <cstdlib>
 #include <cstring>
@@ -9,11 +14,13 @@
 namespace dsf {
 namespace {
 
-constexpr const char* NAMES[NUM_ISA] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16"};
+constexpr const char* NAMES[NUM_ISA] = {"scalar",     "avx2", "avxvnni", "avx512",       "avx512vnni",
+                                        "avx512bf16", "amx",  "neon",    "neon_dotprod", "neon_i8mm"};
 
 struct CpuFeatures {
   bool level[NUM_ISA] = {};
 
+#if defined(__x86_64__)
   CpuFeatures() {
     level[0] = true;
     __builtin_cpu_init();  // asks the operating system too whether it saves the wide registers
@@ -39,6 +46,20 @@ struct CpuFeatures {
     unsigned a = 0, b = 0, c = 0, d = 0;
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
   }
+#elif defined(__aarch64__)
+  CpuFeatures() {
+    level[0] = true;
+    const unsigned long features = getauxval(AT_HWCAP), more = getauxval(AT_HWCAP2);
+    // ARMv8.2 has the first three; they are asked for because the compiler may use them, too.
+    constexpr unsigned long DOTPROD = HWCAP_CRC32 | HWCAP_ATOMICS | HWCAP_ASIMDRDM | HWCAP_ASIMDDP;
+    const bool dotprod = (features & DOTPROD) == DOTPROD;
+    level[int(Isa::neon)] = true;  // part of the architecture
+    level[int(Isa::neon_dotprod)] = dotprod;
+    level[int(Isa::neon_i8mm)] = dotprod && (more & HWCAP2_I8MM) && (more & HWCAP2_BF16);
+  }
+#else
+  CpuFeatures() { level[0] = true; }
+#endif
 };
 
 const CpuFeatures& cpu() {
