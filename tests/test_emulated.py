@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests import test_contract, test_errors, test_special_values
+from tests import test_contract, test_errors, test_sizes, test_special_values
 from tests.doors import ROOMS, call, part, prepared
 from tests.emulated import CPUS, LEVELS, Cpu, Emulated, Unavailable, as_tensor
 from tests.oracle import assert_equal, assert_matches
@@ -80,6 +80,21 @@ def test_every_case(emulated: Emulated, room: str) -> None:
         check(emulated, room, case)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("room", "scheme"), test_sizes.SWEEPS, ids=str)
+def test_every_tail_is_a_corner_of_a_larger_product(emulated: Emulated, room: str, scheme: dict[str, Any]) -> None:
+    M, N = 9, 70
+    sizes = [(m, N) for m in range(M)] + [(M, n) for n in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 64, 65)]
+    for K in (1, 4, 7, 12, 33):  # of steps of 8 values of k: less than half, half, one and a half
+        case = part(room, "cases").Case(M, N, K, residual="full", **scheme)
+        inputs, want, bound = prepared(room, case)
+        full = emulated.call(room, inputs)
+        assert_matches(full, want, bound, case.id)
+        for m, n in sizes:
+            got = emulated.call(room, test_sizes.corner(inputs, m, n))
+            assert_equal(got, full[:m, :n].contiguous(), f"{case.id} cut to M={m} N={n}")
+
+
 def arguments_of(test: Any) -> Iterator[dict[str, Any]]:
     """Every combination of a test's parametrize marks."""
     choices = []
@@ -118,6 +133,21 @@ def test_the_sentences_are_those_of_the_other_doors(emulated: Emulated) -> None:
         assert str(raised.value) == f"{room}: {sentence}"
 
 
+INSTRUCTIONS = {  # of fma_f32, bf16_dot, int8_dot
+    ("x86_64", "scalar"): ("MULPS + ADDPS xmm", "MULPS + ADDPS xmm", "PMADDWD + PADDD xmm"),
+    ("x86_64", "avx2"): ("VFMADD231PS ymm", "VFMADD231PS ymm", "VPMADDWD + VPADDD ymm"),
+    ("aarch64", "scalar"): ("FMUL + FADD 4s", "FMUL + FADD 4s", "SMLAL 4s"),
+    ("aarch64", "neon"): ("FMLA 4s", "FMLA 4s", "SMULL + SMLAL + SADALP 4s"),
+    ("aarch64", "neon_dotprod"): ("FMLA 4s", "FMLA 4s", "SDOT 4s"),
+    ("aarch64", "neon_i8mm"): ("FMLA 4s", "BFDOT 4s", "SMMLA 4s"),
+}
+
+
+def test_a_ceiling_is_measured_with_the_level_s_own_instruction(emulated: Emulated) -> None:
+    got = tuple(instruction.decode() for instruction in emulated.run("ceilings", {}))
+    assert got == INSTRUCTIONS[emulated.cpu.architecture, emulated.level]
+
+
 QUANTIZERS = [
     ("int8_quantize_weight", {}),
     *(
@@ -151,13 +181,37 @@ def test_quantizers_give_the_bits_of_x86(emulated: Emulated, generator: torch.Ge
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
 def test_all_codes_of_fp8_are_decoded_exactly(emulated: Emulated, dtype: torch.dtype) -> None:
-    """x picks one code after the other out of a weight that holds each in every place of a quad."""
-    K = 256 + 4
-    codes = torch.arange(4 * K).reshape(4, K).to(torch.uint8).roll(1, 0).view(dtype)
-    codes = torch.stack([(torch.arange(K) + shift).to(torch.uint8) for shift in range(4)]).view(dtype)
+    """Rows of the weight hold the codes, one place further each; one-hot rows of x give them back.
+
+    A sum would turn all of a row with NaN or inf into NaN, so that those codes stand alone: K is 1.
+    """
+    codes = torch.arange(256).to(torch.uint8).view(dtype)
+    finite = codes[codes.float().isfinite()]
     for x_dtype in (torch.float32, torch.bfloat16):
-        for k in range(K):
-            x = torch.zeros(1, 1, dtype=x_dtype) + 1
-            inputs = {"x": x, "weight": codes[:, k : k + 1], "scale": torch.ones(1, 1), "block": (-1, -1)}
-            got = emulated.call("fp8_matmul", inputs | {"activation": "none", "activations": "float"})
-            assert_equal(got, codes[:, k].to(x_dtype).reshape(1, 4) + 0.0, f"code {k} of {dtype} in {x_dtype}")
+        for weight in (
+            codes.reshape(256, 1),
+            torch.stack([finite.view(torch.uint8).roll(m).view(dtype) for m in range(4)]),
+        ):
+            x = torch.eye(weight.shape[1], dtype=x_dtype)
+            inputs = {"x": x, "weight": weight, "scale": torch.ones(1, 1), "block": (-1, -1), "activations": "float"}
+            want = weight.to(x_dtype).T.contiguous() + 0.0  # a sum has no -0
+            assert_equal(emulated.call("fp8_matmul", inputs), want, f"{dtype} in {x_dtype}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activations", ["float", "fp8"])
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_subnormal_scales_count_where_the_caller_flushes_them(
+    emulated: Emulated, x_dtype: torch.dtype, activations: str
+) -> None:
+    scale = torch.zeros(1, 1, dtype=torch.uint8).view(torch.float8_e8m0fnu)  # 2^-127
+    x = torch.tensor([[2.0**20, 0.0], [1.0, 0.0], [0.25, 0.25]], dtype=x_dtype)
+    inputs = {"x": x, "weight": torch.full((3, 2), 3.0).to(torch.float8_e4m3fn), "scale": scale, "block": (-1, -1)}
+    inputs["activations"] = activations
+    want = call("fp8_matmul", "torch", inputs)
+    assert (want != 0).all()
+    assert_equal(emulated.call("fp8_matmul", inputs | {"flush": 1}), want)
+    # The thread does flush: a product in fused_matmul, which promises nothing, is lost.
+    tiny, one = torch.full((1, 1), 2.0**-127), torch.ones(1, 1)
+    assert emulated.call("fused_matmul", {"x": tiny, "weight": one, "flush": 1}).item() == 0
+    assert emulated.call("fused_matmul", {"x": tiny, "weight": one}).item() == 2.0**-127

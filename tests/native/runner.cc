@@ -11,11 +11,15 @@
 //                         3: a tensor: dtype (text), dimensions (i64), sizes (i64 each), contiguous values (as a text)
 //   its answer          0 (i64), the number of results (i64), the bytes of each (as texts); or
 //                       the Fault (i64, above 0) and its sentence (text)
+// A linear room's function also takes "flush": 1 runs it on a thread that flushes subnormal numbers to zero.
 // Every tensor ends where the page behind it begins, which nobody may touch: a read or write past its end is a SIGSEGV.
 // On x86-64 (tests/test_memory_bounds.py looks there) it ends 32 bytes before: QEMU 7.2 reads all bytes of a VMASKMOV.
 #include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#ifdef __x86_64__
+#include <xmmintrin.h>
+#endif
 
 #include <cstdio>
 #include <cstdlib>
@@ -25,6 +29,7 @@
 #include <string>
 #include <vector>
 
+#include "csrc/core/ceiling.h"
 #include "csrc/core/isa.h"
 #include "csrc/gemm/block_scale.h"
 #include "csrc/gemm/linear.h"
@@ -166,6 +171,26 @@ Context serial() {
   return context;
 }
 
+// Within its scope the thread flushes subnormal numbers to zero where `flushes`, as a caller may have set it.
+class Flushing {
+ public:
+#ifdef __x86_64__
+  explicit Flushing(bool flushes) : before_(_mm_getcsr()) { _mm_setcsr(flushes ? before_ | 0x8040 : before_); }
+  ~Flushing() { _mm_setcsr(before_); }
+
+ private:
+  const unsigned before_;
+#else
+  explicit Flushing(bool flushes) : before_(__builtin_aarch64_get_fpcr64()) {
+    __builtin_aarch64_set_fpcr64(flushes ? before_ | 1 << 24 : before_);
+  }
+  ~Flushing() { __builtin_aarch64_set_fpcr64(before_); }
+
+ private:
+  const unsigned long long before_;
+#endif
+};
+
 constexpr int64_t DOOR_ALIGNMENT = 64;  // bytes, of what a door allocates: packed weights and workspaces
 
 // check, pack, run: what every door does.
@@ -196,7 +221,10 @@ void run_linear(const LinearRoom& room, const Arguments& arguments) {
   const Guarded y(bytes, value_bytes);
   args.y = y.data;
   args.y_stride = args.N;
-  room.run(&context, &args);
+  {
+    const Flushing mode(arguments.integer("flush", 0));
+    room.run(&context, &args);
+  }
   write_i64(0);
   write_i64(1);
   write_bytes(y.data, bytes);
@@ -265,7 +293,20 @@ void fp8_quantize_weight(const Arguments& arguments) {
   write_results({{codes.data, N * K}, {scale.data, scales * 4}});
 }
 
+// The instruction of each ceiling, all of which ran.
+void ceilings() {
+  const Guarded data(1 << 12, DOOR_ALIGNMENT);
+  if (DSF_FUNCTION(dsf_ceiling_read)(data.data, 1 << 12, 0) <= 0) die("no bytes a second");
+  write_i64(0);
+  write_i64(NUM_CEILINGS);
+  for (int32_t i = 0; i < NUM_CEILINGS; ++i) {
+    if (DSF_FUNCTION(dsf_ceiling_rate)(i, 0) <= 0) die("no operations a second");
+    write_text(DSF_FUNCTION(dsf_ceiling_instruction)(i));
+  }
+}
+
 void serve(const std::string& name, const Arguments& arguments) {
+  if (name == "ceilings") return ceilings();
   if (name == "int8_quantize_weight") return int8_quantize_weight(arguments);
   if (name == "int4_quantize_weight") return int4_quantize_weight(arguments);
   if (name == "fp8_quantize_weight") return fp8_quantize_weight(arguments);
