@@ -13,6 +13,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := build/peers-venv
+EMULATED := build/emulated
 LOG := build/log
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(VENV)/constraints.txt
@@ -30,7 +31,7 @@ if ( $(2) ) >$(LOG)/$(1).log 2>&1; then printf '%d s\n' $$((SECONDS - start))
 else printf 'failed; the end of $(LOG)/$(1).log:\n'; tail -n 40 $(LOG)/$(1).log; exit 1; fi
 endef
 
-.PHONY: venv build demo test test-all bench bench-baseline bench-gate lint format gpu clean help FORCE
+.PHONY: venv build demo test test-all test-emulated bench bench-baseline bench-gate lint format gpu clean help FORCE
 
 venv: ## the environment in .venv: torch first, then everything else
 	@$(LOCKED) $(VENV)/deps.stamp
@@ -46,6 +47,13 @@ test: build ## the CPU test suite
 
 test-all: build ## `make test` and the slow tests
 	@$(BIN)/pytest -m '' $(ARGS)
+
+.PHONY: aarch64
+aarch64: build
+	@$(LOCKED) $(EMULATED)/aarch64/build.ninja
+
+test-emulated: aarch64 ## numerics on CPUs that are not here: aarch64, x86-64 without AVX and with AVX2 (qemu-user)
+	@$(BIN)/pytest -m '' tests/test_emulated.py $(ARGS)
 
 bench: build ## kernels beside their competitors, networks end to end, the demo's table; build/bench*.json
 	@$(BIN)/pytest -c bench/pytest.ini bench --rows build/bench.json $(ARGS)
@@ -125,6 +133,15 @@ FORCE:
 
 $(VENV)/build.stamp: $(VENV)/deps.stamp $(VENV)/names.txt CMakeLists.txt pyproject.toml $(SOURCES)
 	@$(call run,build,$(BIN)/python -m pip install --no-build-isolation --no-deps -e .)
+	touch $@
+
+# _C_core for aarch64; the tests keep it up to date. Without the cross compiler they are skipped, and say so.
+CROSS := aarch64-linux-gnu
+$(EMULATED)/aarch64/build.ninja: $(VENV)/deps.stamp CMakeLists.txt
+	@if ! command -v $(CROSS)-g++ >/dev/null; then echo "test-emulated: no $(CROSS)-g++"; exit 0; fi
+	$(call run,aarch64,PATH="$$PWD/$(BIN):$$PATH" cmake -S . -B $(@D) -G Ninja -D CMAKE_BUILD_TYPE=Release -D DSF_DOORS=OFF \
+	  -D CMAKE_SYSTEM_NAME=Linux -D CMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -D CMAKE_C_COMPILER=$(CROSS)-gcc -D CMAKE_CXX_COMPILER=$(CROSS)-g++ && $(BIN)/cmake --build $(@D))
 	touch $@
 
 # The optional competitors have an environment of their own, with a wheel of this package: none of them can reach .venv.

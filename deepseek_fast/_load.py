@@ -8,7 +8,9 @@ from types import ModuleType
 
 from deepseek_fast._version import __version__
 
-ISA_LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx")  # lowest first
+# Lowest first; a machine has those of its architecture.
+ISA_LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx")
+ISA_LEVELS += ("neon", "neon_dotprod", "neon_i8mm")
 _HOW_TO_BUILD = "reinstall it with `pip install --no-build-isolation .` (torch installed first for the torch door)"
 
 
@@ -62,7 +64,8 @@ def isa() -> str:
 def set_max_isa(isa: str) -> str:
     """Lowers the instruction set level, or raises it again, at most to the CPU's level and to the variable DSF_MAX_ISA.
 
-    isa: one of scalar, avx2, avxvnni, avx512, avx512vnni, avx512bf16, amx. Returns the level then in force.
+    isa: one of scalar, avx2, avxvnni, avx512, avx512vnni, avx512bf16, amx; on aarch64 scalar, neon,
+    neon_dotprod, neon_i8mm. Returns the level then in force.
     Raises ValueError for another name.
 
     >>> deepseek_fast.set_max_isa("avx2")

@@ -12,7 +12,8 @@ import pytest
 
 from deepseek_fast.bench.rooms import isa_cap
 
-ISA_LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx")
+ARM_LEVELS = ("neon", "neon_dotprod", "neon_i8mm")
+ISA_LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", *ARM_LEVELS)
 
 
 def seed_of(text: str) -> int:

@@ -25,6 +25,17 @@ struct Probe {
 
 // Best first within a ceiling.
 constexpr Probe PROBES[] = {
+#ifdef __aarch64__
+    {Ceiling::fma_f32, Isa::neon, 2 * 4, "FMLA 4s", ceiling_fma_f32_neon},
+    {Ceiling::fma_f32, Isa::scalar, 2 * 4, "FMUL + FADD 4s", ceiling_fma_f32_scalar},
+    {Ceiling::bf16_dot, Isa::neon_i8mm, 2 * 8, "BFDOT 4s", ceiling_bf16_dot_neon_i8mm},
+    {Ceiling::bf16_dot, Isa::neon, 2 * 4, "FMLA 4s", ceiling_fma_f32_neon},
+    {Ceiling::bf16_dot, Isa::scalar, 2 * 4, "FMUL + FADD 4s", ceiling_fma_f32_scalar},
+    {Ceiling::int8_dot, Isa::neon_i8mm, 2 * 32, "SMMLA 4s", ceiling_int8_dot_neon_i8mm},
+    {Ceiling::int8_dot, Isa::neon_dotprod, 2 * 16, "SDOT 4s", ceiling_int8_dot_neon_dotprod},
+    {Ceiling::int8_dot, Isa::neon, 2 * 16, "SMULL + SMLAL + SADALP 4s", ceiling_int8_dot_neon},
+    {Ceiling::int8_dot, Isa::scalar, 2 * 4, "SMLAL 4s", ceiling_int8_dot_scalar},
+#else
     {Ceiling::fma_f32, Isa::avx512, 2 * 16, "VFMADD231PS zmm", ceiling_fma_f32_avx512},
     {Ceiling::fma_f32, Isa::avx2, 2 * 8, "VFMADD231PS ymm", ceiling_fma_f32_avx2},
     {Ceiling::fma_f32, Isa::scalar, 2 * 4, "MULPS + ADDPS xmm", ceiling_fma_f32_scalar},
@@ -39,6 +50,7 @@ constexpr Probe PROBES[] = {
     {Ceiling::int8_dot, Isa::avxvnni, 2 * 32, "VPDPBUSD ymm", ceiling_int8_dot_avxvnni},
     {Ceiling::int8_dot, Isa::avx2, 2 * 16, "VPMADDWD + VPADDD ymm", ceiling_int8_dot_avx2},
     {Ceiling::int8_dot, Isa::scalar, 2 * 8, "PMADDWD + PADDD xmm", ceiling_int8_dot_scalar},
+#endif
 };
 
 const Probe* find_probe(int32_t ceiling) {
@@ -97,10 +109,14 @@ const char* dsf_ceiling_instruction(int32_t ceiling) {
 double dsf_ceiling_read(const void* data, int64_t bytes, double seconds) {
   const int64_t whole = bytes - bytes % READ_GRAIN;
   if (whole <= 0) return 0;
+#ifdef __aarch64__
+  const auto read = ceiling_read_scalar;  // 128 bits, the widest registers of every level
+#else
   const Isa level = static_cast<Isa>(dsf_max_isa());
   const auto read = level >= Isa::avx512 ? ceiling_read_avx512
                     : level >= Isa::avx2 ? ceiling_read_avx2
                                          : ceiling_read_scalar;
+#endif
   const int64_t passes = passes_in_sample(whole);
   const double time = best_time(seconds, [=] {
     for (int64_t pass = 0; pass < passes; ++pass) {

@@ -1,9 +1,14 @@
 // The only place that asks the CPU what it can do.
 #include "csrc/core/isa.h"
 
+#if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 #include <cstdlib>
 #include <cstring>
@@ -11,11 +16,13 @@
 namespace dsf {
 namespace {
 
-constexpr const char* NAMES[NUM_ISA] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx"};
+constexpr const char* NAMES[NUM_ISA] = {"scalar",     "avx2", "avxvnni", "avx512",       "avx512vnni",
+                                        "avx512bf16", "amx",  "neon",    "neon_dotprod", "neon_i8mm"};
 
 struct CpuFeatures {
   bool level[NUM_ISA] = {};
 
+#if defined(__x86_64__)
   CpuFeatures() {
     level[0] = true;
     __builtin_cpu_init();  // asks the operating system too whether it saves the wide registers
@@ -57,6 +64,20 @@ struct CpuFeatures {
     constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
   }
+#elif defined(__aarch64__)
+  CpuFeatures() {
+    level[0] = true;
+    const unsigned long features = getauxval(AT_HWCAP), more = getauxval(AT_HWCAP2);
+    // ARMv8.2 has the first three; they are asked for because the compiler may use them, too.
+    constexpr unsigned long DOTPROD = HWCAP_CRC32 | HWCAP_ATOMICS | HWCAP_ASIMDRDM | HWCAP_ASIMDDP;
+    const bool dotprod = (features & DOTPROD) == DOTPROD;
+    level[int(Isa::neon)] = true;  // part of the architecture
+    level[int(Isa::neon_dotprod)] = dotprod;
+    level[int(Isa::neon_i8mm)] = dotprod && (more & HWCAP2_I8MM) && (more & HWCAP2_BF16);
+  }
+#else
+  CpuFeatures() { level[0] = true; }
+#endif
 };
 
 const CpuFeatures& cpu() {

@@ -1,4 +1,5 @@
-// The instruction set levels, in the order in which a cap lowers them.
+// The instruction set levels, in the order in which a cap lowers them. x86-64 runs the first ones, aarch64 those from
+// neon on and scalar: a level of the other architecture is never supported there.
 #pragma once
 #include <cstdint>
 
@@ -7,15 +8,18 @@
 namespace dsf {
 
 enum class Isa : int32_t {
-  scalar = 0,   // x86-64-v2
+  scalar = 0,   // x86-64-v2, armv8-a
   avx2 = 1,     // + FMA, F16C
   avxvnni = 2,  // VEX VPDPBUSD
   avx512 = 3,   // F, BW, DQ, VL
   avx512vnni = 4,
-  avx512bf16 = 5,  // + VNNI, VBMI: Zen 4/5, Sapphire Rapids
-  amx = 6,         // + TILE, INT8, BF16
+  avx512bf16 = 5,    // + VNNI, VBMI: Zen 4/5, Sapphire Rapids
+  amx = 6,           // + AMX TILE, INT8, BF16
+  neon = 7,          // armv8-a
+  neon_dotprod = 8,  // armv8.2-a + DotProd
+  neon_i8mm = 9,     // + I8MM, BF16
 };
-inline constexpr int32_t NUM_ISA = 7;
+inline constexpr int32_t NUM_ISA = 10;
 
 extern "C" {
 // Whether this CPU and its operating system run the level, whatever the cap says.

@@ -1,6 +1,7 @@
 // Integer tiles: exact sums of x_q * q over all of K on every level.
 //   with VPDPBUSD    x_q + 128 as u8 against s8 quads; sums start at the packed -128 * sum_k q[n, k]. The instruction
 //                    that does not saturate wraps modulo 2^32, and the true sum fits int32, so the result is exact.
+//   with SDOT        x_q as s8, sums start at zero.
 //   without          both widened to s16, VPMADDWD: |x_q * q| <= 127 * 128, two of them fit s32 with no saturation.
 #pragma once
 #include <cstdint>
@@ -11,16 +12,16 @@
 namespace dsf {
 namespace {
 
-template <class V>
+template <class V, class Code = uint8_t>
 struct TileInt8Dot {
-  using X = uint8_t;  // x_q + 128
+  using X = Code;  // u8: x_q + 128; s8: x_q
   using Sum = int32_t;
   using Start = int32_t;
   using Store = StoreSums<V>;
   static constexpr bool SUMS_ARE_COLUMNS = true;
   static constexpr int MR = V::TILE_M, NV = V::TILE_NV, COLUMNS = V::LANES;
   static constexpr int64_t GROUP_BYTES = PANEL_N * 4;  // bytes of one quad of k in a panel
-  static constexpr int32_t OFFSET = 128;
+  static constexpr int32_t OFFSET = Code(-1) < 0 ? 0 : 128;
 
   template <int rows, int vectors, class End>
   [[gnu::noinline]] static void run(int64_t K, const X* x, int64_t x_stride, const char* panel, const int32_t* excess,
@@ -28,7 +29,7 @@ struct TileInt8Dot {
     typename V::i32 acc[rows][vectors];
     DSF_UNROLL
     for (int v = 0; v < vectors; ++v) {
-      const auto start = V::load_i32(excess + v * V::LANES);
+      const auto start = OFFSET ? V::load_i32(excess + v * V::LANES) : V::zero_i32();
       DSF_UNROLL
       for (int r = 0; r < rows; ++r) acc[r][v] = start;
     }

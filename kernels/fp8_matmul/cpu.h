@@ -12,8 +12,8 @@
 //   z        = sum_b acc[b] * scale[n, b]                  one FMA a step, in the order of b (scalar: multiply, add)
 //   y        = act(z + bias) + residual, as fused_matmul
 // A result depends neither on M, the neighbours, nor the number of threads. NaN and inf follow IEEE.
-// Subnormal numbers count whatever the caller's thread flushes, a scale of 2^-127 too; but for VDPBF16PS, which takes a
-// subnormal x and sum as zero.
+// Subnormal numbers count whatever the caller's thread flushes, a scale of 2^-127 too; but for VDPBF16PS and BFDOT,
+// which take a subnormal x and sum as zero.
 //
 // activations = "fp8": x is first cast to e4m3fn in blocks of 1 x 128, as DeepGEMM does it:
 //   amax     = max(max |x[m, block]|, 1e-4)

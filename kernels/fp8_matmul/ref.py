@@ -146,7 +146,7 @@ def _sum_bound(steps: list[Step], flushes: bool, like: Tensor) -> Tensor:
     reference: e <= gamma(S + 2) a, with a = sum |x||w|. A rounding in the subnormal range adds at most half a smallest
     subnormal. Where VDPBF16PS takes x as it is (`flushes`), it reads a subnormal x as zero (2^-126 times the weight a
     product) and writes a subnormal sum as zero (2^-126 a step); weights are never subnormal, nor is a cast x, nor any
-    sum of their products.
+    sum of their products. BFDOT stays inside, see fused_matmul.
     Scaling: acc * factor meets one rounding of its own (none with FMA) and at most B additions, one more for the
     reference: sum_b e factor + gamma(B + 2) sum_b (a + e) factor, and two roundings in the subnormal range a step.
     """

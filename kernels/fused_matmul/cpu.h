@@ -2,9 +2,10 @@
 //
 // f32:  every output is one chain of K fused multiply-adds in the order of k (scalar level: multiply, then add),
 //       so a result depends neither on M, N, the neighbours, nor the number of threads.
-// bf16: products and sums in f32; pairs of k in one VDPBF16PS where the level has it (which reads subnormal
-//       inputs as zero and writes subnormal sums as zero), else two fused multiply-adds. TDPBF16PS (AMX) flushes alike
-//       and sums the even and the odd ones of every 32 values of k apart. One rounding to bf16 at the end.
+// bf16: products and sums in f32; pairs of k in one VDPBF16PS or BFDOT where the level has it (which reads subnormal
+//       inputs as zero and writes subnormal sums as zero; BFDOT rounds to odd), else two fused multiply-adds. TDPBF16PS
+//       (AMX) flushes alike and sums the even and the odd ones of every 32 values of k apart. One rounding to bf16 at
+//       the end.
 // Epilogue in f32, in this order: + bias, activation, + residual, round to nearest even.
 // NaN and inf follow IEEE; relu keeps NaN. K = 0 gives act(bias) + residual. Any M, N, K whose byte counts fit int64.
 #pragma once

@@ -91,6 +91,8 @@ def matmul_bound(x: Tensor, weight: Tensor) -> Tensor:
     |err| <= gamma(K + 2) sum|x||w|, gamma(n) = n u / (1 - n u). A rounding in the subnormal range adds at most half a
     smallest subnormal. bf16 products are exact in f32, but VDPBF16PS reads a subnormal input as zero (error of a
     product: 2^-126 times the other factor) and writes a subnormal sum as zero (2^-126 a step).
+    BFDOT does the same and rounds to odd, which errs by up to 2 u; but it adds two products first, and the first such
+    sum to zero, so that a product meets at most (K + 1) / 2 roundings: (1 + 2u)^((K + 1) / 2) <= 1 + gamma(K + 1).
     """
     K = x.shape[-1]
     x_abs, weight_abs = x.double().abs(), weight.double().abs()

@@ -1,0 +1,6 @@
+#include "csrc/gemm/vec_neon.h"
+#include "kernels/int4_matmul/cpu_body.h"
+
+namespace dsf::int4_matmul {
+const Kernel int4_matmul_u4_nt_neon_i8mm = KERNEL;
+}  // namespace dsf::int4_matmul
