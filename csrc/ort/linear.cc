@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "csrc/gemm/block_scale.h"
+#include "csrc/gemm/linear_door.h"
 
 namespace dsf::ort_door {
 namespace {
@@ -165,16 +166,8 @@ void LinearKernel::compute(const Call& call) const {
   args.y = call.output(sizes);
   args.y_stride = args.N;
 
-  Context context = call.context();
-  Memory packed;  // of a weight that may change from run to run
-  if (!packed_.data()) {
-    packed = Memory(room_.op, room_.packed_bytes(&linear.weight));
-    room_.pack(&context, &linear.weight, packed.data());
-  }
-  args.packed = packed_.data() ? packed_.data() : packed.data();
-  const Memory workspace(room_.op, room_.workspace_bytes(&context, &args));
-  context.workspace = workspace.data();
-  room_.run(&context, &args);
+  args.packed = packed_.data();
+  run_checked(room_, call.context(), &args, packed_.data() ? nullptr : &linear.weight);
 }
 
 void infer_shape(const Shapes& shapes) {
