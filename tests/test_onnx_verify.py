@@ -12,7 +12,7 @@ from onnx import TensorProto, numpy_helper
 from deepseek_fast.onnx import optimize, verify
 from deepseek_fast.onnx._compare import compare
 from deepseek_fast.onnx._inputs import make_inputs
-from deepseek_fast.onnx._runtime import library_problem
+from deepseek_fast.onnx._runtime import STOCK, Runner, library_problem
 from deepseek_fast.onnx.report import Tolerances
 from tests.onnx_models import Graph, linear, mlp, normal
 
@@ -49,6 +49,19 @@ def test_an_optimized_model_passes(quantize):
     assert {o.batch_size for o in report.outputs} == {1, 3}
     assert {o.runtime for o in report.outputs} == ({"library", "stock"} if library_problem() is None else {"stock"})
     assert report.first_departure is None and not report.problems
+
+
+def test_a_scalar_input_keeps_its_rank():
+    graph = Graph()
+    x, factor = graph.input("x", "batch", 16), graph.input("factor")
+    graph.output(graph.op("Mul", linear(graph, x, 16, 32), factor), rank=2)
+    graph.output(graph.op("Mul", factor, factor, output="square"), rank=0)
+    model = graph.model()
+    report = verify(model, optimize(model))
+    assert report.ok and not report.problems, str(report)
+    feeds = {"x": np.ones((2, 16), np.float32), "factor": np.array(3, np.float32)}
+    square = Runner(model, runtime=STOCK).run(feeds)["square"]
+    assert (square.shape, square.item()) == ((), 9)
 
 
 @pytest.mark.parametrize("index", [0, 40, 511])

@@ -45,6 +45,10 @@ struct BlockedX {
   int64_t stride;
   const float* scale;  // or null
   int64_t scale_stride;
+
+  const float* scale_of(int64_t m, int64_t k) const {
+    return scale ? scale + m * scale_stride + k / MAX_BLOCK_K : nullptr;
+  }
 };
 
 // Rows [m_begin, m_end) of one panel. decode(codes, quads, weights) unpacks quads * 4 values of k.

@@ -61,11 +61,46 @@ inline void finish_row(const RowEnd& row) {
   }
 }
 
+// finish_row for rows of a whole panel, column by column: what a column's rows share stays in registers, and there are
+// no tails.
+template <class V, Dtype dtype, Sums sums, Activation activation>
+[[gnu::noinline]] void finish_whole_rows(const LinearArgs& args, const void* tile, const float* x_scale, int64_t m,
+                                         int rows, int64_t n) {
+  constexpr int64_t value_bytes = dtype == Dtype::f32 ? 4 : 2;
+  for (int64_t c = 0; c < PANEL_N; c += V::LANES) {
+    const int64_t column = n + c;
+    const auto scale = sums == Sums::f32 ? V::zero() : V::load(args.scale + column);
+    const auto bias = args.bias ? load_value<V, dtype>(args.bias, column, V::LANES) : V::zero();
+    const auto constant = V::set1(args.residual_constant);
+    const char* row_sums = static_cast<const char*>(tile) + c * 4;
+    char* y = static_cast<char*>(args.y) + (m * args.y_stride + column) * value_bytes;
+    for (int r = 0; r < rows; ++r, row_sums += PANEL_N * 4, y += args.y_stride * value_bytes) {
+      typename V::f32 z;
+      if constexpr (sums == Sums::i32_scaled)
+        z = V::mul(V::mul(V::to_f32(V::load_i32(reinterpret_cast<const int32_t*>(row_sums))), V::set1(x_scale[m + r])),
+                   scale);
+      else if constexpr (sums == Sums::f32_scaled)
+        z = V::mul(V::load(reinterpret_cast<const float*>(row_sums)), scale);
+      else
+        z = V::load(reinterpret_cast<const float*>(row_sums));
+      z = activate<V, activation>(V::add(z, bias));
+      z = V::add(z, args.residual
+                        ? load_value<V, dtype>(args.residual, (m + r) * args.residual_stride + column, V::LANES)
+                        : constant);
+      if constexpr (dtype == Dtype::f32)
+        V::store(reinterpret_cast<float*>(y), z);
+      else
+        V::store_bf16_n(reinterpret_cast<uint16_t*>(y), z, V::LANES);
+    }
+  }
+}
+
 template <class V, Dtype dtype, Sums sums, Activation activation>
 [[gnu::noinline]] void finish_rows(const LinearArgs& args, const void* tile, const float* x_scale, int64_t m, int rows,
                                    int64_t panel) {
   constexpr int64_t value_bytes = dtype == Dtype::f32 ? 4 : 2;
   const int64_t n = panel * PANEL_N;
+  if (args.N - n >= PANEL_N) return finish_whole_rows<V, dtype, sums, activation>(args, tile, x_scale, m, rows, n);
   const auto at = [](const void* base, int64_t i) -> const void* {
     return base ? static_cast<const char*>(base) + i * value_bytes : nullptr;
   };
@@ -159,8 +194,9 @@ inline void walk_and_finish(const LinearArgs& args, int64_t K, const typename Ti
   if constexpr (sums != Sums::i32_scaled)
     if (m_end - m_begin > Tile::MR && K / Tile::K_GROUP * Tile::GROUP_BYTES > WHOLE_BYTES) {
       const auto at = [&](int64_t k, int64_t) { return weights + k / Tile::K_GROUP * Tile::GROUP_BYTES; };
-      return walk_panel_in_steps<Tile>(K, STEP_BYTES / Tile::GROUP_BYTES * Tile::K_GROUP, x, x_stride, at, columns,
-                                       m_begin, m_end, Finish<V, dtype, sums, false>{args, x_scale, panel});
+      return walk_panel_in_steps<Tile, typename FromMemory<Tile>::First>(
+          K, STEP_BYTES / Tile::GROUP_BYTES * Tile::K_GROUP, x, x_stride, at, columns, m_begin, m_end,
+          Finish<V, dtype, sums, false>{args, x_scale, panel});
     }
   if (args.activation == Activation::none)
     walk_panel<Tile>(K, x, x_stride, weights, start, columns, m_begin, m_end,

@@ -75,6 +75,10 @@ struct LinearRoom {
   void (*pack)(const Context* context, const LinearWeight* weight, void* packed);
   int64_t (*workspace_bytes)(const Context* context, const LinearArgs* args);
   void (*run)(const Context* context, const LinearArgs* args);
+  // Both from a plain weight, as packed_bytes wants it, with args->packed unset; null: a caller packs it and runs that.
+  int64_t (*plain_workspace_bytes)(const Context* context, const LinearArgs* args,
+                                   const LinearWeight* weight) = nullptr;
+  void (*run_plain)(const Context* context, const LinearArgs* args, const LinearWeight* weight) = nullptr;
 };
 
 }  // namespace dsf

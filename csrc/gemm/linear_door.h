@@ -1,5 +1,7 @@
-// How a door with strided tensors checks a call: before anything is copied, and again where something was.
+// How a door with strided tensors checks a call, before anything is copied and again where something was; how any runs
+// it.
 #pragma once
+#include "csrc/core/memory.h"
 #include "csrc/gemm/linear.h"
 
 namespace dsf {
@@ -32,6 +34,24 @@ LinearArgs checked_args(const LinearRoom& room, const LinearOperands<Operand>& o
     copied |= operand->make_rows();
   if (copied) check();
   return args;
+}
+
+// Runs a checked call. plain: the weight, or null where args->packed holds it.
+inline void run_checked(const LinearRoom& room, Context context, LinearArgs* args, const LinearWeight* plain) {
+  Memory packed;
+  if (plain && !room.run_plain) {
+    packed = Memory(room.op, room.packed_bytes(plain));
+    room.pack(&context, plain, packed.data());
+    args->packed = packed.data();
+    plain = nullptr;
+  }
+  const Memory workspace(
+      room.op, plain ? room.plain_workspace_bytes(&context, args, plain) : room.workspace_bytes(&context, args));
+  context.workspace = workspace.data();
+  if (plain)
+    room.run_plain(&context, args, plain);
+  else
+    room.run(&context, args);
 }
 
 }  // namespace dsf

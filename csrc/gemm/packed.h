@@ -17,6 +17,7 @@
 namespace dsf {
 
 inline constexpr int64_t PANEL_N = 64;                // output channels a panel: four 512-bit vectors of 32-bit sums
+inline constexpr int64_t CACHE_LINE = 64;             // bytes
 inline constexpr uint32_t PACKED_MAGIC = 0x31465344;  // "DSF1" in memory
 inline constexpr uint32_t PACKED_VERSION = 2;
 

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "csrc/gemm/packed.h"
 #include "csrc/gemm/unroll.h"
@@ -53,8 +54,22 @@ template <class V, int rows, int vectors>
   }
 }
 
-// sums[r][c] = start[r][c] + sum_k x[r, k] * panel[k][c]
+// Bytes that the first tile of a panel asks for ahead of its loads, of weights that come from L3 or memory: x1.3 for 6
+// rows of bf16, x1.14 for 16 (Zen 5, 2026-11, L3; 4 KiB give x1.06, and beyond 24 KiB L1 loses what it was sent). One
+// row waits for the stream whatever it asks for. Tiles of fewer columns than a panel's would ask for lines of others.
 template <class V>
+inline constexpr int64_t STREAM_AHEAD = V::LANES * V::PAIR_TILE_NV == PANEL_N ? 16 << 10 : 0;
+
+template <int64_t ahead, int rows, int vectors>
+[[gnu::always_inline]] inline void read_ahead(const char* panel) {
+  if constexpr (ahead > 0 && rows > 1) {
+    DSF_UNROLL
+    for (int v = 0; v < vectors; ++v) __builtin_prefetch(panel + ahead + v * CACHE_LINE);
+  }
+}
+
+// sums[r][c] = start[r][c] + sum_k x[r, k] * panel[k][c]
+template <class V, int64_t ahead = 0>
 struct TileF32 {
   using X = float;
   using Sum = float;
@@ -71,6 +86,7 @@ struct TileF32 {
     typename V::f32 acc[rows][vectors];
     start_sums<V>(acc, start);
     for (int64_t k = 0; k < K; ++k, panel += GROUP_BYTES) {
+      read_ahead<ahead, rows, vectors>(panel);
       typename V::f32 w[vectors];
       DSF_UNROLL
       for (int v = 0; v < vectors; ++v) w[v] = V::load(reinterpret_cast<const float*>(panel) + v * V::LANES);
@@ -87,7 +103,7 @@ struct TileF32 {
 };
 
 // The same in bf16, two k at a time.
-template <class V>
+template <class V, int64_t ahead = 0>
 struct TileBf16 {
   using X = uint16_t;
   using Sum = float;
@@ -104,6 +120,7 @@ struct TileBf16 {
     typename V::f32 acc[rows][vectors];
     start_sums<V>(acc, start);
     const auto step = [&](const auto& x_pair) __attribute__((always_inline)) {
+      read_ahead<ahead, rows, vectors>(panel);
       typename V::pair w[vectors];
       DSF_UNROLL
       for (int v = 0; v < vectors; ++v)
@@ -132,6 +149,19 @@ struct TileBf16 {
 // A tile whose run takes the numbers of rows and vectors, and keeps its sums in memory.
 template <class Tile>
 concept SizedByArguments = requires { Tile::SIZED_BY_ARGUMENTS; };
+// The tile that reads a panel first, where others of these rows' tiles find it in L2.
+template <class Tile>
+struct FromMemory {
+  using First = Tile;  // int8: its stream keeps up as it is
+};
+template <class V>
+struct FromMemory<TileF32<V>> {
+  using First = TileF32<V, STREAM_AHEAD<V>>;
+};
+template <class V>
+struct FromMemory<TileBf16<V>> {
+  using First = TileBf16<V, STREAM_AHEAD<V>>;
+};
 
 // Runs the tile with the row and vector counts as constants.
 template <class Tile, int rows, int vectors, class End>
@@ -147,6 +177,32 @@ inline void run_tile(int row_count, int vector_count, int64_t K, const typename 
   Tile::template run<rows, vectors>(K, x, x_stride, panel, start, end);
 }
 
+// The same on all vectors of the tile.
+template <class Tile, int rows, class End>
+inline void run_whole_rows(int row_count, int64_t K, const typename Tile::X* x, int64_t x_stride, const char* panel,
+                           const typename Tile::Start* start, const End& end) {
+  if constexpr (rows > 1)
+    if (row_count < rows) return run_whole_rows<Tile, rows - 1>(row_count, K, x, x_stride, panel, start, end);
+  Tile::template run<rows, Tile::NV>(K, x, x_stride, panel, start, end);
+}
+
+// Cuts rows into the fewest tiles, as even as can be: 9 rows are 5 + 4, as 3 alone have too few sums to fill the
+// multipliers. Where the first tile waits for memory it is a whole one, which hides most of that: 13 are 6 + 4 + 3.
+template <class Tile, class First>
+struct RowTiles {
+  static constexpr bool WHOLE_FIRST = !std::is_same_v<Tile, First>;
+  int64_t left, tiles;
+
+  [[gnu::always_inline]] explicit RowTiles(int64_t rows) : left(rows), tiles((rows + Tile::MR - 1) / Tile::MR) {}
+  [[gnu::always_inline]] int next(bool first) {
+    const bool whole = WHOLE_FIRST && first && left > Tile::MR;
+    const int64_t rows = whole ? Tile::MR : (left + tiles - 1) / tiles;
+    left -= rows;
+    --tiles;
+    return int(rows);
+  }
+};
+
 template <class Tile, int rows, int vectors, class End>
   requires SizedByArguments<Tile>
 inline void run_tile(int row_count, int vector_count, int64_t K, const typename Tile::X* x, int64_t x_stride,
@@ -159,37 +215,46 @@ inline void run_tile(int row_count, int vector_count, int64_t K, const typename 
 inline constexpr int64_t WHOLE_BYTES = 512 << 10, STEP_BYTES = 256 << 10;
 inline constexpr int64_t STEP_ROWS = 192;  // 48 KiB of waiting sums
 
-// Rows [m_begin, m_end) of x against one panel. finish.direct(m, column) is the End of a whole register tile, taken
-// where finish.DIRECT says so; finish(sums, m, rows) takes any other block of rows.
+// Rows [m_begin, m_end) of x against one panel. finish.direct(m, column) is the End of a register tile on whole
+// vectors, taken where finish.DIRECT says so; finish(sums, m, rows) takes any other block of rows.
 template <class Tile, class Finish>
 inline void walk_panel(int64_t K, const typename Tile::X* x, int64_t x_stride, const char* panel,
                        const typename Tile::Start* start, int columns, int64_t m_begin, int64_t m_end,
                        const Finish& finish) {
   constexpr int BLOCK = Tile::NV * Tile::COLUMNS;  // columns a register tile covers
   alignas(64) typename Tile::Sum sums[Tile::MR * PANEL_N];
-  for (int64_t m = m_begin; m < m_end; m += Tile::MR) {
-    const int rows = int(m_end - m < Tile::MR ? m_end - m : Tile::MR);
+  const auto rows_of = [&]<class Rows>(int64_t m, int rows) {
     const typename Tile::X* x_rows = x + m * x_stride;
     const auto weights = [&](int c) { return panel + c * (Tile::GROUP_BYTES / PANEL_N); };
     const auto start_of = [&](int c) { return start ? start + c : nullptr; };
     if constexpr (Finish::DIRECT && Tile::SUMS_ARE_COLUMNS && !SizedByArguments<Tile>)
-      if (rows == Tile::MR && columns == PANEL_N) {
+      if (columns == PANEL_N) {
         for (int c = 0; c < columns; c += BLOCK)
-          Tile::template run<Tile::MR, Tile::NV>(K, x_rows, x_stride, weights(c), start_of(c), finish.direct(m, c));
-        continue;
+          run_whole_rows<Rows, Tile::MR>(rows, K, x_rows, x_stride, weights(c), start_of(c), finish.direct(m, c));
+        return;
       }
     for (int c = 0; c < columns; c += BLOCK) {
       const int left = (columns - c + Tile::COLUMNS - 1) / Tile::COLUMNS;
-      run_tile<Tile, Tile::MR, Tile::NV>(rows, left < Tile::NV ? left : Tile::NV, K, x_rows, x_stride, weights(c),
+      run_tile<Rows, Tile::MR, Tile::NV>(rows, left < Tile::NV ? left : Tile::NV, K, x_rows, x_stride, weights(c),
                                          start_of(c), typename Tile::Store{sums + c});
     }
     finish(sums, m, rows);
+  };
+  using First = typename FromMemory<Tile>::First;
+  RowTiles<Tile, First> tiles(m_end - m_begin);
+  for (int64_t m = m_begin; m < m_end;) {
+    const int rows = tiles.next(m == m_begin);
+    if (m == m_begin)
+      rows_of.template operator()<First>(m, rows);
+    else
+      rows_of.template operator()<Tile>(m, rows);
+    m += rows;
   }
 }
 
 // The same in steps of K, for float tiles. weights_of(k, count) gives the panel's values [k, k + count): where they
-// are, or unpacked into L1.
-template <class Tile, class Weights, class Finish>
+// are, or unpacked into L1. First: the tile that reads them first.
+template <class Tile, class First = Tile, class Weights, class Finish>
 inline void walk_panel_in_steps(int64_t K, int64_t step_K, const typename Tile::X* x, int64_t x_stride,
                                 const Weights& weights_of, int columns, int64_t m_begin, int64_t m_end,
                                 const Finish& finish) {
@@ -201,15 +266,18 @@ inline void walk_panel_in_steps(int64_t K, int64_t step_K, const typename Tile::
     do {  // K = 0 stores zeros
       const int64_t count = K - k < step_K ? K - k : step_K;
       const char* weights = weights_of(k, count);
-      for (int64_t m = m_step; m < step_end; m += Tile::MR) {
-        const int rows = int(step_end - m < Tile::MR ? step_end - m : Tile::MR);
+      RowTiles<Tile, First> tiles(step_end - m_step);
+      for (int64_t m = m_step; m < step_end;) {
+        const int rows = tiles.next(m == m_step);
+        const auto run = m == m_step ? run_tile<First, Tile::MR, Tile::NV, typename Tile::Store>
+                                     : run_tile<Tile, Tile::MR, Tile::NV, typename Tile::Store>;
         for (int c = 0; c < columns; c += BLOCK) {
           const int left = (columns - c + Tile::COLUMNS - 1) / Tile::COLUMNS;
           float* at = sums + (m - m_step) * PANEL_N + c;
-          run_tile<Tile, Tile::MR, Tile::NV>(rows, left < Tile::NV ? left : Tile::NV, count, x + m * x_stride + k,
-                                             x_stride, weights + c * (Tile::GROUP_BYTES / PANEL_N), k ? at : nullptr,
-                                             typename Tile::Store{at});
+          run(rows, left < Tile::NV ? left : Tile::NV, count, x + m * x_stride + k, x_stride,
+              weights + c * (Tile::GROUP_BYTES / PANEL_N), k ? at : nullptr, {at});
         }
+        m += rows;
       }
       k += step_K;
     } while (k < K);

@@ -45,9 +45,20 @@ struct Vec {
     return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static f32 load_bf16_n(const uint16_t* p, int n) { return widen_bf16(_mm256_maskz_loadu_epi16(mask_of(n), p)); }
-  // Round to nearest even; NaN stays a quiet NaN. (VCVTNEPS2BF16 would flush subnormals.)
+  // Round to nearest even; NaN stays a quiet NaN. VCVTNEPS2BF16 does the same but for subnormals, which it flushes.
   static void store_bf16_n(uint16_t* p, f32 v, int n) {
     const __m512i bits = _mm512_castps_si512(v);
+#ifdef __AVX512BF16__
+    const __mmask16 without_exponent = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x7F800000));
+    if (!_mm512_mask_test_epi32_mask(without_exponent, bits, _mm512_set1_epi32(0x7FFFFF))) [[likely]] {
+      const __m256i v_bf16x16 = __m256i(_mm512_cvtneps_pbh(v));
+      if (n >= LANES)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v_bf16x16);
+      else
+        _mm256_mask_storeu_epi16(p, mask_of(n), v_bf16x16);
+      return;
+    }
+#endif
     const __m512i lsb = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(lsb, _mm512_set1_epi32(0x7FFF)));
     const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);

@@ -59,6 +59,10 @@ FUNCTIONS = {
     "KernelInfo_GetInputTypeInfo": (STATUS, "const OrtKernelInfo* info, size_t index, OrtTypeInfo** out"),
     "KernelInfoGetAttribute_int64": (STATUS, "const OrtKernelInfo* info, const char* name, int64_t* out"),
     "KernelInfoGetAttribute_string": (STATUS, "const OrtKernelInfo* info, const char* name, char* out, size_t* bytes"),
+    "KernelInfoGetAttributeArray_float": (
+        STATUS,
+        "const OrtKernelInfo* info, const char* name, float* out, size_t* count",
+    ),
     "KernelInfoGetAttributeArray_int64": (
         STATUS,
         "const OrtKernelInfo* info, const char* name, int64_t* out, size_t* count",

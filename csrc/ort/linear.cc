@@ -1,9 +1,12 @@
 #include "csrc/ort/linear.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdio>
 #include <cstring>
 
 #include "csrc/gemm/block_scale.h"
+#include "csrc/gemm/linear_door.h"
 
 namespace dsf::ort_door {
 namespace {
@@ -42,7 +45,7 @@ class LinearKernel : public Kernel {
   void compute(const Call& call) const override;
 
  private:
-  void check_block(const Runtime& runtime) const;
+  void check_block(const Node& node) const;
   LinearWeight weight_of(const TensorView& values, const TensorView* scale, const TensorView* zeros) const;
   void check_node(const Node& node, const TensorView* weight) const;
   LinearArgs check_call(const Runtime& runtime, LinearCall linear) const;
@@ -66,7 +69,7 @@ LinearKernel::LinearKernel(const LinearNode& declared, const Node& node)
       in_features_(declared.is_int4 ? node.attribute("in_features", int64_t{-1}) : -1),
       has_zeros_(declared.is_int4 && node.type(ZEROS)) {
   std::optional<Tensor> weight = node.constant(WEIGHT), scale, zeros;
-  check_block(node.runtime);
+  check_block(node);
   if (room_.packs_scale) scale = node.constant(SCALE);
   if (has_zeros_) zeros = node.constant(ZEROS);
   const std::optional<Tensor> residual = node.constant(residual_of(declared));
@@ -86,13 +89,21 @@ LinearKernel::LinearKernel(const LinearNode& declared, const Node& node)
 }
 
 // Two integers; what they may be is the room's to say.
-void LinearKernel::check_block(const Runtime& runtime) const {
+void LinearKernel::check_block(const Node& node) const {
   if (block_.size() == 2) return;
-  std::string got = "(";
-  for (const int64_t size : block_) got += (got.size() > 1 ? ", " : "") + std::to_string(size);
+  std::vector<std::string> sizes;
+  for (const int64_t size : block_) sizes.push_back(std::to_string(size));
+  if (block_.empty())
+    for (const float size : node.float_attribute("block")) {
+      char text[48];
+      std::snprintf(text, sizeof text, size == std::floor(size) ? "%.1f" : "%g", double(size));
+      sizes.emplace_back(text);
+    }
+  std::string got;
+  for (const std::string& size : sizes) got += (got.empty() ? "" : ", ") + size;
   Problem problem;
-  dsf_block_error(room_.op, (got + (block_.size() == 1 ? ",)" : ")")).c_str(), &problem);
-  fail(runtime, problem);
+  dsf_block_error(room_.op, ("(" + got + (sizes.size() == 1 ? ",)" : ")")).c_str(), &problem);
+  fail(node.runtime, problem);
 }
 
 LinearWeight LinearKernel::weight_of(const TensorView& values, const TensorView* scale, const TensorView* zeros) const {
@@ -165,16 +176,8 @@ void LinearKernel::compute(const Call& call) const {
   args.y = call.output(sizes);
   args.y_stride = args.N;
 
-  Context context = call.context();
-  Memory packed;  // of a weight that may change from run to run
-  if (!packed_.data()) {
-    packed = Memory(room_.op, room_.packed_bytes(&linear.weight));
-    room_.pack(&context, &linear.weight, packed.data());
-  }
-  args.packed = packed_.data() ? packed_.data() : packed.data();
-  const Memory workspace(room_.op, room_.workspace_bytes(&context, &args));
-  context.workspace = workspace.data();
-  room_.run(&context, &args);
+  args.packed = packed_.data();
+  run_checked(room_, call.context(), &args, packed_.data() ? nullptr : &linear.weight);
 }
 
 void infer_shape(const Shapes& shapes) {

@@ -115,7 +115,9 @@ struct OrtApi {
   void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo* info);
   void* gap_100[30];
   OrtStatus* (*AddSessionConfigEntry)(OrtSessionOptions* options, const char* key, const char* value);
-  void* gap_131[32];
+  void* gap_131[31];
+  OrtStatus* (*KernelInfoGetAttributeArray_float)(const OrtKernelInfo* info, const char* name, float* out,
+                                                  size_t* count);
   OrtStatus* (*KernelInfoGetAttributeArray_int64)(const OrtKernelInfo* info, const char* name, int64_t* out,
                                                   size_t* count);
   void* gap_164[66];
@@ -169,6 +171,7 @@ static_assert(offsetof(OrtApi, ReleaseStatus) == 8 * 93);
 static_assert(offsetof(OrtApi, ReleaseTypeInfo) == 8 * 98);
 static_assert(offsetof(OrtApi, ReleaseTensorTypeAndShapeInfo) == 8 * 99);
 static_assert(offsetof(OrtApi, AddSessionConfigEntry) == 8 * 130);
+static_assert(offsetof(OrtApi, KernelInfoGetAttributeArray_float) == 8 * 162);
 static_assert(offsetof(OrtApi, KernelInfoGetAttributeArray_int64) == 8 * 163);
 static_assert(offsetof(OrtApi, KernelInfo_GetInputCount) == 8 * 230);
 static_assert(offsetof(OrtApi, KernelInfo_GetInputTypeInfo) == 8 * 234);

@@ -68,6 +68,15 @@ std::vector<int64_t> Node::attribute(const char* name, const std::vector<int64_t
   return values;
 }
 
+std::vector<float> Node::float_attribute(const char* name) const {
+  const OrtApi* api = runtime.api;
+  size_t count = 0;
+  succeeded(api, api->KernelInfoGetAttributeArray_float(info_, name, nullptr, &count));
+  std::vector<float> values(count);
+  if (count) check(api->KernelInfoGetAttributeArray_float(info_, name, values.data(), &count));
+  return values;
+}
+
 std::optional<ONNXTensorElementDataType> Node::type(size_t index) const {
   const OrtApi* api = runtime.api;
   OrtTypeInfo* info = nullptr;

@@ -15,6 +15,8 @@ class Node {
   std::string attribute(const char* name, const char* fallback) const;
   int64_t attribute(const char* name, int64_t fallback) const;
   std::vector<int64_t> attribute(const char* name, const std::vector<int64_t>& fallback) const;
+  // The values of an attribute that should be integers and is floats; empty for any other.
+  std::vector<float> float_attribute(const char* name) const;
   // The input's element type; empty for an optional input that the node leaves out.
   std::optional<ONNXTensorElementDataType> type(size_t index) const;
   // The input, where it is the same in every run. Its memory lives as long as the session.

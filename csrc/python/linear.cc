@@ -31,6 +31,7 @@ py::array run_linear(const LinearRoom& room, const LinearArrays& arrays) {
     const py::gil_scoped_release unlocked;
     Context context{};
     context.num_threads = 1;
+    // Packed whole, as a session's weight: bench.instructions counts what dsf_<room> does and no packing.
     const Memory packed(room.op, room.packed_bytes(&call.weight));
     room.pack(&context, &call.weight, packed.data());
     args.packed = packed.data();

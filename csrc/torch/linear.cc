@@ -37,14 +37,8 @@ Tensor run_linear(const LinearRoom& room, const LinearTensors& tensors) {
   args.y = y.mutable_data_ptr();
   args.y_stride = args.N;
 
-  CallContext context;
-  Tensor packed;
-  if (!tensors.weight_is_packed) {
-    packed = pack(room, call.weight);
-    args.packed = packed.const_data_ptr();
-  }
-  context.reserve(room.op, room.workspace_bytes(context.get(), &args));
-  room.run(context.get(), &args);
+  const CallContext context;
+  run_checked(room, *context.get(), &args, tensors.weight_is_packed ? nullptr : &call.weight);
   return y;
 }
 

@@ -34,12 +34,13 @@ class Roofline:
     def __init__(self) -> None:
         self._best: dict[tuple[str, str | int], float] = {}
 
-    def seconds(self, rate: str, flops: int, num_bytes: int, threads: int = 1) -> float:
-        """The larger of: `flops` at the probed `rate` ("int8_dot"), and reading num_bytes again and again.
+    def seconds(self, rate: str, flops: int, num_bytes: int, threads: int = 1, working_set: int | None = None) -> float:
+        """The larger of: `flops` at the probed `rate` ("int8_dot"), and reading num_bytes at the speed of reading
+        working_set bytes, or as many as num_bytes, again and again.
 
         Several threads are granted that many times one thread's rates: a bound that memory may not let them reach.
         """
-        isa, size = native().isa(), max(num_bytes, MIN_READ)
+        isa, size = native().isa(), max(working_set or num_bytes, MIN_READ)
         compute = self._probe((isa, rate), native().ceiling_rates(SECONDS)[rate][0])
         read = self._probe((isa, size), native().ceiling_read(size, SECONDS))
         return max(flops / compute, num_bytes / read) / threads

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepseek_fast.bench import ceiling, peers, rooms
+from deepseek_fast.bench.cold import COLD_BYTES
 from deepseek_fast.cli.timing import Timing
 
 ROW_SECONDS = 1.0  # aimed at for one row, all contestants together
@@ -61,6 +62,8 @@ class Measurement:
         inputs, wanted, bound = rooms.prepared(row.room, row.case)
         ours = row.case.call(inputs)
         self.error = _error_over_bound(ours(), wanted, bound)
+        # A peer has one copy of the weight, which its caches would hold.
+        peer_names = () if is_cold(row.case) else peer_names
         found, self.failed = peers.of(row.room, inputs, peer_names, only_first=only_reference or not row.best)
         self._peers = found
         warm = row.case.bytes > WARM_BYTES
@@ -105,7 +108,8 @@ class Measurement:
         """The row as data, from the seconds of ours' rounds."""
         case, row = self.row.case, self.row
         timing = Timing.of([value / self.ours.repeats for value in samples])
-        least = roofline.seconds(case.rate, case.flops, case.bytes, row.threads)
+        working_set = COLD_BYTES if is_cold(case) else case.bytes
+        least = roofline.seconds(case.rate, case.flops, case.bytes, row.threads, working_set)
         return {
             "id": row.id,
             "room": row.room,
@@ -182,6 +186,11 @@ class settings:
         torch.set_num_threads(self._before)
         self._inference.__exit__(*error)
         self._cap.__exit__(*error)
+
+
+def is_cold(case: Any) -> bool:
+    """Whether the case's weights come from memory; a room without such cases need not say so."""
+    return getattr(case, "cold", False)
 
 
 def timed(call: Callable[[], Any], count: int) -> float:

@@ -78,7 +78,7 @@ def _to_ort(array: np.ndarray) -> onnxruntime.OrtValue:
     import onnx
     from onnxruntime import OrtValue
 
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")  # np.ascontiguousarray would give a scalar a dimension
     if str(array.dtype) == "bfloat16":
         return OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)
     return OrtValue.ortvalue_from_numpy(array)

@@ -149,11 +149,12 @@ class Bench:
     activations: str = "float"
     why: str = ""
     quick: bool = False  # in the small set that CI gates on
+    cold: bool = False  # its weights come from memory, not from a cache
     block: tuple[int, int] = (128, 128)
 
     @property
     def id(self) -> str:
-        return f"{self.M}x{self.N}x{self.K}-{self.dtype}-fp8_{self.activations}-{self.activation}"
+        return f"{self.M}x{self.N}x{self.K}-{self.dtype}-fp8_{self.activations}-{self.activation}" + "-cold" * self.cold
 
     @property
     def flops(self) -> int:
@@ -180,11 +181,12 @@ class Bench:
 
     def call(self, inputs: dict[str, Any]) -> Callable[[], torch.Tensor]:
         """The op as a model runs it, its weight packed: nothing but the call is left."""
+        from deepseek_fast.bench.cold import in_turn
         from deepseek_fast.kernels.fp8_matmul import op
 
         packed = op.pack(inputs["weight"], inputs["scale"], self.block)
         rest = {name: value for name, value in inputs.items() if name not in ("weight", "scale", "block")}
-        return partial(op.fp8_matmul_packed, packed=packed, out_features=self.N, **rest)
+        return in_turn(partial(op.fp8_matmul_packed, out_features=self.N, **rest), packed, cold=self.cold)
 
 
 # (M, N, K, dtype, activations, why, quick)
@@ -202,4 +204,7 @@ BENCH_SHAPES = (
     (128, 7168, 2048, "bfloat16", "float", "DeepSeek-V3 expert, down", False),
     (1, 7168, 2048, "bfloat16", "float", "DeepSeek-V3 expert, down, one token", False),
 )
-BENCH = tuple(Bench(M, N, K, dtype, "none", mode, why, quick) for M, N, K, dtype, mode, why, quick in BENCH_SHAPES)
+BENCH = (
+    *(Bench(M, N, K, dtype, "none", mode, why, quick) for M, N, K, dtype, mode, why, quick in BENCH_SHAPES),
+    Bench(1, 4096, 4096, "bfloat16", why="decoding one token of a model that no cache holds", cold=True),
+)

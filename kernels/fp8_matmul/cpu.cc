@@ -8,7 +8,9 @@
 #include "csrc/core/subnormals.h"
 #include "csrc/gemm/fp8.h"
 #include "csrc/gemm/linear_checks.h"
+#include "csrc/gemm/pack.h"
 #include "csrc/gemm/packed.h"
+#include "csrc/gemm/plain_weight.h"
 #include "kernels/fp8_matmul/cpu_kernels.h"
 
 namespace dsf {
@@ -75,74 +77,66 @@ struct Workspace {
     int64_t count = 0;
     if (!checked_mul(args.M, args.K, &count) || count > INT64_MAX / 16) return;
     values = round_up(count * 2, ALIGNMENT);
-    total = values + args.M * steps * 4;
+    total = values + round_up(args.M * steps * 4, ALIGNMENT);
   }
   CastRows rows(void* workspace) const {
     return {static_cast<uint16_t*>(workspace), reinterpret_cast<float*>(static_cast<char*>(workspace) + values), steps};
   }
 };
 
-typedef uint16_t u16x8 __attribute__((vector_size(16)));
-typedef uint32_t u32x4 __attribute__((vector_size(16)));
+int64_t workspace_bytes(const LinearArgs& args) { return args.float_activations ? 0 : Workspace(args).total; }
 
-// Four rows of 16 codes each as packed.h has them: of each quad of k the pairs (k, k + 1) of the rows, then the pairs
-// (k + 2, k + 3); quads lie PANEL_N * 4 bytes apart.
-void store_quads(const uint8_t* const (&rows)[4], char* target) {
-  u16x8 pairs[4];
-  for (int r = 0; r < 4; ++r) std::memcpy(&pairs[r], rows[r], 16);
-  const auto low = [](u16x8 a, u16x8 b) { return u32x4(__builtin_shuffle(a, b, u16x8{0, 8, 1, 9, 2, 10, 3, 11})); };
-  const auto high = [](u16x8 a, u16x8 b) { return u32x4(__builtin_shuffle(a, b, u16x8{4, 12, 5, 13, 6, 14, 7, 15})); };
-  const u32x4 first[2] = {low(pairs[0], pairs[1]), low(pairs[2], pairs[3])};
-  const u32x4 second[2] = {high(pairs[0], pairs[1]), high(pairs[2], pairs[3])};
-  const u32x4 quads[4] = {__builtin_shuffle(first[0], first[1], u32x4{0, 4, 1, 5}),
-                          __builtin_shuffle(first[0], first[1], u32x4{2, 6, 3, 7}),
-                          __builtin_shuffle(second[0], second[1], u32x4{0, 4, 1, 5}),
-                          __builtin_shuffle(second[0], second[1], u32x4{2, 6, 3, 7})};
-  for (int q = 0; q < 4; ++q) std::memcpy(target + q * PANEL_N * 4, &quads[q], 16);
-}
-
-// panel: of each block the scales, then the codes as packed.h has them.
-void pack_panel(const LinearWeight& weight, int64_t panel_n, const PackedPanels& target, char* block) {
-  constexpr int64_t WIDTH = 16;  // codes a row in one step
+// The p-th panel of target, whose first column is n: of each block the scales, then the codes as packed.h has them.
+void pack_panel(const LinearWeight& weight, int64_t n, const PackedPanels& target, int64_t p) {
   const TensorView& values = weight.values;
   const int64_t N = values.sizes[0], K = values.sizes[1], stride = dsf_row_stride(&values);
-  const auto* codes = static_cast<const uint8_t*>(values.data);
-  const int64_t columns = N - panel_n < PANEL_N ? N - panel_n : PANEL_N;
+  const char* codes = static_cast<const char*>(values.data) + n * stride;
+  const int64_t columns = N - n < PANEL_N ? N - n : PANEL_N;
+  char* block = const_cast<char*>(target.panel(p));
   if (columns < PANEL_N) std::memset(block, 0, size_t(target.panel_bytes));  // else all of it is written below
   for (int64_t k = 0; k < K; k += target.block_k, block += target.block_bytes) {
     auto* scales = reinterpret_cast<float*>(block);
-    const int64_t block_K = K - k < target.block_k ? K - k : target.block_k;
     for (int64_t c = 0; c < columns; ++c)
-      scales[c] = scale_value(*weight.scale, block_of(panel_n + c, weight.block_n), block_of(k, weight.block_k));
-    for (int64_t c = 0; c < columns; c += 4)
-      for (int64_t i = 0; i < block_K; i += WIDTH) {
-        const uint8_t* source = codes + (panel_n + c) * stride + k + i;
-        const int64_t width = block_K - i < WIDTH ? block_K - i : WIDTH, height = columns - c < 4 ? columns - c : 4;
-        const uint8_t* rows[4] = {source, source + stride, source + 2 * stride, source + 3 * stride};
-        uint8_t edge[4][WIDTH];  // where fewer rows or codes are left
-        if (width < WIDTH || height < 4) {
-          std::memset(edge, 0, sizeof edge);
-          for (int64_t r = 0; r < height; ++r) std::memcpy(edge[r], source + r * stride, size_t(width));
-          for (int64_t r = 0; r < 4; ++r) rows[r] = edge[r];
-        }
-        char* quads = block + PackedPanels::SCALE_BYTES + i * PANEL_N + c * 4;
-        if (width == WIDTH) {
-          store_quads(rows, quads);
-          continue;
-        }
-        char last[4 * PANEL_N * 4];  // quads past the block's end are not the panel's
-        store_quads(rows, last);
-        for (int64_t q = 0; q * 4 < width; ++q) std::memcpy(quads + q * PANEL_N * 4, last + q * PANEL_N * 4, 16);
-      }
+      scales[c] = scale_value(*weight.scale, block_of(n + c, weight.block_n), block_of(k, weight.block_k));
+    pack_columns<TransposePairs>(codes + k, stride, columns, K - k < target.block_k ? K - k : target.block_k,
+                                 block + PackedPanels::SCALE_BYTES);
   }
 }
 
-void run_rows(const Context& context, const LinearArgs& args, const CastRows& rows) {
+template <class Run>
+void walk_packing(const Context& context, const LinearArgs& args, const LinearWeight& weight, const Run& run) {
+  const auto pack = [&](int64_t n, const PackedPanels& target, int64_t p) { pack_panel(weight, n, target, p); };
+  // Behind x in FP8, where there is such.
+  char* scratch = static_cast<char*>(context.workspace) + workspace_bytes(args);
+  walk_plain(context, args, format_of(weight), scratch, pack, run);
+}
+
+// y from x in FP8 and a packed weight, or a plain one where there is one.
+void run_rows(const Context& context, const LinearArgs& args, const CastRows& rows, const LinearWeight* plain) {
   const fp8_matmul::Kernel& kernel = pick();
-  walk(context, args, [&](int64_t m_begin, int64_t m_end, int64_t panel) {
+  const auto run = [&](const LinearArgs& part, int64_t m_begin, int64_t m_end, int64_t panel) {
     const IeeeSubnormals ieee;
-    kernel.run_cast(args, rows, m_begin, m_end, panel);
-  });
+    kernel.run_cast(part, rows, m_begin, m_end, panel);
+  };
+  if (plain) return walk_packing(context, args, *plain, run);
+  walk(context, args, [&](int64_t m_begin, int64_t m_end, int64_t panel) { run(args, m_begin, m_end, panel); });
+}
+
+void run_matmul(const Context& context, const LinearArgs& args, const LinearWeight* plain) {
+  if (args.M == 0 || args.N == 0) return;
+  const fp8_matmul::Kernel& kernel = pick();
+  if (args.float_activations) {
+    const auto run = [&](const LinearArgs& part, int64_t m_begin, int64_t m_end, int64_t panel) {
+      const IeeeSubnormals ieee;
+      kernel.run(part, m_begin, m_end, panel);
+    };
+    if (plain) return walk_packing(context, args, *plain, run);
+    return walk(context, args,
+                [&](int64_t m_begin, int64_t m_end, int64_t panel) { run(args, m_begin, m_end, panel); });
+  }
+  const CastRows rows = Workspace(args).rows(context.workspace);
+  parallel_for(context, args.M, [&](int64_t begin, int64_t end) { kernel.cast(args, begin, end, rows); });
+  run_rows(context, args, rows, plain);
 }
 
 // The numbers of all codes of a format.
@@ -224,25 +218,22 @@ void dsf_fp8_matmul_pack(const Context* context, const LinearWeight* weight, voi
   write_packed_header(format_of(*weight), N, weight->values.sizes[1], packed);
   const PackedPanels target(packed);
   parallel_for(*context, round_up(N, PANEL_N) / PANEL_N, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) pack_panel(*weight, p * PANEL_N, target, const_cast<char*>(target.panel(p)));
+    for (int64_t p = begin; p < end; ++p) pack_panel(*weight, p * PANEL_N, target, p);
   });
 }
 
-int64_t dsf_fp8_matmul_workspace_bytes(const Context*, const LinearArgs* args) {
-  return args->float_activations ? 0 : Workspace(*args).total;
+int64_t dsf_fp8_matmul_workspace_bytes(const Context*, const LinearArgs* args) { return workspace_bytes(*args); }
+
+int64_t dsf_fp8_matmul_plain_workspace_bytes(const Context* context, const LinearArgs* args,
+                                             const LinearWeight* weight) {
+  const int64_t rows = workspace_bytes(*args);
+  return rows < 0 ? -1 : rows + plain_scratch_bytes(*context, *args, format_of(*weight));
 }
 
-void dsf_fp8_matmul(const Context* context, const LinearArgs* args) {
-  if (args->M == 0 || args->N == 0) return;
-  const fp8_matmul::Kernel& kernel = pick();
-  if (args->float_activations)
-    return walk(*context, *args, [&](int64_t m_begin, int64_t m_end, int64_t panel) {
-      const IeeeSubnormals ieee;
-      kernel.run(*args, m_begin, m_end, panel);
-    });
-  const CastRows rows = Workspace(*args).rows(context->workspace);
-  parallel_for(*context, args->M, [&](int64_t begin, int64_t end) { kernel.cast(*args, begin, end, rows); });
-  run_rows(*context, *args, rows);
+void dsf_fp8_matmul(const Context* context, const LinearArgs* args) { run_matmul(*context, *args, nullptr); }
+
+void dsf_fp8_matmul_plain(const Context* context, const LinearArgs* args, const LinearWeight* weight) {
+  run_matmul(*context, *args, weight);
 }
 
 int32_t dsf_fp8_scaled_mm_check(const ScaledMmCall* call, LinearArgs* args, Problem* problem) {
@@ -280,13 +271,14 @@ int32_t dsf_fp8_scaled_mm_check(const ScaledMmCall* call, LinearArgs* args, Prob
          check_scale_values(OP, "scale_b", *b.scale, problem);
 }
 
-void dsf_fp8_scaled_mm(const Context* context, const LinearArgs* args, const LinearWeight* mat_a) {
+void dsf_fp8_scaled_mm(const Context* context, const LinearArgs* args, const LinearWeight* mat_a,
+                       const LinearWeight* mat_b) {
   if (args->M == 0 || args->N == 0) return;
   const CastRows rows = Workspace(*args).rows(context->workspace);
   parallel_for(*context, args->M, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) decode_row(*mat_a, m, rows);
   });
-  run_rows(*context, *args, rows);
+  run_rows(*context, *args, rows, mat_b);
 }
 
 int32_t dsf_fp8_quantize_weight_check(const TensorView* w, const Block* block, Dtype dtype, Problem* problem) {
@@ -336,7 +328,9 @@ const LinearRoom* dsf_fp8_matmul_room() {
                                       dsf_fp8_matmul_packed_bytes,
                                       dsf_fp8_matmul_pack,
                                       dsf_fp8_matmul_workspace_bytes,
-                                      dsf_fp8_matmul};
+                                      dsf_fp8_matmul,
+                                      dsf_fp8_matmul_plain_workspace_bytes,
+                                      dsf_fp8_matmul_plain};
   return &ROOM;
 }
 

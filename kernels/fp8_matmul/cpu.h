@@ -59,13 +59,20 @@ DSF_API void dsf_fp8_matmul_pack(const Context* context, const LinearWeight* wei
 DSF_API int64_t dsf_fp8_matmul_workspace_bytes(const Context* context, const LinearArgs* args);
 DSF_API void dsf_fp8_matmul(const Context* context, const LinearArgs* args);
 
+// The same from a plain weight, packed a panel at a time in the workspace: the same bits.
+DSF_API int64_t dsf_fp8_matmul_plain_workspace_bytes(const Context* context, const LinearArgs* args,
+                                                     const LinearWeight* weight);
+DSF_API void dsf_fp8_matmul_plain(const Context* context, const LinearArgs* args, const LinearWeight* weight);
+
 // All of the above.
 DSF_API const LinearRoom* dsf_fp8_matmul_room();
 
 // Fills *args from a call (all but y, y_stride, packed and, where mat_a is no rows, x). Returns 1, or 0 and *problem.
 DSF_API int32_t dsf_fp8_scaled_mm_check(const ScaledMmCall* call, LinearArgs* args, Problem* problem);
-// args->x are mat_a's values; both they and mat_a's scale are rows: dsf_row_stride >= 0. The workspace is fp8_matmul's.
-DSF_API void dsf_fp8_scaled_mm(const Context* context, const LinearArgs* args, const LinearWeight* mat_a);
+// args->x are mat_a's values; they, mat_b's and both scales are rows: dsf_row_stride >= 0. The workspace is that of
+// dsf_fp8_matmul_plain.
+DSF_API void dsf_fp8_scaled_mm(const Context* context, const LinearArgs* args, const LinearWeight* mat_a,
+                               const LinearWeight* mat_b);
 
 // w (N, K) f32 or bf16, dtype the format of the codes. Returns 1, or 0 and *problem.
 DSF_API int32_t dsf_fp8_quantize_weight_check(const TensorView* w, const Block* block, Dtype dtype, Problem* problem);

@@ -15,19 +15,28 @@ namespace {
 template <Dtype dtype, Dtype weight>
 void run_bf16(const LinearArgs& args, const PackedPanels& packed, const BlockedX<uint16_t>& x, int64_t m_begin,
               int64_t m_end, int64_t panel) {
-#if defined(__AVX512VBMI__) && defined(__AVX512BF16__) && !defined(__AMX_BF16__)
-  if (walk_few_rows<Vec, dtype, weight>(args, packed, x, m_begin, m_end, panel)) return;
-#endif
+#if defined(DSF_FP8_ROWS) && !defined(__AMX_BF16__)
+  walk_fp8<Vec, dtype, weight>(args, packed, x, m_begin, m_end, panel);
+#else
   const DotScope scope;
   walk_blocks<DotTileBf16, Vec, dtype>(args, packed, x, decode_fp8_bf16<Vec, weight>, m_begin, m_end, panel);
+#endif
+}
+
+template <Dtype weight>
+void run_f32(const LinearArgs& args, const PackedPanels& packed, int64_t m_begin, int64_t m_end, int64_t panel) {
+  const BlockedX<float> x{static_cast<const float*>(args.x), args.x_stride, nullptr, 0};
+#ifdef DSF_FP8_ROWS
+  walk_fp8<Vec, Dtype::f32, weight>(args, packed, x, m_begin, m_end, panel);
+#else
+  walk_blocks<TileF32<Vec>, Vec, Dtype::f32>(args, packed, x, decode_fp8_f32<Vec, weight>, m_begin, m_end, panel);
+#endif
 }
 
 template <Dtype weight>
 void run_weight(const LinearArgs& args, const PackedPanels& packed, int64_t m_begin, int64_t m_end, int64_t panel) {
   if (args.dtype == Dtype::f32)
-    walk_blocks<TileF32<Vec>, Vec, Dtype::f32>(args, packed,
-                                               {static_cast<const float*>(args.x), args.x_stride, nullptr, 0},
-                                               decode_fp8_f32<Vec, weight>, m_begin, m_end, panel);
+    run_f32<weight>(args, packed, m_begin, m_end, panel);
   else
     run_bf16<Dtype::bf16, weight>(args, packed, {static_cast<const uint16_t*>(args.x), args.x_stride, nullptr, 0},
                                   m_begin, m_end, panel);

@@ -38,8 +38,9 @@ def fp8_scaled_mm(
 ) -> Tensor:
     """(mat_a * scale_a) @ (mat_b * scale_b) + bias, with the arguments of torch.nn.functional.scaled_mm.
 
-    mat_a: (M, K), mat_b: (K, N), float8_e4m3fn or float8_e5m2 each, any strides; mat_b is packed on each call, fastest
-    where it is a transposed (N, K). scale_recipe_a, scale_recipe_b: any two of torch.nn.functional.ScalingType's
+    mat_a: (M, K), mat_b: (K, N), float8_e4m3fn or float8_e5m2 each, any strides; fastest where mat_b is a transposed
+    (N, K), which is read once; any other is copied first.
+    scale_recipe_a, scale_recipe_b: any two of torch.nn.functional.ScalingType's
       TensorWise        one value
       RowWise           scale_a: (M, 1), scale_b: (1, N)
       BlockWise1x128    scale_a: (M, ceil(K / 128)), scale_b: (N, ceil(K / 128))

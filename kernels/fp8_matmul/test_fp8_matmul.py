@@ -210,7 +210,16 @@ def test_the_largest_blocks_are_blocks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "got"), [([128], "(128,)"), ([], "()"), ([1, 2, 3], "(1, 2, 3)"), (128, "(128,)"), ([1, 31], "(1, 31)")]
+    ("block", "got"),
+    [
+        ([128], "(128,)"),
+        ([], "()"),
+        ([1, 2, 3], "(1, 2, 3)"),
+        (128, "(128,)"),
+        ([1, 31], "(1, 31)"),
+        ([128.0, 128.0], "(128.0, 128.0)"),
+        ([1.5], "(1.5,)"),
+    ],
 )
 @pytest.mark.parametrize("constant", [ort_nodes.WEIGHTS, ()], ids=["constant weights", "weights of a run"])
 def test_a_node_s_block_must_be_two_integers(block: Any, got: str, constant: Any) -> None:
@@ -220,6 +229,8 @@ def test_a_node_s_block_must_be_two_integers(block: Any, got: str, constant: Any
     model.graph.node[0].attribute.remove(attribute)
     if isinstance(block, int):
         model.graph.node[0].attribute.add(name="block", type=2, i=block)
+    elif block and isinstance(block[0], float):
+        model.graph.node[0].attribute.add(name="block", type=6, floats=block)
     else:
         model.graph.node[0].attribute.add(name="block", type=7, ints=block)
     with pytest.raises(ValueError) as raised:

@@ -86,11 +86,9 @@ Tensor fp8_scaled_mm(const Tensor& mat_a, const Tensor& mat_b, const Tensor& sca
   const Tensor y = new_tensor({args.M, args.N}, output_dtype);
   args.y = y.mutable_data_ptr();
   args.y_stride = args.N;
-  const Tensor packed = pack_linear(*dsf_fp8_matmul_room(), *b.tensor, *b_scale.tensor, block_b.n, block_b.k);
-  args.packed = packed.const_data_ptr();
   CallContext context;
-  context.reserve(OP, dsf_fp8_matmul_workspace_bytes(context.get(), &args));
-  dsf_fp8_scaled_mm(context.get(), &args, &call.mat_a);
+  context.reserve(OP, dsf_fp8_matmul_plain_workspace_bytes(context.get(), &args, &call.mat_b));
+  dsf_fp8_scaled_mm(context.get(), &args, &call.mat_a, &call.mat_b);
   return y;
 }
 

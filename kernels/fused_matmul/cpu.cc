@@ -3,7 +3,9 @@
 #include <cstring>
 
 #include "csrc/gemm/linear_checks.h"
+#include "csrc/gemm/pack.h"
 #include "csrc/gemm/packed.h"
+#include "csrc/gemm/plain_weight.h"
 #include "kernels/fused_matmul/cpu_kernels.h"
 
 namespace dsf {
@@ -30,13 +32,15 @@ fused_matmul::Kernel pick(Dtype dtype) {
   return nullptr;  // not reached: every dtype has a scalar row
 }
 
-// panel[k / group][n][k % group] = weight[n, k]
-template <class Value>
-void pack_panel(const Value* weight, int64_t row_stride, int64_t columns, int64_t K, int64_t group, Value* panel) {
-  std::memset(panel, 0, size_t((K + group - 1) / group * group * PANEL_N) * sizeof(Value));
-  for (int64_t n = 0; n < columns; ++n)
-    for (int64_t k = 0; k < K; ++k)
-      panel[k / group * PANEL_N * group + n * group + k % group] = weight[n * row_stride + k];
+// The p-th panel of target, whose first column is n: panel[k / group][n][k % group] = weight[n, k].
+void pack_panel(const TensorView& weight, int64_t n, const PackedPanels& target, int64_t p) {
+  const int64_t N = weight.sizes[0], row_bytes = weight.sizes[1] * value_bytes(weight.dtype);
+  const int64_t stride_bytes = dsf_row_stride(&weight) * value_bytes(weight.dtype);
+  const int64_t columns = N - n < PANEL_N ? N - n : PANEL_N;
+  char* panel = const_cast<char*>(target.panel(p));
+  if (columns < PANEL_N) std::memset(panel, 0, size_t(target.panel_bytes));  // else all of it is written below
+  const char* rows = static_cast<const char*>(weight.data) + n * stride_bytes;
+  pack_columns<TransposeQuads>(rows, stride_bytes, columns, row_bytes, panel);
 }
 
 }  // namespace
@@ -60,24 +64,13 @@ int64_t dsf_fused_matmul_packed_bytes(const LinearWeight* weight) {
   return packed_bytes({values.dtype}, values.sizes[0], values.sizes[1]);
 }
 
-void dsf_fused_matmul_pack(const Context* context, const LinearWeight* weight_, void* packed) {
-  const TensorView& values = weight_->values;
-  const void* weight = values.data;
-  const Dtype dtype = values.dtype;
-  const int64_t N = values.sizes[0], K = values.sizes[1], row_stride = dsf_row_stride(&values);
-  write_packed_header({dtype}, N, K, packed);
+void dsf_fused_matmul_pack(const Context* context, const LinearWeight* weight, void* packed) {
+  const TensorView& values = weight->values;
+  const int64_t N = values.sizes[0];
+  write_packed_header({values.dtype}, N, values.sizes[1], packed);
   const PackedPanels target(packed);
   parallel_for(*context, round_up(N, PANEL_N) / PANEL_N, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      const int64_t n = p * PANEL_N, columns = N - n < PANEL_N ? N - n : PANEL_N;
-      char* panel = const_cast<char*>(target.panel(p));
-      if (dtype == Dtype::f32)
-        pack_panel(static_cast<const float*>(weight) + n * row_stride, row_stride, columns, K, 1,
-                   reinterpret_cast<float*>(panel));
-      else
-        pack_panel(static_cast<const uint16_t*>(weight) + n * row_stride, row_stride, columns, K, 2,
-                   reinterpret_cast<uint16_t*>(panel));
-    }
+    for (int64_t p = begin; p < end; ++p) pack_panel(values, p * PANEL_N, target, p);
   });
 }
 
@@ -89,6 +82,16 @@ void dsf_fused_matmul(const Context* context, const LinearArgs* args) {
   walk(*context, *args, [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel(*args, m_begin, m_end, panel); });
 }
 
+int64_t dsf_fused_matmul_plain_workspace_bytes(const Context* context, const LinearArgs* args, const LinearWeight*) {
+  return plain_scratch_bytes(*context, *args, {args->dtype});
+}
+
+void dsf_fused_matmul_plain(const Context* context, const LinearArgs* args, const LinearWeight* weight) {
+  if (args->M == 0 || args->N == 0) return;
+  const auto pack = [&](int64_t n, const PackedPanels& target, int64_t p) { pack_panel(weight->values, n, target, p); };
+  walk_plain(*context, *args, {args->dtype}, context->workspace, pack, pick(args->dtype));
+}
+
 const LinearRoom* dsf_fused_matmul_room() {
   static constexpr LinearRoom ROOM = {"fused_matmul",
                                       "weight",
@@ -98,7 +101,9 @@ const LinearRoom* dsf_fused_matmul_room() {
                                       dsf_fused_matmul_packed_bytes,
                                       dsf_fused_matmul_pack,
                                       dsf_fused_matmul_workspace_bytes,
-                                      dsf_fused_matmul};
+                                      dsf_fused_matmul,
+                                      dsf_fused_matmul_plain_workspace_bytes,
+                                      dsf_fused_matmul_plain};
   return &ROOM;
 }
 

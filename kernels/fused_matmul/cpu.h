@@ -30,6 +30,11 @@ DSF_API void dsf_fused_matmul_pack(const Context* context, const LinearWeight* w
 DSF_API int64_t dsf_fused_matmul_workspace_bytes(const Context* context, const LinearArgs* args);
 DSF_API void dsf_fused_matmul(const Context* context, const LinearArgs* args);
 
+// The same from a plain weight, packed a panel at a time in the workspace: the same bits.
+DSF_API int64_t dsf_fused_matmul_plain_workspace_bytes(const Context* context, const LinearArgs* args,
+                                                       const LinearWeight* weight);
+DSF_API void dsf_fused_matmul_plain(const Context* context, const LinearArgs* args, const LinearWeight* weight);
+
 // All of the above.
 DSF_API const LinearRoom* dsf_fused_matmul_room();
 

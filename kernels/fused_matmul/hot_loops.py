@@ -12,11 +12,14 @@ from bench.hot_loops import HotLoop, amx_tile, register_tile
 from bench.instructions import values
 
 F32, BF16 = register_tile("TileF32"), register_tile("TileBf16")
+# The tiles of a panel that an earlier one has brought to L2: those without bytes to ask for ahead.
+F32_IN_L2, BF16_IN_L2 = (rf"\b{tile}<[^<>]*, 0l>::run<(\d+), (\d+), " for tile in ("TileF32", "TileBf16"))
 FMA, FMA_PAIR = ((r"vfmadd\d+ps", 1),), ((r"vfmadd\d+ps", 2),)
 SSE, SSE_PAIR = (("mulps", 1), ("addps", 1)), (("mulps", 2), ("addps", 2))
 DOT = (("vdpbf16ps", 1),)
 AMX_DOT = (("tdpbf16ps", 1),)
 COPIES = "SHUFPS spreads x, and SSE overwrites an operand: copies"
+AHEAD = "the first tile of a panel asks for 4 lines ahead"
 SPLIT = "a shift and a mask split each pair, both read the weight; beside them, copies"
 
 HOT_LOOPS = (
@@ -24,9 +27,21 @@ HOT_LOOPS = (
     HotLoop("scalar", "bf16", BF16, 4, "xmm", SSE_PAIR, reads=4, others=30, why=f"2 x 2; pairs split; {COPIES}"),
     HotLoop("avx2", "f32", F32, 12, "ymm", FMA, reads=8, others=4, why="6 x 2"),
     HotLoop("avx2", "bf16", BF16, 8, "ymm", FMA_PAIR, reads=8, others=17, why=f"4 x 2; {SPLIT}"),
-    HotLoop("avx512", "f32", F32, 24, "zmm", FMA, reads=10, others=4, why="6 x 4"),
-    HotLoop("avx512", "bf16", BF16, 16, "zmm", FMA_PAIR, reads=12, others=19, why=f"4 x 4; {SPLIT}"),
-    HotLoop("avx512bf16", "bf16", BF16, 24, "zmm", DOT, reads=10, others=4, why="6 x 4"),
+    HotLoop("avx512", "f32", F32, 24, "zmm", FMA, reads=10, others=8, why=f"6 x 4; {AHEAD}"),
+    HotLoop("avx512", "f32 in L2", F32_IN_L2, 24, "zmm", FMA, reads=10, others=4, why="6 x 4"),
+    HotLoop("avx512", "bf16", BF16, 16, "zmm", FMA_PAIR, reads=12, others=23, why=f"4 x 4; {SPLIT}; {AHEAD}"),
+    HotLoop("avx512bf16", "bf16", BF16, 24, "zmm", DOT, reads=10, others=8, why=f"6 x 4; {AHEAD}"),
+    HotLoop(
+        "avx512bf16",
+        "bf16 in L2",
+        BF16_IN_L2,
+        24,
+        "zmm",
+        DOT,
+        reads=10,
+        others=5,
+        why="6 x 4; one more step in smaller tiles",
+    ),
     HotLoop("amx", "bf16", amx_tile("AmxTileBf16"), 4, "tmm", AMX_DOT, reads=4, others=6, why="2 x 2 tiles"),
 )
 

@@ -142,12 +142,13 @@ class Bench:
     zeros: bool = False
     activation: str = "none"
     why: str = ""
+    cold: bool = False  # its weights come from memory, not from a cache
     quick: bool = False  # in the small set that CI gates on
 
     @property
     def id(self) -> str:
         words = [f"{self.M}x{self.N}x{self.K}", self.dtype, f"w4_{self.compute}", _group(self.group_size, self.zeros)]
-        return "-".join([*words, self.activation])
+        return "-".join([*words, self.activation] + ["cold"] * self.cold)
 
     @property
     def flops(self) -> int:
@@ -185,12 +186,13 @@ class Bench:
 
     def call(self, inputs: dict[str, Any]) -> Callable[[], torch.Tensor]:
         """The op as a model runs it, its weight packed: nothing but the call is left."""
+        from deepseek_fast.bench.cold import in_turn
         from deepseek_fast.kernels.int4_matmul import op
 
         weight = {name: inputs[name] for name in ("q", "scale", "zeros", "group_size", "in_features")}
         packed = op.int4_matmul_pack(**weight)
         rest = {name: value for name, value in inputs.items() if name not in weight}
-        return partial(op.int4_matmul_packed, packed=packed, out_features=self.N, **rest)
+        return in_turn(partial(op.int4_matmul_packed, out_features=self.N, **rest), packed, cold=self.cold)
 
 
 # (M, why, quick)
@@ -209,8 +211,11 @@ BENCH_SCHEMES = (
     ("bfloat16", "float", 32, False),
     ("bfloat16", "float", 128, False),
 )
-BENCH = tuple(
-    Bench(M, 4096, 4096, *scheme, why=why, quick=quick and scheme in BENCH_SCHEMES[:2])
-    for M, why, quick in BENCH_SIZES
-    for scheme in BENCH_SCHEMES
+BENCH = (
+    *(
+        Bench(M, 4096, 4096, *scheme, why=why, quick=quick and scheme in BENCH_SCHEMES[:2])
+        for M, why, quick in BENCH_SIZES
+        for scheme in BENCH_SCHEMES
+    ),
+    Bench(1, 4096, 4096, *BENCH_SCHEMES[2], why="decoding one token of a model that no cache holds", cold=True),
 )

@@ -111,10 +111,11 @@ class Bench:
     activations: str = "int8"
     why: str = ""
     quick: bool = False  # in the small set that CI gates on
+    cold: bool = False  # its weights come from memory, not from a cache
 
     @property
     def id(self) -> str:
-        return f"{self.M}x{self.N}x{self.K}-{self.dtype}-w8_{self.activations}-{self.activation}"
+        return f"{self.M}x{self.N}x{self.K}-{self.dtype}-w8_{self.activations}-{self.activation}" + "-cold" * self.cold
 
     @property
     def flops(self) -> int:
@@ -141,11 +142,12 @@ class Bench:
 
     def call(self, inputs: dict[str, Any]) -> Callable[[], torch.Tensor]:
         """The op as a model runs it, its weight packed: nothing but the call is left."""
+        from deepseek_fast.bench.cold import in_turn
         from deepseek_fast.kernels.int8_matmul import op
 
         packed = torch.ops.deepseek_fast.int8_matmul_pack(inputs["q"])
         rest = {name: value for name, value in inputs.items() if name != "q"}
-        return partial(op.int8_matmul_packed, packed=packed, out_features=self.N, **rest)
+        return in_turn(partial(op.int8_matmul_packed, out_features=self.N, **rest), packed, cold=self.cold)
 
 
 # (M, N, K, activation, why, quick)
@@ -157,8 +159,11 @@ BENCH_SHAPES = (
     (16, 4096, 4096, "none", "a small batch", False),
     (256, 4096, 4096, "none", "prefill: bound by arithmetic", False),
 )
-BENCH = tuple(
-    Bench(M, N, K, dtype, activation, mode, why, quick)
-    for M, N, K, activation, why, quick in BENCH_SHAPES
-    for dtype, mode in (("float32", "int8"), ("bfloat16", "int8"), ("float32", "float"))
+BENCH = (
+    *(
+        Bench(M, N, K, dtype, activation, mode, why, quick)
+        for M, N, K, activation, why, quick in BENCH_SHAPES
+        for dtype, mode in (("float32", "int8"), ("bfloat16", "int8"), ("float32", "float"))
+    ),
+    Bench(1, 4096, 4096, "bfloat16", why="decoding one token of a model that no cache holds", cold=True),
 )

@@ -4,7 +4,9 @@
 #include <cstring>
 
 #include "csrc/gemm/linear_checks.h"
+#include "csrc/gemm/pack.h"
 #include "csrc/gemm/packed.h"
+#include "csrc/gemm/plain_weight.h"
 #include "kernels/int8_matmul/cpu_kernels.h"
 
 namespace dsf {
@@ -45,7 +47,9 @@ struct Workspace {
   }
 };
 
-void run_int8(const Context& context, const LinearArgs& args, const int8_matmul::Kernel& kernel) {
+// x in int8, in the workspace.
+int8_matmul::QuantizedRows quantize_rows(const Context& context, const LinearArgs& args) {
+  const int8_matmul::Kernel& kernel = pick();
   const Workspace layout(args);
   char* workspace = static_cast<char*>(context.workspace);
   const int8_matmul::QuantizedRows rows{workspace, reinterpret_cast<float*>(workspace + layout.codes),
@@ -55,8 +59,26 @@ void run_int8(const Context& context, const LinearArgs& args, const int8_matmul:
     const int64_t m_end = end * ROWS_PER_TASK < args.M ? end * ROWS_PER_TASK : args.M;
     kernel.quantize(args, begin * ROWS_PER_TASK, m_end, rows);
   });
-  walk(context, args,
-       [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run(args, rows, m_begin, m_end, panel); });
+  return rows;
+}
+
+// The p-th panel of target, whose first column is n: panel[k / 4][n][k % 4] = q[n, k]; and its columns' excess.
+void pack_panel(const TensorView& q, int64_t n, const PackedPanels& target, int64_t p) {
+  const int64_t N = q.sizes[0], K = q.sizes[1], stride = dsf_row_stride(&q);
+  const int64_t columns = N - n < PANEL_N ? N - n : PANEL_N;
+  char* panel = const_cast<char*>(target.panel(p));
+  auto* excess = const_cast<int32_t*>(target.excess) + p * PANEL_N;
+  if (columns < PANEL_N) {  // else all of both is written below
+    std::memset(panel, 0, size_t(target.panel_bytes));
+    std::memset(excess, 0, PANEL_N * sizeof *excess);
+  }
+  const auto* rows = static_cast<const int8_t*>(q.data) + n * stride;
+  pack_columns<TransposeQuads>(reinterpret_cast<const char*>(rows), stride, columns, K, panel);
+  for (int64_t c = 0; c < columns; ++c) {
+    uint32_t sum = 0;  // modulo 2^32
+    for (int64_t k = 0; k < K; ++k) sum += uint32_t(int32_t(rows[c * stride + k]));
+    excess[c] = int32_t(0u - 128u * sum);
+  }
 }
 
 }  // namespace
@@ -95,25 +117,11 @@ int64_t dsf_int8_matmul_packed_bytes(const LinearWeight* q) {
 
 void dsf_int8_matmul_pack(const Context* context, const LinearWeight* weight, void* packed) {
   const TensorView& values = weight->values;
-  const auto* q = static_cast<const int8_t*>(values.data);
-  const int64_t N = values.sizes[0], K = values.sizes[1], row_stride = dsf_row_stride(&values);
-  write_packed_header({Dtype::i8}, N, K, packed);
+  const int64_t N = values.sizes[0];
+  write_packed_header({Dtype::i8}, N, values.sizes[1], packed);
   const PackedPanels target(packed);
-  auto* excess = const_cast<int32_t*>(target.excess);
   parallel_for(*context, round_up(N, PANEL_N) / PANEL_N, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      auto* panel = reinterpret_cast<int8_t*>(const_cast<char*>(target.panel(p)));
-      std::memset(panel, 0, size_t(target.panel_bytes));
-      for (int64_t n = p * PANEL_N; n < (p + 1) * PANEL_N; ++n) {
-        uint32_t sum = 0;  // modulo 2^32
-        for (int64_t k = 0; n < N && k < K; ++k) {
-          const int8_t code = q[n * row_stride + k];
-          panel[k / 4 * PANEL_N * 4 + n % PANEL_N * 4 + k % 4] = code;
-          sum += uint32_t(int32_t(code));
-        }
-        excess[n] = int32_t(0u - 128u * sum);
-      }
-    }
+    for (int64_t p = begin; p < end; ++p) pack_panel(values, p * PANEL_N, target, p);
   });
 }
 
@@ -124,9 +132,30 @@ int64_t dsf_int8_matmul_workspace_bytes(const Context*, const LinearArgs* args) 
 void dsf_int8_matmul(const Context* context, const LinearArgs* args) {
   if (args->M == 0 || args->N == 0) return;
   const int8_matmul::Kernel& kernel = pick();
-  if (!args->float_activations) return run_int8(*context, *args, kernel);
+  if (args->float_activations)
+    return walk(*context, *args,
+                [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run_float(*args, m_begin, m_end, panel); });
+  const int8_matmul::QuantizedRows rows = quantize_rows(*context, *args);
   walk(*context, *args,
-       [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run_float(*args, m_begin, m_end, panel); });
+       [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run(*args, rows, m_begin, m_end, panel); });
+}
+
+int64_t dsf_int8_matmul_plain_workspace_bytes(const Context* context, const LinearArgs* args, const LinearWeight*) {
+  const int64_t rows = dsf_int8_matmul_workspace_bytes(context, args);
+  return rows < 0 ? -1 : rows + plain_scratch_bytes(*context, *args, {Dtype::i8});
+}
+
+void dsf_int8_matmul_plain(const Context* context, const LinearArgs* args, const LinearWeight* weight) {
+  if (args->M == 0 || args->N == 0) return;
+  const int8_matmul::Kernel& kernel = pick();
+  const auto pack = [&](int64_t n, const PackedPanels& target, int64_t p) { pack_panel(weight->values, n, target, p); };
+  void* scratch = static_cast<char*>(context->workspace) + dsf_int8_matmul_workspace_bytes(context, args);
+  if (args->float_activations) return walk_plain(*context, *args, {Dtype::i8}, scratch, pack, kernel.run_float);
+  const int8_matmul::QuantizedRows rows = quantize_rows(*context, *args);
+  walk_plain(*context, *args, {Dtype::i8}, scratch, pack,
+             [&](const LinearArgs& part, int64_t m_begin, int64_t m_end, int64_t p) {
+               kernel.run(part, rows, m_begin, m_end, p);
+             });
 }
 
 int32_t dsf_int8_quantize_weight_check(const TensorView* weight, Problem* problem) {
@@ -157,7 +186,9 @@ const LinearRoom* dsf_int8_matmul_room() {
                                       dsf_int8_matmul_packed_bytes,
                                       dsf_int8_matmul_pack,
                                       dsf_int8_matmul_workspace_bytes,
-                                      dsf_int8_matmul};
+                                      dsf_int8_matmul,
+                                      dsf_int8_matmul_plain_workspace_bytes,
+                                      dsf_int8_matmul_plain};
   return &ROOM;
 }
 
