@@ -16,7 +16,7 @@ PACKED_BAD = [
     (lambda p: p[:-1], "packed must be whole; got shape ("),
     (lambda p: p[:10], "packed must be a packed weight; got shape (10,)"),
     (lambda p: p[:0], "packed must be a packed weight; got shape (0,)"),
-    (lambda p: torch.zeros_like(p), "packed must be a packed weight of version 2; got other bytes"),
+    (lambda p: torch.zeros_like(p), "packed must be a packed weight of version 3; got other bytes"),
     (lambda p: p.repeat_interleave(2)[::2], "packed must be contiguous; got a strided tensor"),
 ]
 

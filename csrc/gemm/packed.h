@@ -6,8 +6,8 @@
 //   fp8   blocks of block_k values of k: PANEL_N scales (f32), then quads of k as pairs that VDPBF16PS wants after
 //         VPUNPCK[LH]BW: of 4 columns the pairs (k, k + 1), then of the same columns (k + 2, k + 3), 16 bytes in all
 //   u4    blocks of block_k values of k: PANEL_N scales (f32), PANEL_N zero points (u8) where the weight has them, then
-//         two quads of k in the nibbles of one: byte i of panel[k / 8][n] holds q[n, 8 (k / 8) + i], the first quad,
-//         low and q[n, 8 (k / 8) + 4 + i] high
+//         two quads of k in the nibbles of one: bytes 0, 2, 1, 3 of panel[k / 8][n] hold q[n, 8 (k / 8) + i] of i = 0,
+//         1, 2, 3 low and that of i + 4 high, so that k and k + 1 are 16 bits apart, as VPERMW and VDPBF16PS want them
 // One layout serves every ISA level, so lowering the level never invalidates a packed weight.
 #pragma once
 #include <cstdint>
@@ -19,7 +19,7 @@ namespace dsf {
 inline constexpr int64_t PANEL_N = 64;                // output channels a panel: four 512-bit vectors of 32-bit sums
 inline constexpr int64_t CACHE_LINE = 64;             // bytes
 inline constexpr uint32_t PACKED_MAGIC = 0x31465344;  // "DSF1" in memory
-inline constexpr uint32_t PACKED_VERSION = 2;
+inline constexpr uint32_t PACKED_VERSION = 3;
 
 struct PackedHeader {
   uint32_t magic;

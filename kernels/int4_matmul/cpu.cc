@@ -189,7 +189,8 @@ void pack_panel(const LinearWeight& weight, int64_t first, const PackedPanels& t
       for (int64_t at = k; at < end; ++at) {
         const int code = at % 2 ? row[at / 2] >> 4 : row[at / 2] & 15;
         const int64_t i = at % int4_matmul::STEP_K;
-        codes[(at - k) / int4_matmul::STEP_K * PANEL_N * 4 + c * 4 + i % 4] |= char(i < 4 ? code : code << 4);
+        codes[(at - k) / int4_matmul::STEP_K * PANEL_N * 4 + c * 4 + int4_matmul::byte_of(i)] |=
+            char(i < 4 ? code : code << 4);
       }
     }
   }

@@ -3,6 +3,7 @@
 #include "csrc/gemm/blocked.h"
 #include "kernels/int4_matmul/decode_u4.h"
 #include "kernels/int4_matmul/quantize_rows.h"
+#include "kernels/int4_matmul/tile_float.h"
 #include "kernels/int4_matmul/tile_u4.h"
 
 namespace dsf::int4_matmul {
@@ -13,15 +14,9 @@ inline void quantize(const LinearArgs& args, int64_t m_begin, int64_t m_end, con
   constexpr int MR = TileU4<Vec>::MR;
   const PackedPanels packed(args.packed);
   const int32_t zero_point = packed.zeros ? 1 : NO_ZERO_POINT;
-  const auto row =
-      args.dtype == Dtype::f32 ? quantize_row_of_tile<Vec, Dtype::f32> : quantize_row_of_tile<Vec, Dtype::bf16>;
-  const int64_t x_bytes = args.x_stride * value_bytes(args.dtype);
-  for (int64_t m = m_begin; m < m_end; m += MR) {
-    const int count = int(m_end - m < MR ? m_end - m : MR);
-    for (int r = 0; r < count; ++r)
-      row(static_cast<const char*>(args.x) + (m + r) * x_bytes, args.K, packed.block_k, zero_point, count, r,
-          rows.tile(m));
-  }
+  const auto tile = args.dtype == Dtype::f32 ? quantize_tile<Vec, Dtype::f32> : quantize_tile<Vec, Dtype::bf16>;
+  for (int64_t m = m_begin; m < m_end; m += MR)
+    tile(args, m, int(m_end - m < MR ? m_end - m : MR), packed.block_k, zero_point, rows.tile(m));
 }
 
 // z = 0; for b: z = z + (acc[b] * x_scale[:, b]) * scale[:, b];  y = act(z + bias) + residual
@@ -55,6 +50,13 @@ inline void run(const LinearArgs& args, const QuantizedRows& rows, int64_t m_beg
 // z = sum_b (x[:, b] @ (q - zero)[:, b].T) * scale[:, b];  y = act(z + bias) + residual
 inline void run_float(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel) {
   const PackedPanels packed(args.packed);
+#ifdef __AVX512BW__
+  const auto walk =
+      args.dtype == Dtype::f32
+          ? (packed.zeros ? walk_float_tiles<Vec, Dtype::f32, true> : walk_float_tiles<Vec, Dtype::f32, false>)
+          : (packed.zeros ? walk_float_tiles<Vec, Dtype::bf16, true> : walk_float_tiles<Vec, Dtype::bf16, false>);
+  walk(args, packed, m_begin, m_end, panel);
+#else
   if (args.dtype == Dtype::f32)
     walk_blocks<TileF32<Vec>, Vec, Dtype::f32>(args, packed,
                                                {static_cast<const float*>(args.x), args.x_stride, nullptr, 0},
@@ -63,6 +65,7 @@ inline void run_float(const LinearArgs& args, int64_t m_begin, int64_t m_end, in
     walk_blocks<TileBf16<Vec>, Vec, Dtype::bf16>(args, packed,
                                                  {static_cast<const uint16_t*>(args.x), args.x_stride, nullptr, 0},
                                                  DecodeBf16<Vec>{packed.zeros}, m_begin, m_end, panel);
+#endif
 }
 
 constexpr Kernel KERNEL = {TileU4<Vec>::MR, quantize, run, run_float};

@@ -6,14 +6,17 @@ namespace dsf::int4_matmul {
 
 // Rows of x in int8, in tiles of tile_rows rows (the last tile may have fewer), as a register tile reads them. A tile
 // of R rows holds for each block of k: R scales (f32), R starts of sums (int32: -sum x_q, times 8 where the weight has
-// no zero points), and for each step of 8 values of k the codes of its rows, 8 bytes each; zeros behind K.
+// no zero points), and for each step of 8 values of k the codes of its rows, 8 bytes each, two quads in the order of
+// byte_of; zeros behind K.
 struct QuantizedRows {
   char* tiles;
   int64_t row_bytes;                                             // of all that belongs to a row
   char* tile(int64_t m) const { return tiles + m * row_bytes; }  // m: a multiple of tile_rows
 };
 
-inline constexpr int64_t STEP_K = 8;            // values of k that share the bytes of a quad
+inline constexpr int64_t STEP_K = 8;  // values of k that share the bytes of a quad
+// The byte of a quad that holds the i-th of them, and the (i + 4)-th: 0, 2, 1, 3 (packed.h).
+[[gnu::always_inline]] inline constexpr int64_t byte_of(int64_t i) { return i % 2 * 2 + i / 2 % 2; }
 inline constexpr int64_t BLOCK_HEAD_BYTES = 8;  // of a row in a block: its scale and its start
 
 struct Kernel {

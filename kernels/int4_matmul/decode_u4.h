@@ -17,10 +17,10 @@ template <class V, class Store>
   const auto low = V::and_bits(raw, LOW_NIBBLES), high = V::and_bits(V::template shift_right<4>(raw), LOW_NIBBLES);
   const auto number = [&](typename V::i32 byte)
                           __attribute__((always_inline)) { return V::to_f32(V::minus_i32(byte, zero)); };
-  store(0, number(V::template byte_of_quad<0>(low)), number(V::template byte_of_quad<1>(low)));
-  store(2, number(V::template byte_of_quad<2>(low)), number(V::template byte_of_quad<3>(low)));
-  store(4, number(V::template byte_of_quad<0>(high)), number(V::template byte_of_quad<1>(high)));
-  store(6, number(V::template byte_of_quad<2>(high)), number(V::template byte_of_quad<3>(high)));
+  store(0, number(V::template byte_of_quad<0>(low)), number(V::template byte_of_quad<2>(low)));
+  store(2, number(V::template byte_of_quad<1>(low)), number(V::template byte_of_quad<3>(low)));
+  store(4, number(V::template byte_of_quad<0>(high)), number(V::template byte_of_quad<2>(high)));
+  store(6, number(V::template byte_of_quad<1>(high)), number(V::template byte_of_quad<3>(high)));
 }
 
 // body(codes of a step and columns from n, zero points of the columns, step, n)

@@ -1,7 +1,8 @@
 """What the compiled loops over K of int4_matmul must be, and the calls whose instructions are counted.
 
 compute="int8": a step of 8 k reads V vectors of bytes and makes two operands of each; every sum takes two dots.
-compute="float": the tiles of fused_matmul, on weights that a step of k has been decoded to.
+compute="float": with AVX-512 a step of 8 k looks the numbers of V vectors of bytes up, a pair of k at a time; else the
+tiles of fused_matmul, on weights that a block of k has been decoded to.
 """
 
 import math
@@ -17,9 +18,20 @@ FMA, FMA_PAIR = ((r"vfmadd\d+ps", 1),), ((r"vfmadd\d+ps", 2),)
 SSE, SSE_PAIR = (("mulps", 1), ("addps", 1)), (("mulps", 2), ("addps", 2))
 BF16_DOT = (("vdpbf16ps", 1),)
 DOT, VEX_DOT = (("vpdpbusd", 2),), ((r"\{vex\} vpdpbusd", 2),)
+FMA_STEP, DOT_STEP = ((r"vfmadd\d+ps", 8),), (("vdpbf16ps", 4),)
 OPERANDS = "masks and shifts make two operands of each vector of bytes"
 COPIES = "SHUFPS spreads x, and SSE overwrites an operand: copies"
 SPLIT = "a shift and a mask split each pair, both read the weight; beside them, copies"
+LOOK_UPS = (
+    "16 look-ups with their shifts, twice where two blocks are side by side; with zero points a mask and a difference"
+)
+SPLIT_PAIRS = f"{LOOK_UPS}; each pair is split by a shift and a mask; copies"
+
+
+def tile(dtype: int, zeros: str) -> str:
+    """The float tile of AVX-512: rows * vectors * blocks sums."""
+    return rf"\bsum_float_blocks<.*?\(dsf::Dtype\){dtype}, {zeros}, (\d+), (\d+), (\d+)>"
+
 
 HOT_LOOPS = (
     HotLoop("scalar", "f32", F32, 8, "xmm", SSE, reads=6, others=12, why=f"4 x 2; {COPIES}"),
@@ -28,13 +40,34 @@ HOT_LOOPS = (
     HotLoop("avx2", "bf16", BF16, 8, "ymm", FMA_PAIR, reads=8, others=17, why=f"4 x 2; {SPLIT}"),
     HotLoop("avxvnni", "f32", F32, 12, "ymm", FMA, reads=8, others=4, why="6 x 2"),
     HotLoop("avxvnni", "bf16", BF16, 8, "ymm", FMA_PAIR, reads=8, others=17, why=f"4 x 2; {SPLIT}"),
-    HotLoop("avx512", "f32", F32, 24, "zmm", FMA, reads=10, others=4, why="6 x 4"),
-    HotLoop("avx512", "bf16", BF16, 16, "zmm", FMA_PAIR, reads=12, others=19, why=f"4 x 4; {SPLIT}"),
-    HotLoop("avx512vnni", "f32", F32, 24, "zmm", FMA, reads=10, others=4, why="6 x 4"),
-    HotLoop("avx512vnni", "bf16", BF16, 16, "zmm", FMA_PAIR, reads=12, others=19, why=f"4 x 4; {SPLIT}"),
-    HotLoop("avx512bf16", "f32", F32, 24, "zmm", FMA, reads=10, others=4, why="6 x 4"),
+    *(
+        HotLoop(
+            isa,
+            dtype + " with zero points" * (zeros == "true"),
+            tile(code, zeros),
+            16,
+            "zmm",
+            FMA_STEP,
+            reads=64,
+            others=150,
+            why=f"4 x 4; {SPLIT_PAIRS}",
+        )
+        for isa in ("avx512", "avx512vnni", "avx512bf16")
+        for dtype, code in (("f32", 0), ("bf16", 1))
+        for zeros in ("false", "true")
+        if (isa, dtype) != ("avx512bf16", "bf16")
+    ),
+    HotLoop("avx512bf16", "bf16", tile(1, "false"), 24, "zmm", DOT_STEP, reads=40, others=60, why=f"6 x 4; {LOOK_UPS}"),
     HotLoop(
-        "avx512bf16", "bf16", BF16, 24, "zmm", BF16_DOT, reads=10, others=5, why="6 x 4; one more step in smaller tiles"
+        "avx512bf16",
+        "bf16 with zero points",
+        tile(1, "true"),
+        24,
+        "zmm",
+        DOT_STEP,
+        reads=56,
+        others=95,
+        why=f"6 x 4; {LOOK_UPS}",
     ),
     HotLoop(
         "avxvnni", "u4", U4, 8, "ymm", VEX_DOT, reads=12, others=12, why="4 x 2; masks and shifts make the operands"

@@ -3,8 +3,11 @@
 #include <cstdint>
 #include <cstring>
 
-#include "csrc/gemm/quantize.h"
+#include "kernels/int4_matmul/block_scales.h"
 #include "kernels/int4_matmul/cpu_kernels.h"
+#ifdef __AVX512BW__
+#include "kernels/int4_matmul/quantize_avx512.h"
+#endif
 
 namespace dsf::int4_matmul {
 namespace {
@@ -35,15 +38,22 @@ template <class V, Dtype dtype>
   return V::total(sum);
 }
 
-// Row r of a tile of `rows` rows. zero_point: of a weight without zero points, else 1.
+// The codes of a step, bytes in the order of byte_of: the middle two of each quad change places.
+[[gnu::always_inline]] inline void store_step(const int8_t* codes, char* target) {
+  uint64_t bytes;
+  std::memcpy(&bytes, codes, STEP_K);
+  constexpr uint64_t SECOND = 0x0000FF000000FF00;
+  bytes = (bytes & ~(SECOND | SECOND << 8)) | (bytes >> 8 & SECOND) | (bytes & SECOND) << 8;
+  std::memcpy(target, &bytes, STEP_K);
+}
+
+// Values [begin, K) of row r of a tile of `rows` rows, begin on a block; the tile starts there. zero_point: of a weight
+// without zero points, else 1.
 template <class V, Dtype dtype>
-inline void quantize_row_of_tile(const void* x, int64_t K, int64_t block_k, int32_t zero_point, int rows, int r,
-                                 char* tile) {
+inline void quantize_row_of_tile(const void* x, int64_t begin, int64_t K, int64_t block_k, int32_t zero_point, int rows,
+                                 int r, char* tile) {
   constexpr int64_t MAX_BLOCK_K = 128;
-  constexpr int32_t FIRST_NOT_FINITE = 0x7F800000;
-  int32_t smallest_bits;
-  std::memcpy(&smallest_bits, &SMALLEST_AMAX, 4);
-  for (int64_t begin = 0; begin < K; begin += V::LANES * block_k) {
+  for (; begin < K; begin += V::LANES * block_k) {
     // LANES blocks at a time, so that one division serves them all.
     alignas(64) int32_t amax[V::LANES] = {};
     alignas(64) float scale[V::LANES], inverse[V::LANES];
@@ -52,12 +62,7 @@ inline void quantize_row_of_tile(const void* x, int64_t K, int64_t block_k, int3
     const auto values_in = [&](int b) { return left - b * block_k < block_k ? left - b * block_k : block_k; };
     for (int b = 0; b < blocks; ++b)
       amax[b] = int32_t(largest_magnitude<V, dtype>(x, begin + b * block_k, values_in(b)));
-    const auto bits = V::load_i32(amax);
-    const auto most = V::f32_of_bits(bits), limit = V::set1(INT8_LIMIT);
-    const auto inverses = V::select_below(bits, smallest_bits, V::zero_i32(), V::bits_of(V::div(limit, most)));
-    V::store(inverse, V::f32_of_bits(V::select_below(bits, FIRST_NOT_FINITE, inverses, V::zero_i32())));
-    const auto nan = V::bits_of(V::set1(__builtin_nanf("")));
-    V::store(scale, V::f32_of_bits(V::select_below(bits, FIRST_NOT_FINITE, V::bits_of(V::div(most, limit)), nan)));
+    scales_of_blocks<V>(V::load_i32(amax), scale, inverse);
     for (int b = 0; b < blocks; ++b) {
       alignas(64) int8_t codes[MAX_BLOCK_K];
       const int64_t n = values_in(b), padded_n = round_up(n, STEP_K);
@@ -68,10 +73,27 @@ inline void quantize_row_of_tile(const void* x, int64_t K, int64_t block_k, int3
       std::memcpy(tile + r * 4, scale + b, 4);
       std::memcpy(tile + (rows + r) * 4, &start, 4);
       tile += rows * BLOCK_HEAD_BYTES;
-      for (int64_t i = 0; i < padded_n; i += STEP_K, tile += rows * STEP_K)
-        std::memcpy(tile + r * STEP_K, codes + i, STEP_K);
+      for (int64_t i = 0; i < padded_n; i += STEP_K, tile += rows * STEP_K) store_step(codes + i, tile + r * STEP_K);
     }
   }
+}
+
+// Rows [m, m + rows) of x to their tile.
+template <class V, Dtype dtype>
+inline void quantize_tile(const LinearArgs& args, int64_t m, int rows, int64_t block_k, int32_t zero_point,
+                          char* tile) {
+  const auto row = [&](int r) {
+    return static_cast<const char*>(args.x) + (m + r) * args.x_stride * value_bytes(dtype);
+  };
+  int64_t begin = 0;
+#ifdef __AVX512BW__
+  for (; begin + RUN_K <= args.K; begin += RUN_K) {
+    for (int r = 0; r < rows; ++r) quantize_run<V, dtype>(row(r), begin, block_k, zero_point, rows, r, tile);
+    tile += rows * (RUN_K + RUN_K / block_k * BLOCK_HEAD_BYTES);
+  }
+#endif
+  for (int r = 0; r < rows; ++r)
+    quantize_row_of_tile<V, dtype>(row(r), begin, args.K, block_k, zero_point, rows, r, tile);
 }
 
 }  // namespace

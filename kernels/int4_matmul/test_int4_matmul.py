@@ -183,6 +183,36 @@ def test_underflow_gives_plus_zero(residual: str, isa: str) -> None:
         assert_equal(call("int4_matmul", door, inputs), torch.zeros(1, 3), f"{door} on {isa}")
 
 
+@pytest.mark.parametrize("group_size", GROUP_SIZES[:3])
+def test_blocks_that_are_quantized_together_keep_apart(group_size: int, isa: str) -> None:
+    """512 values of a row share a pass: NaN, inf, zeros and the ends of the range stay in their blocks and rows."""
+    case = cases.Case(8, 33, 1061, group_size=group_size, zeros=True)
+    inputs = case.inputs(torch.Generator().manual_seed(group_size + 1))
+    x = inputs["x"]
+    x[0, 40], x[1, 600], x[2, 1060] = torch.nan, torch.inf, -torch.inf
+    x[3, 128:256], x[4, 512:640], x[5, 384:512] = 0.0, 2.0**-120, 2.0**120
+    x[6, 5::32] = 1000.0
+    for dtype in (torch.float32, torch.bfloat16):
+        converted = inputs | {"x": x.to(dtype), "bias": inputs["bias"].to(dtype)}
+        want = reference("int4_matmul", converted)
+        assert_equal(call("int4_matmul", "torch", converted), want, f"{dtype} on {isa}")
+        for rows in (1, 7):
+            few = converted | {"x": converted["x"][-rows:]}
+            assert_equal(call("int4_matmul", "torch", few), want[-rows:], f"{rows} rows of {dtype} on {isa}")
+
+
+@pytest.mark.parametrize("group_size", (32, -1))
+def test_a_float_row_is_the_same_among_any_number_of_rows(group_size: int, isa: str) -> None:
+    """1 to 7 rows: few read blocks side by side, the last of K is short and odd."""
+    for zeros, dtype in ((True, "float32"), (False, "float32"), (True, "bfloat16"), (False, "bfloat16")):
+        case = cases.Case(7, 70, 429, dtype, compute="float", group_size=group_size, zeros=zeros)
+        inputs = case.inputs(torch.Generator().manual_seed(3))
+        want = call("int4_matmul", "torch", inputs)
+        for rows in range(1, 7):
+            got = call("int4_matmul", "torch", inputs | {"x": inputs["x"][-rows:]})
+            assert_equal(got, want[-rows:], f"{rows} rows, {dtype}, zeros {zeros} on {isa}")
+
+
 def test_zero_points_of_8_are_none(isa: str) -> None:
     for compute in cases.MODES:
         inputs = cases.Case(9, 70, 100, compute=compute).inputs(torch.Generator().manual_seed(1))

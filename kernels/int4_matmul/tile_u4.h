@@ -26,10 +26,11 @@ struct TileU4 {
 inline constexpr int PREFETCH_ROWS = 4;
 inline constexpr int64_t PREFETCH =
     1024;  // bytes ahead: 25.6 bytes a cycle without, 27.4 with, of 31 (L3, Zen 5, 2026-11)
-[[gnu::always_inline]] inline void prefetch(const char* from, int bytes) {
-  constexpr int LINE = 64;
+template <int64_t bytes>
+[[gnu::always_inline]] inline void prefetch(const char* from, int64_t ahead) {
+  constexpr int64_t LINE = 64;
   DSF_UNROLL
-  for (int i = 0; i < bytes; i += LINE) __builtin_prefetch(from + PREFETCH + i);
+  for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(from + ahead + i);
 }
 
 // The codes of the first or second quad of a step, for one vector of columns.
@@ -95,7 +96,7 @@ template <class V, int rows, int vectors, class Before>
 [[gnu::always_inline]] inline void step_u4(typename V::i32 (&acc)[rows][vectors], const char* codes, const char* x,
                                            const Before& before) {
   typename V::i32 first[vectors], second[vectors];
-  if constexpr (rows <= PREFETCH_ROWS) prefetch(codes, vectors * V::LANES * 4);
+  if constexpr (rows <= PREFETCH_ROWS) prefetch<vectors * V::LANES * 4>(codes, PREFETCH);
   DSF_UNROLL
   for (int v = 0; v < vectors; ++v) first[v] = first_quad<V>(codes, v);
   if constexpr (V::HAS_DOT_QUAD) {
@@ -145,7 +146,7 @@ template <class V, bool zeros, int rows, int vectors>
     for (int v = 0; v < vectors; ++v) acc[r][v] = V::zero_i32();
   }
   for (int64_t left = padded_K; left > 0; left -= block_k, block += block_bytes) {
-    if constexpr (rows <= PREFETCH_ROWS) prefetch(block + column * 4, vectors * V::LANES * 4);
+    if constexpr (rows <= PREFETCH_ROWS) prefetch<vectors * V::LANES * 4>(block + column * 4, PREFETCH);
     const char* codes = block + PackedPanels::SCALE_BYTES;
     end.zero = codes + column;
     end.start = reinterpret_cast<const int32_t*>(x) + rows;
