@@ -229,17 +229,19 @@ void dsf_fp8_matmul_pack(const Context* context, const LinearWeight* weight, voi
 }
 
 int64_t dsf_fp8_matmul_workspace_bytes(const Context*, const LinearArgs* args) {
-  return args->float_activations ? 0 : Workspace(*args).total;
+  return args->float_activations ? widened_x_bytes(*args) : Workspace(*args).total;
 }
 
 void dsf_fp8_matmul(const Context* context, const LinearArgs* args) {
   if (args->M == 0 || args->N == 0) return;
   const fp8_matmul::Kernel& kernel = pick();
-  if (args->float_activations)
-    return walk(*context, *args, [&](int64_t m_begin, int64_t m_end, int64_t panel) {
+  if (args->float_activations) {
+    const LinearArgs widened = with_widened_x(*context, *args, kernel.widen, context->workspace);
+    return walk(*context, widened, [&](int64_t m_begin, int64_t m_end, int64_t panel) {
       const IeeeSubnormals ieee;
-      kernel.run(*args, m_begin, m_end, panel);
+      kernel.run(widened, m_begin, m_end, panel);
     });
+  }
   const CastRows rows = Workspace(*args).rows(context->workspace);
   parallel_for(*context, args->M, [&](int64_t begin, int64_t end) { kernel.cast(*args, begin, end, rows); });
   run_rows(*context, *args, rows);
@@ -260,8 +262,7 @@ int32_t dsf_fp8_scaled_mm_check(const ScaledMmCall* call, LinearArgs* args, Prob
   if (!check_scale(OP, "scale_a", *a.scale, M, K, block_size(a), problem) ||
       !check_scale(OP, "scale_b", *b.scale, N, K, block_size(b), problem))
     return 0;
-  if (call->dtype != Dtype::f32 && call->dtype != Dtype::bf16)
-    return type_error(problem, OP, "output_dtype", "be float32 or bfloat16", dtype_name(call->dtype));
+  if (!is_float(call->dtype)) return type_error(problem, OP, "output_dtype", BE_FLOAT, dtype_name(call->dtype));
   if (!fits_memory(M, N, value_bytes(call->dtype)) || !fits_memory(M, K, 2))
     return shape_error(problem, OP, "mat_a", "fit into memory as bfloat16, and its product with mat_b, too", a.values);
   args->dtype = call->dtype;
@@ -292,9 +293,9 @@ void dsf_fp8_scaled_mm(const Context* context, const LinearArgs* args, const Lin
 int32_t dsf_fp8_quantize_weight_check(const TensorView* w, const Block* block, Dtype dtype, Problem* problem) {
   constexpr const char* OP = QUANTIZE;
   *problem = Problem{};
-  if (w->dtype != Dtype::f32 && w->dtype != Dtype::bf16)
-    return dtype_error(problem, OP, "w", "be float32 or bfloat16", *w);
-  if (!check_matrix(OP, "w", *w, {w->dtype}, problem) || !check_block(OP, *block, problem)) return 0;
+  if (!check_float(OP, "w", *w, problem) || !check_matrix(OP, "w", *w, {w->dtype}, problem) ||
+      !check_block(OP, *block, problem))
+    return 0;
   return is_fp8(dtype) || type_error(problem, OP, "dtype", "be float8_e4m3fn or float8_e5m2", dtype_name(dtype));
 }
 

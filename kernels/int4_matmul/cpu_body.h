@@ -13,8 +13,9 @@ inline void quantize(const LinearArgs& args, int64_t m_begin, int64_t m_end, con
   constexpr int MR = TileU4<Vec>::MR;
   const PackedPanels packed(args.packed);
   const int32_t zero_point = packed.zeros ? 1 : NO_ZERO_POINT;
-  const auto row =
-      args.dtype == Dtype::f32 ? quantize_row_of_tile<Vec, Dtype::f32> : quantize_row_of_tile<Vec, Dtype::bf16>;
+  const auto row = args.dtype == Dtype::f32    ? quantize_row_of_tile<Vec, Dtype::f32>
+                   : args.dtype == Dtype::bf16 ? quantize_row_of_tile<Vec, Dtype::bf16>
+                                               : quantize_row_of_tile<Vec, Dtype::f16>;
   const int64_t x_bytes = args.x_stride * value_bytes(args.dtype);
   for (int64_t m = m_begin; m < m_end; m += MR) {
     const int count = int(m_end - m < MR ? m_end - m : MR);
@@ -39,10 +40,10 @@ void run_panel(const LinearArgs& args, const PackedPanels& packed, const Quantiz
     for (int column = 0; column < columns; column += BLOCK)
       run_sum_blocks<Vec, zeros, Tile::MR, Tile::NV>(count, packed, packed.panel(panel), round_up(args.K, STEP_K),
                                                      rows.tile(m), column, z);
-    if (args.dtype == Dtype::f32)
-      finish_tile<Vec, Dtype::f32, Sums::f32>(args, z, nullptr, m, count, panel);
-    else
+    if (args.dtype == Dtype::bf16)
       finish_tile<Vec, Dtype::bf16, Sums::f32>(args, z, nullptr, m, count, panel);
+    else
+      finish_tile<Vec, Dtype::f32, Sums::f32>(args, z, nullptr, m, count, panel);
   }
 }
 
@@ -55,7 +56,7 @@ inline void run(const LinearArgs& args, const QuantizedRows& rows, int64_t m_beg
 // z = sum_b (x[:, b] @ (q - zero)[:, b].T) * scale[:, b];  y = act(z + bias) + residual
 inline void run_float(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel) {
   const PackedPanels packed(args.packed);
-  if (args.dtype == Dtype::f32)
+  if (args.dtype != Dtype::bf16)
     walk_blocks<TileF32<Vec>, Vec, Dtype::f32>(args, packed,
                                                {static_cast<const float*>(args.x), args.x_stride, nullptr, 0},
                                                DecodeF32<Vec>{packed.zeros}, m_begin, m_end, panel);
@@ -65,7 +66,7 @@ inline void run_float(const LinearArgs& args, int64_t m_begin, int64_t m_end, in
                                                  DecodeBf16<Vec>{packed.zeros}, m_begin, m_end, panel);
 }
 
-constexpr Kernel KERNEL = {TileU4<Vec>::MR, quantize, run, run_float};
+constexpr Kernel KERNEL = {TileU4<Vec>::MR, quantize, run, run_float, widen_x<Vec>};
 
 }  // namespace
 }  // namespace dsf::int4_matmul

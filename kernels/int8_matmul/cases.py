@@ -16,6 +16,7 @@ import torch
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 DTYPES = ("float32", "bfloat16")
+HALF = "float16"  # has the bits of float32, rounded once (tests/test_float16.py): it needs few cases of its own
 RESIDUALS = ("none", "full", "one")
 MODES = ("int8", "float")  # the argument `activations`
 
@@ -89,6 +90,8 @@ def _cases() -> Iterator[Case]:
         yield Case(*EPILOGUE_SHAPE, dtype, activation, bias, residual, mode)
     for shape, dtype, mode in product(EMPTY_SHAPES, DTYPES, MODES):
         yield Case(*shape, dtype, "silu", True, "full", mode)
+    for i, (shape, mode) in enumerate(product((*SHAPES[::4], EPILOGUE_SHAPE, EMPTY_SHAPES[2]), MODES)):
+        yield Case(*shape, HALF, ACTIVATIONS[i % 5], i % 3 == 0, RESIDUALS[i % 3], mode)
 
 
 CASES = tuple(_cases())
