@@ -58,6 +58,20 @@ def test_a_result_is_that_of_float32_rounded_once(room: str, scheme: dict[str, A
 
 
 @pytest.mark.parametrize(("room", "scheme"), SCHEMES, ids=str)
+def test_memory_of_any_kind_gives_the_same_bits(room: str, scheme: dict[str, Any]) -> None:
+    inputs = part(room, "cases").Case(14, 67, 65, "float16", "relu", True, "full", **scheme).inputs(torch.Generator())
+    want = call(room, "torch", inputs)
+    for name in ("x", "weight", "bias", "residual"):
+        if name in inputs and inputs[name].dtype == torch.float16:
+            value = inputs[name]
+            wide = torch.full([size + 3 for size in value.shape], math.nan).half()
+            view = wide[tuple(slice(1, 1 + size) for size in value.shape)].copy_(value)
+            for moved in (view, value.mT.contiguous().mT if value.ndim == 2 else view):
+                for door in DOORS:
+                    assert_equal(call(room, door, inputs | {name: moved}), want, f"{name} through {door}")
+
+
+@pytest.mark.parametrize(("room", "scheme"), SCHEMES, ids=str)
 def test_onnx_runtime_gives_the_same_bits(room: str, scheme: dict[str, Any]) -> None:
     inputs = part(room, "cases").Case(5, 67, 65, "float16", "relu", True, "full", **scheme).inputs(torch.Generator())
     want = call(room, "numpy", inputs)

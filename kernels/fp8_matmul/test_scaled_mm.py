@@ -115,6 +115,12 @@ def test_torch_s_own_numbers(recipe: Any, dtype_a: torch.dtype) -> None:
     assert deepseek_fast.fp8_scaled_mm(**given).dtype == F.scaled_mm(**given).dtype == torch.bfloat16
 
 
+def test_float16_is_float32_rounded_once(isa: str) -> None:
+    given = arguments(made(5, 48, 300, ROW, ROW, (E4M3, E5M2)))
+    wide = deepseek_fast.fp8_scaled_mm(**given, output_dtype=torch.float32)
+    assert_equal(deepseek_fast.fp8_scaled_mm(**given, output_dtype=torch.float16), wide.half(), isa)
+
+
 def test_what_torch_takes_in_a_list_or_by_place() -> None:
     call = made(5, 48, 300, PER_128, PER_128X128)
     given = arguments(call)
