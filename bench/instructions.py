@@ -174,7 +174,7 @@ def values(*shape: int, dtype: str = "float32") -> Any:
         import ml_dtypes
 
         return (found / 16).astype(ml_dtypes.bfloat16)
-    return found.astype(np.int8) if dtype == "int8" else found / 16
+    return found.astype(np.int8) if dtype == "int8" else (found / 16).astype(dtype)
 
 
 if __name__ == "__main__":

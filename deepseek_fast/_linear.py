@@ -12,7 +12,8 @@ from torch import Tensor
 
 from deepseek_fast._activations import ACTIVATIONS
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of x, y and of weights that are not quantized
+BE_FLOAT = "be float32, bfloat16 or float16"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -39,11 +40,15 @@ def check_tensors(op: str, **tensors: Any) -> None:
             raise TypeError(f"{op}: {arg} must be a tensor; got {type(tensor).__name__}")
 
 
+def check_float(op: str, arg: str, tensor: Tensor) -> None:
+    if tensor.dtype not in DTYPES:
+        dtype_error(op, arg, BE_FLOAT, tensor)
+
+
 def check_x(op: str, x: Tensor) -> None:
     if x is None:
         raise TypeError(f"{op}: x must be a tensor; got NoneType")
-    if x.dtype not in DTYPES:
-        dtype_error(op, "x", "be float32 or bfloat16", x)
+    check_float(op, "x", x)
     if x.dim() < 1:
         shape_error(op, "x", "have at least 1 dimension", x)
 
@@ -78,8 +83,14 @@ def new_output(x: Tensor, out_features: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
+def autocast(value: Any) -> Any:
+    """value as autocast on the CPU has it: a tensor of float32, bfloat16 or float16 in autocast's dtype."""
+    is_float = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+    return value.to(torch.get_autocast_dtype("cpu")) if is_float else value
+
+
 def register_autocast(name: str, keep: tuple[str, ...] = ()) -> None:
-    """Under autocast on the CPU the op runs in bfloat16, but for the arguments in keep.
+    """Under autocast on the CPU the op runs in autocast's dtype, bfloat16 or float16, but for the arguments in keep.
 
     By hand, because torch.library.register_autocast takes no keyword-only arguments (torch 2.13).
     """
@@ -87,15 +98,13 @@ def register_autocast(name: str, keep: tuple[str, ...] = ()) -> None:
     args = [arg.name for arg in op._schema.arguments]
 
     def cast(arg: str, value: Any) -> Any:
-        is_float = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-        return value.to(torch.bfloat16) if is_float and arg not in keep else value
+        return value if arg in keep else autocast(value)
 
     def run(*values: Any, **named: Any) -> Any:
+        in_order = [cast(arg, value) for arg, value in zip(args, values, strict=False)]
+        by_name = {arg: cast(arg, value) for arg, value in named.items()}
         with torch.autocast("cpu", enabled=False):
-            return op(
-                *(cast(arg, value) for arg, value in zip(args, values, strict=False)),
-                **{arg: cast(arg, value) for arg, value in named.items()},
-            )
+            return op(*in_order, **by_name)
 
     _LIBRARY.impl(name, run, "AutocastCPU")
 

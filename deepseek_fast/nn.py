@@ -87,7 +87,7 @@ def _without_cast(fn: Any, *exact: Tensor) -> Any:
 class FusedLinear(_PackedLinear):
     """nn.Linear with the activation fused in: act(x @ weight.T + bias) + residual.
 
-    x: (..., in_features) of the weight's dtype, float32 or bfloat16; returns (..., out_features).
+    x: (..., in_features) of the weight's dtype, float32, bfloat16 or float16; returns (..., out_features).
     Trains like nn.Linear: where a gradient is asked for, the plain weight is used instead of the packed one. Compiled
     code cannot see that a weight has changed, so there only a weight with requires_grad=False is used packed.
 
@@ -143,8 +143,8 @@ class FusedLinear(_PackedLinear):
 class Fp8Linear(_PackedLinear):
     """nn.Linear with an FP8 weight and a scale per block, as DeepSeek's checkpoints hold them: a byte a value.
 
-    x: (..., in_features) float32 or bfloat16; returns (..., out_features) of x's dtype. The state dict holds weight,
-    scale and bias, whose dtypes .to(), .bfloat16() and .half() leave alone; the module has no gradient.
+    x: (..., in_features) float32, bfloat16 or float16; returns (..., out_features) of x's dtype. The state dict holds
+    weight, scale and bias, whose dtypes .to(), .bfloat16() and .half() leave alone; the module has no gradient.
 
     >>> layer = Fp8Linear.from_quantized(torch.randn(256, 384).to(torch.float8_e4m3fn), torch.ones(2, 3))
     >>> layer(torch.randn(8, 64, 384)).shape
@@ -235,9 +235,9 @@ class Fp8Linear(_PackedLinear):
 class Int4Linear(_PackedLinear):
     """nn.Linear with a 4-bit weight: two values a byte, a scale and perhaps a zero point per row and group of columns.
 
-    x: (..., in_features) float32 or bfloat16; returns (..., out_features) of x's dtype. The state dict holds q, scale,
-    zeros where there are some, and bias; the scale stays float32. compute: "int8" quantizes x by row and group, "float"
-    leaves it as it is. The module has no gradient.
+    x: (..., in_features) float32, bfloat16 or float16; returns (..., out_features) of x's dtype. The state dict holds
+    q, scale, zeros where there are some, and bias; the scale stays float32. compute: "int8" quantizes x by row and
+    group, "float" leaves it as it is. The module has no gradient.
 
     >>> layer = Int4Linear.from_float(nn.Linear(384, 1536), group_size=32, activation="gelu")
     >>> layer(torch.randn(8, 64, 384)).shape
@@ -323,8 +323,8 @@ class Int4Linear(_PackedLinear):
 class Int8Linear(_PackedLinear):
     """nn.Linear with an int8 weight and a scale per output channel; activations quantized per row, or left as they are.
 
-    x: (..., in_features) float32 or bfloat16; returns (..., out_features) of x's dtype. The state dict holds q, scale
-    and bias; the module has no gradient.
+    x: (..., in_features) float32, bfloat16 or float16; returns (..., out_features) of x's dtype. The state dict holds
+    q, scale and bias; the module has no gradient.
 
     >>> layer = Int8Linear.from_float(nn.Linear(384, 1536), activation="gelu")
     >>> layer(torch.randn(8, 64, 384)).shape

@@ -9,7 +9,7 @@ from torch import Tensor
 # The grammar of every error.
 SENTENCE = re.compile(r"^[a-z0-9_]+: [a-z_]+ must .+; got .+$")
 # An integer type of the same size, to look at a float's bits.
-BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float64: torch.int64}
 
 
 def assert_matches(got: Tensor, want: Tensor, bound: Tensor | None, what: str = "") -> None:

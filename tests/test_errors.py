@@ -22,11 +22,14 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 # (what changes in the good call, type of error, sentence after "<op>: ")
 SHARED = [
-    ({"x": zeros(4, 64, dtype=torch.int64)}, TypeError, "x must be float32 or bfloat16; got dtype int64"),
-    ({"x": zeros(4, 64, dtype=torch.float64)}, TypeError, "x must be float32 or bfloat16; got dtype float64"),
-    ({"x": zeros(4, 64, dtype=torch.float16)}, TypeError, "x must be float32 or bfloat16; got dtype float16"),
-    ({"x": zeros(4, 64, dtype=torch.bool)}, TypeError, "x must be float32 or bfloat16; got dtype bool"),
-    ({"x": zeros(4, 64, dtype=torch.complex64)}, TypeError, "x must be float32 or bfloat16; got dtype complex64"),
+    ({"x": zeros(4, 64, dtype=torch.int64)}, TypeError, "x must be float32, bfloat16 or float16; got dtype int64"),
+    ({"x": zeros(4, 64, dtype=torch.float64)}, TypeError, "x must be float32, bfloat16 or float16; got dtype float64"),
+    ({"x": zeros(4, 64, dtype=torch.bool)}, TypeError, "x must be float32, bfloat16 or float16; got dtype bool"),
+    (
+        {"x": zeros(4, 64, dtype=torch.complex64)},
+        TypeError,
+        "x must be float32, bfloat16 or float16; got dtype complex64",
+    ),
     ({"x": torch.tensor(1.0)}, ValueError, "x must have at least 1 dimension; got shape ()"),
     ({"bias": zeros(9)}, ValueError, "bias must have shape (8,); got shape (9,)"),
     ({"bias": zeros(1)}, ValueError, "bias must have shape (8,); got shape (1,)"),
@@ -218,8 +221,8 @@ def test_the_sentence_is_the_same_at_every_door(
 
 
 QUANTIZE_BAD = [
-    (zeros(4, 4, dtype=torch.int8), TypeError, "w must be float32 or bfloat16; got dtype int8"),
-    (zeros(4, 4, dtype=torch.float64), TypeError, "w must be float32 or bfloat16; got dtype float64"),
+    (zeros(4, 4, dtype=torch.int8), TypeError, "w must be float32, bfloat16 or float16; got dtype int8"),
+    (zeros(4, 4, dtype=torch.float64), TypeError, "w must be float32, bfloat16 or float16; got dtype float64"),
     (zeros(4), ValueError, "w must have 2 dimensions; got shape (4,)"),
     (zeros(2, 3, 4), ValueError, "w must have 2 dimensions; got shape (2, 3, 4)"),
     (torch.ones(1).expand(2**31, 2**31), ValueError, "w must have fewer than 2^60 elements; got shape "),
@@ -261,5 +264,5 @@ def test_numpy_refuses_other_byte_orders_and_object_arrays(room: str) -> None:
     arrays = {name: to_numpy(value) for name, value in good_call(room).items()}
     no_bytes = np.zeros((4, 64), np.dtype([]))  # items of 0 bytes
     for x in (arrays["x"].astype(">f4"), arrays["x"].astype(object), np.zeros((4, 64), "S4"), no_bytes):
-        with pytest.raises(TypeError, match=f"^{room}: x must be float32 or bfloat16; got dtype "):
+        with pytest.raises(TypeError, match=f"^{room}: x must be float32, bfloat16 or float16; got dtype "):
             numpy_op(room)(**(arrays | {"x": x}))

@@ -59,7 +59,7 @@ def weight_key(name: str) -> str:
     return {"Int8": "q", "Int4": "scale"}.get(name[:4], "weight")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_is_its_function(name: str, bias: bool, dtype: torch.dtype) -> None:
@@ -183,17 +183,18 @@ def test_the_packed_weight_follows_the_plain_one(name: str, change: Any) -> None
         assert_equal(bias_only, bias_only[:1].expand(4, OUT).contiguous(), "a weight of zeros leaves the bias")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", MODULES)
-def test_a_module_moves_to_bf16(name: str) -> None:
+def test_a_module_moves_to_16_bits(name: str, dtype: torch.dtype) -> None:
     module, linear = build(name)
-    x = torch.randn(4, IN).bfloat16()
+    x = torch.randn(4, IN).to(dtype)
     with torch.no_grad():
         module(x.float())
-        got = module.bfloat16()(x)
+        got = module.to(dtype)(x)
         if name == "FusedLinear":
-            want = plain(name, linear.bfloat16(), x)
+            want = plain(name, linear.to(dtype), x)
         else:  # the weight was quantized from f32 and its scales stay f32
-            want = quantized(name, linear, x, linear.bias.detach().bfloat16())
+            want = quantized(name, linear, x, linear.bias.detach().to(dtype))
     assert_equal(got, want)
 
 

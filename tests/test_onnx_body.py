@@ -22,7 +22,11 @@ from tests.oracle import assert_within
 N, K = 7, 33
 EXACT = ("none", "relu", "relu6", "hardswish")  # activations whose body has the kernel's bits
 SMOOTH_CLOSE = 1e-5  # the runtimes' own erf, tanh and exp
-X_TYPE = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(ml_dtypes.bfloat16): TensorProto.BFLOAT16}
+X_TYPE = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(ml_dtypes.bfloat16): TensorProto.BFLOAT16,
+    np.dtype(np.float16): TensorProto.FLOAT16,
+}
 
 
 def model_of(node, function, opset, dtype, constants, x_shape=("batch", "rows", K)):
@@ -150,18 +154,21 @@ def test_residual_comes_after_the_activation():
 
 
 @pytest.mark.parametrize("opset", [15, 18, 25])
-def test_bfloat16(opset):
+@pytest.mark.parametrize(("dtype", "significant_bits"), [(ml_dtypes.bfloat16, 8), (np.float16, 11)], ids=str)
+def test_16_bits(opset, dtype, significant_bits):
     """Stock ONNX Runtime has no bfloat16 MatMul: the body computes in float32 and rounds once."""
-    x = normal(2, 5, K, seed=3).astype(ml_dtypes.bfloat16)
-    model, c = int8_model(opset, "relu", "int8", ml_dtypes.bfloat16)
-    want = replay_int8(x, c, "relu").astype(ml_dtypes.bfloat16)
+    x = normal(2, 5, K, seed=3).astype(dtype)
+    model, c = int8_model(opset, "relu", "int8", dtype)
+    want = replay_int8(x, c, "relu").astype(dtype)
     for runtime, got in run_everywhere(model, {"x": x}).items():
         np.testing.assert_array_equal(got["y"], want, err_msg=runtime)
-    model, c = float_model(opset, "none", ml_dtypes.bfloat16)
+    model, c = float_model(opset, "none", dtype)
     z = x.astype(np.float64) @ c["w"].T.astype(np.float64) + c["b"].astype(np.float64)
     for runtime, got in run_everywhere(model, {"x": x}).items():
-        assert got["y"].dtype == ml_dtypes.bfloat16, runtime
-        np.testing.assert_allclose(got["y"].astype(np.float64), z, rtol=2**-8, atol=1e-5, err_msg=runtime)
+        assert got["y"].dtype == dtype, runtime
+        np.testing.assert_allclose(
+            got["y"].astype(np.float64), z, rtol=2.0**-significant_bits, atol=1e-5, err_msg=runtime
+        )
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_matmul_left_alone(case):
         graph.op("MatMul", "x", graph.random("W", 1, K, N), output="y")
         sentence = "weight must have 2 dimensions; got shape (1, 8, 6)"
     elif case == "double":
-        dtype, sentence = TensorProto.DOUBLE, "weight must be float32 or bfloat16; got dtype float64"
+        dtype, sentence = TensorProto.DOUBLE, "weight must be float32, bfloat16 or float16; got dtype float64"
         graph.op("MatMul", graph.op("Cast", "x", to=dtype), graph.random("W", K, N, dtype=np.float64), output="y")
     elif case == "left":
         graph.op("MatMul", graph.random("W", N, 4), "x", output="y")
@@ -176,19 +176,21 @@ def test_weight_that_is_also_an_embedding_table():
     assert_same_numbers(model, result.model, {"ids": np.arange(8).reshape(2, 4)})
 
 
-def test_bfloat16_model_runs_where_the_runtime_has_no_bfloat16_matmul():
+@pytest.mark.parametrize(("dtype", "significant_bits"), [(ml_dtypes.bfloat16, 8), (np.float16, 11)], ids=str)
+def test_16_bit_model_runs_where_the_runtime_has_no_16_bit_matmul(dtype, significant_bits):
+    onnx_type = getattr(TensorProto, np.dtype(dtype).name.upper())
     graph = Graph()
-    graph.input("x", "batch", K, dtype=TensorProto.BFLOAT16)
-    linear_out = linear_in(graph, ml_dtypes.bfloat16)
-    graph.output(graph.op("Relu", linear_out, output="y"), dtype=TensorProto.BFLOAT16, rank=2)
-    x = normal(3, K).astype(ml_dtypes.bfloat16)
+    graph.input("x", "batch", K, dtype=onnx_type)
+    linear_out = linear_in(graph, dtype)
+    graph.output(graph.op("Relu", linear_out, output="y"), dtype=onnx_type, rank=2)
+    x = normal(3, K).astype(dtype)
     model = graph.model(18)
     got = run_stock(explain(model).model, {"x": x})["y"]
     W, b = weight(model, "W"), weight(model, "b")
     want = np.maximum(x.astype(np.float64) @ W.astype(np.float64) + b.astype(np.float64), 0)
-    np.testing.assert_allclose(got.astype(np.float64), want, rtol=2**-8, atol=1e-6)
+    np.testing.assert_allclose(got.astype(np.float64), want, rtol=2.0**-significant_bits, atol=1e-6)
     refused = explain(graph.model(13)).refused
-    assert "a bfloat16 model must be at opset 15 or later; got 13" in sentences(refused)
+    assert f"a {np.dtype(dtype).name} model must be at opset 15 or later; got 13" in sentences(refused)
 
 
 def linear_in(graph, dtype):

@@ -120,6 +120,29 @@ def test_activation_is_rewritten(name, as_gemm):
     assert attribute(node, "activation") == activation.encode() and list(node.output) == ["act"]
 
 
+class HalfGraph(Graph):
+    """Its constants are float16, as an exporter of a half model writes them."""
+
+    def constant(self, name, array, dtype=np.float16):
+        return super().constant(name, array, dtype)
+
+
+@pytest.mark.parametrize("name", ["erf-1", "tanh-0", "silu"])
+def test_activation_of_a_half_model_is_rewritten(name):
+    opset, activation, write = ACTIVATIONS[name]
+    graph = HalfGraph()
+    graph.input("x", "batch", K, dtype=TensorProto.FLOAT16)
+    product = graph.op("MatMul", "x", graph.random("W", K, N, dtype=np.float16))
+    y = graph.op("Add", product, graph.random("b", N, dtype=np.float16))
+    graph.output(write(graph, y), dtype=TensorProto.FLOAT16, rank=2)
+    model = graph.model(opset)
+    rewritten = explain(model).model
+    assert counts(rewritten) == {"FusedMatmul": 1}
+    assert attribute(fused(rewritten)[0], "activation") == activation.encode()
+    # The plain model rounds to float16 after each of up to 11 nodes.
+    assert_same_numbers(model, rewritten, {"x": normal(3, K).astype(np.float16)}, close=11 * 2.0**-11)
+
+
 @pytest.mark.parametrize("quantize", ["w8a8", "w8a16"])
 def test_activation_of_a_quantized_product(quantize):
     graph = graph_with_x(2)

@@ -139,7 +139,7 @@ def test_external_data_inside_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_external_data_at_an_odd_byte(tmp_path: Path, room: str, dtype: torch.dtype) -> None:
     """ONNX Runtime maps the file as it lies; kernels read aligned values only."""
     inputs = good_call(room) | {"residual": None}
@@ -226,11 +226,11 @@ def test_the_import_is_lazy() -> None:
 
 
 def test_an_unknown_type_of_x_beside_a_function_body_is_refused() -> None:
-    """With the library registered its kernels decide, not the body: float16 is refused in the room's words."""
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["M", 64])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT16, None)
-    weight = numpy_helper.from_array(np.zeros((8, 64), np.float16), "weight")
+    """With the library registered its kernels decide, not the body: float64 is refused in the room's words."""
+    x = helper.make_tensor_value_info("x", TensorProto.DOUBLE, ["M", 64])
+    y = helper.make_tensor_value_info("y", TensorProto.DOUBLE, None)
+    weight = numpy_helper.from_array(np.zeros((8, 64), np.float64), "weight")
     node = helper.make_node("FusedMatmul", ["x", "weight"], ["y"], domain=ort_nodes.DOMAIN)
-    model = ort_nodes.model(helper.make_graph([node], "half", [x], [y], [weight]))
-    with pytest.raises(TypeError, match=r"^fused_matmul: x must be float32 or bfloat16; got dtype float16$"):
+    model = ort_nodes.model(helper.make_graph([node], "double", [x], [y], [weight]))
+    with pytest.raises(TypeError, match=r"^fused_matmul: x must be float32, bfloat16 or float16; got dtype float64$"):
         deepseek_fast.ort.session(model.SerializeToString())

@@ -22,7 +22,7 @@ SCHEMES = {
         {"dtype": "bfloat16", "activations": "fp8"},
         {"dtype": "float32", "activations": "fp8", "block": (-1, -1)},
     ],
-    "fused_matmul": [{"dtype": "float32"}, {"dtype": "bfloat16"}],
+    "fused_matmul": [{"dtype": "float32"}, {"dtype": "bfloat16"}, {"dtype": "float16"}],
     "int4_matmul": [
         {"dtype": "float32", "compute": "int8"},
         {"dtype": "bfloat16", "compute": "int8", "group_size": 128, "zeros": True},

@@ -19,6 +19,7 @@ SCHEMES = [
     ("fp8_matmul", {"dtype": "bfloat16", "activations": "fp8"}),
     ("fused_matmul", {"dtype": "float32"}),
     ("fused_matmul", {"dtype": "bfloat16"}),
+    ("fused_matmul", {"dtype": "float16"}),
     ("int4_matmul", {"dtype": "float32", "compute": "int8"}),
     ("int4_matmul", {"dtype": "bfloat16", "compute": "int8", "zeros": True}),
     ("int4_matmul", {"dtype": "float32", "compute": "float", "zeros": True}),

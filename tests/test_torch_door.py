@@ -15,6 +15,7 @@ SCHEMES = [
     ("fp8_matmul", {"dtype": "bfloat16", "activations": "fp8"}),
     ("fused_matmul", {"dtype": "float32"}),
     ("fused_matmul", {"dtype": "bfloat16"}),
+    ("fused_matmul", {"dtype": "float16"}),
     ("int4_matmul", {"dtype": "float32", "zeros": True}),
     ("int4_matmul", {"dtype": "bfloat16", "compute": "float", "group_size": -1}),
     ("int8_matmul", {"dtype": "float32", "activations": "int8"}),
@@ -74,7 +75,7 @@ def test_opcheck(room: str, scheme: dict[str, str]) -> None:
     opcheck(torch_op(f"{room}_pack"), pack_arguments(room, empty))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_opcheck_quantize(dtype: torch.dtype) -> None:
     for w in (torch.randn(5, 7), torch.randn(7, 5).T, torch.randn(0, 5), torch.randn(5, 0)):
         opcheck(torch_op("int8_quantize_weight"), {"w": w.to(dtype)})
@@ -194,16 +195,33 @@ def test_a_quantized_room_says_that_it_has_no_gradient(room: str) -> None:
         getattr(part(room, "op"), f"{room}_packed")(**packed).sum().backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("room", ROOMS)
-def test_autocast_computes_in_bf16(room: str) -> None:
+def test_autocast_computes_in_its_dtype(room: str, dtype: torch.dtype) -> None:
     inputs = inputs_of(room, {"dtype": "float32"})
     # What a quantized weight is made of stays as it is, whatever x is.
     kept = () if room == "fused_matmul" else ("scale", WEIGHT[room])
-    cast = {n: v.bfloat16() if isinstance(v, torch.Tensor) and n not in kept else v for n, v in inputs.items()}
+    cast = {n: v.to(dtype) if isinstance(v, torch.Tensor) and n not in kept else v for n, v in inputs.items()}
     want = call(room, "torch", cast)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         got = call(room, "torch", inputs)
     assert_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_under_autocast_are_those_of_its_dtype(dtype: torch.dtype) -> None:
+    """x comes in autocast's dtype from the layer before, the parameters are float32 and get float32 gradients."""
+    inputs = inputs_of("fused_matmul", {"dtype": "float32"})
+    x, weight = inputs["x"].to(dtype).requires_grad_(), inputs["weight"].requires_grad_()
+    with torch.autocast("cpu", dtype):
+        got_y = deepseek_fast.fused_matmul(**{**inputs, "x": x})
+    got = torch.autograd.grad(got_y.sum(), [x, weight])
+    cast = {n: v.to(dtype) if isinstance(v, torch.Tensor) else v for n, v in inputs.items()}
+    want_y = deepseek_fast.fused_matmul(**{**cast, "x": x})
+    want = torch.autograd.grad(want_y.sum(), [x, weight])
+    assert_equal(got_y.detach(), want_y.detach())
+    for g, w in zip(got, want, strict=True):
+        assert_equal(g, w)
 
 
 @pytest.mark.parametrize("room", ROOMS)

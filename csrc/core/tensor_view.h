@@ -4,7 +4,18 @@
 
 namespace dsf {
 
-enum class Dtype : int32_t { f32 = 0, bf16 = 1, i8 = 2, u8 = 3, f8e4m3 = 4, f8e5m2 = 5, f8e8m0 = 6, u4 = 7, other = 8 };
+enum class Dtype : int32_t {
+  f32 = 0,
+  bf16 = 1,
+  i8 = 2,
+  u8 = 3,
+  f8e4m3 = 4,
+  f8e5m2 = 5,
+  f8e8m0 = 6,
+  u4 = 7,
+  f16 = 8,
+  other = 9
+};
 
 struct TensorView {
   void* data;

@@ -31,7 +31,22 @@ inline typename V::f32 load_value(const void* base, int64_t i, int n) {
     return n >= V::LANES ? V::load(p) : V::load_n(p, n);
   } else {
     const uint16_t* p = static_cast<const uint16_t*>(base) + i;
-    return n >= V::LANES ? V::load_bf16(p) : V::load_bf16_n(p, n);
+    if constexpr (dtype == Dtype::f16)
+      return n >= V::LANES ? V::load_f16(p) : V::load_f16_n(p, n);
+    else
+      return n >= V::LANES ? V::load_bf16(p) : V::load_bf16_n(p, n);
+  }
+}
+
+template <class V, Dtype dtype>
+inline void store_value(void* base, int64_t i, typename V::f32 z, int n) {
+  if constexpr (dtype == Dtype::f32) {
+    float* p = static_cast<float*>(base) + i;
+    n >= V::LANES ? V::store(p, z) : V::store_n(p, z, n);
+  } else if constexpr (dtype == Dtype::f16) {
+    V::store_f16_n(static_cast<uint16_t*>(base) + i, z, n);
+  } else {
+    V::store_bf16_n(static_cast<uint16_t*>(base) + i, z, n);
   }
 }
 
@@ -52,12 +67,7 @@ inline void finish_row(const RowEnd& row) {
     z = V::add(z, row.bias ? load_value<V, dtype>(row.bias, c, n) : V::zero());
     z = activate<V, activation>(z);
     z = V::add(z, row.residual ? load_value<V, dtype>(row.residual, c, n) : V::set1(row.residual_constant));
-    if constexpr (dtype == Dtype::f32) {
-      float* p = static_cast<float*>(row.y) + c;
-      n >= V::LANES ? V::store(p, z) : V::store_n(p, z, n);
-    } else {
-      V::store_bf16_n(static_cast<uint16_t*>(row.y) + c, z, n);
-    }
+    store_value<V, dtype>(row.y, c, z, n);
   }
 }
 
@@ -87,10 +97,7 @@ template <class V, Dtype dtype, Sums sums, Activation activation>
       z = V::add(z, args.residual
                         ? load_value<V, dtype>(args.residual, (m + r) * args.residual_stride + column, V::LANES)
                         : constant);
-      if constexpr (dtype == Dtype::f32)
-        V::store(reinterpret_cast<float*>(y), z);
-      else
-        V::store_bf16_n(reinterpret_cast<uint16_t*>(y), z, V::LANES);
+      store_value<V, dtype>(y, 0, z, V::LANES);
     }
   }
 }
@@ -118,10 +125,16 @@ template <class V, Dtype dtype, Sums sums, Activation activation>
   }
 }
 
-// The tile of rows [m, m + rows) and one panel, finished with the call's activation.
+template <class V, Sums sums>
+void finish_f16(const LinearArgs& args, const void* tile, const float* x_scale, int64_t m, int rows, int64_t panel);
+
+// The tile of rows [m, m + rows) and one panel, finished with the call's activation. f32 stands for f16 too: the sums
+// of both come from x in f32.
 template <class V, Dtype dtype, Sums sums>
 inline void finish_tile(const LinearArgs& args, const void* tile, const float* x_scale, int64_t m, int rows,
                         int64_t panel) {
+  if constexpr (dtype == Dtype::f32)
+    if (args.dtype == Dtype::f16) return finish_f16<V, sums>(args, tile, x_scale, m, rows, panel);
   switch (args.activation) {
 #define DSF_ENTRY(name)  \
   case Activation::name: \
@@ -129,6 +142,54 @@ inline void finish_tile(const LinearArgs& args, const void* tile, const float* x
     DSF_ACTIVATIONS(DSF_ENTRY)
 #undef DSF_ENTRY
   }
+}
+
+// The same for y in f16, by way of f32 in L1: a third set of activations would cost more code than this costs time.
+template <class V, Sums sums>
+[[gnu::noinline]] void finish_f16(const LinearArgs& args, const void* tile, const float* x_scale, int64_t m, int rows,
+                                  int64_t panel) {
+  constexpr int ROWS = 8;                              // 2 KiB
+  alignas(64) float bias[PANEL_N], y[ROWS * PANEL_N];  // y holds the residual first
+  const int64_t n = panel * PANEL_N;
+  const int columns = int(args.N - n < PANEL_N ? args.N - n : PANEL_N);
+  const auto each = [&](const auto& at) {
+    for (int c = 0; c < columns; c += V::LANES) at(c, columns - c < V::LANES ? columns - c : V::LANES);
+  };
+  const auto widen = [&](const void* from, int64_t i, float* to) {
+    each([&](int c, int count) { V::store(to + c, load_value<V, Dtype::f16>(from, i + c, count)); });
+  };
+  if (args.bias) widen(args.bias, n, bias);
+  LinearArgs f32 = args;
+  f32.dtype = Dtype::f32;
+  f32.N = columns;
+  f32.scale = args.scale ? args.scale + n : nullptr;
+  f32.bias = args.bias ? bias : nullptr;
+  f32.residual = args.residual ? y : nullptr;
+  f32.y = y;
+  f32.residual_stride = f32.y_stride = PANEL_N;
+  for (int r = 0; r < rows; r += ROWS) {
+    const int count = rows - r < ROWS ? rows - r : ROWS;
+    if (args.residual)
+      for (int i = 0; i < count; ++i) widen(args.residual, (m + r + i) * args.residual_stride + n, y + i * PANEL_N);
+    finish_tile<V, Dtype::f32, sums>(f32, static_cast<const char*>(tile) + r * PANEL_N * 4,
+                                     x_scale ? x_scale + m + r : nullptr, 0, count, 0);
+    for (int i = 0; i < count; ++i)
+      each([&](int c, int left) {
+        const int64_t at = (m + r + i) * args.y_stride + n + c;
+        store_value<V, Dtype::f16>(args.y, at, V::load(y + i * PANEL_N + c), left);
+      });
+  }
+}
+
+// Rows [m_begin, m_end) of x, f16, as K f32 each, row m at rows + m * K.
+template <class V>
+inline void widen_x(const LinearArgs& args, int64_t m_begin, int64_t m_end, float* rows) {
+  for (int64_t m = m_begin; m < m_end; ++m)
+    for (int64_t k = 0; k < args.K; k += V::LANES) {
+      const int n = args.K - k < V::LANES ? int(args.K - k) : V::LANES;
+      const auto v = load_value<V, Dtype::f16>(args.x, m * args.x_stride + k, n);
+      store_value<V, Dtype::f32>(rows, m * args.K + k, v, n);
+    }
 }
 
 // The End of a whole register tile without an activation: the same steps as finish_row, from registers.
@@ -159,10 +220,7 @@ struct StoreOutput {
         z = V::add(z, args.residual
                           ? load_value<V, dtype>(args.residual, (m + r) * args.residual_stride + column, V::LANES)
                           : V::set1(args.residual_constant));
-        if constexpr (dtype == Dtype::f32)
-          V::store(static_cast<float*>(args.y) + (m + r) * args.y_stride + column, z);
-        else
-          V::store_bf16_n(static_cast<uint16_t*>(args.y) + (m + r) * args.y_stride + column, z, V::LANES);
+        store_value<V, dtype>(args.y, (m + r) * args.y_stride + column, z, V::LANES);
       }
     }
   }
@@ -177,7 +235,8 @@ struct Finish {
   int64_t panel;
 
   void operator()(const void* tile, int64_t m, int rows) const {
-    finish_tile<V, dtype, sums>(args, tile, x_scale, m, rows, panel);
+    constexpr Dtype of_sums = dtype == Dtype::f16 ? Dtype::f32 : dtype;
+    finish_tile<V, of_sums, sums>(args, tile, x_scale, m, rows, panel);
   }
   StoreOutput<V, dtype, sums> direct(int64_t m, int column) const {
     return {args, x_scale, m, panel * PANEL_N + column};
@@ -198,7 +257,7 @@ inline void walk_and_finish(const LinearArgs& args, int64_t K, const typename Ti
           K, STEP_BYTES / Tile::GROUP_BYTES * Tile::K_GROUP, x, x_stride, at, columns, m_begin, m_end,
           Finish<V, dtype, sums, false>{args, x_scale, panel});
     }
-  if (args.activation == Activation::none)
+  if (args.activation == Activation::none && args.dtype == dtype)
     walk_panel<Tile>(K, x, x_stride, weights, start, columns, m_begin, m_end,
                      Finish<V, dtype, sums, true>{args, x_scale, panel});
   else

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "csrc/gemm/float_value.h"
 #include "csrc/gemm/linear_checks.h"
 #include "csrc/gemm/packed.h"
 
@@ -52,11 +53,7 @@ bool check_residual(const LinearCall& call, const char* op, LinearArgs* args, Pr
   for (int64_t d = 0; d < residual.ndim; ++d) single = single && residual.sizes[d] == 1;
   if (single) {
     args->residual_constant = 0;
-    if (residual.dtype == Dtype::f32) {
-      std::memcpy(&args->residual_constant, residual.data, 4);
-    } else {
-      std::memcpy(reinterpret_cast<char*>(&args->residual_constant) + 2, residual.data, 2);  // bf16: the upper half
-    }
+    args->residual_constant = float_at(residual.dtype, residual.data, 0);
     return true;
   }
   char rule[224] = "have the output's shape ", *end = rule + std::strlen(rule);
@@ -75,9 +72,13 @@ bool check_residual(const LinearCall& call, const char* op, LinearArgs* args, Pr
 }  // namespace
 
 const char* dtype_name(Dtype dtype) {
-  constexpr const char* NAMES[] = {"float32",     "bfloat16",       "int8",  "uint8",        "float8_e4m3fn",
-                                   "float8_e5m2", "float8_e8m0fnu", "uint4", "another dtype"};
+  constexpr const char* NAMES[] = {"float32",     "bfloat16",       "int8",  "uint8",   "float8_e4m3fn",
+                                   "float8_e5m2", "float8_e8m0fnu", "uint4", "float16", "another dtype"};
   return NAMES[size_t(dtype)];
+}
+
+bool check_float(const char* op, const char* arg, const TensorView& view, Problem* problem) {
+  return is_float(view.dtype) || dtype_error(problem, op, arg, BE_FLOAT, view);
 }
 
 bool check_linear_x(const LinearCall& call, const char* op, LinearArgs* args, Problem* problem) {
@@ -85,8 +86,7 @@ bool check_linear_x(const LinearCall& call, const char* op, LinearArgs* args, Pr
   problem->fault = Fault::none;
   problem->sentence[0] = 0;
   const TensorView& x = call.x;
-  if (x.dtype != Dtype::f32 && x.dtype != Dtype::bf16)
-    return dtype_error(problem, op, "x", "be float32 or bfloat16", x);
+  if (!check_float(op, "x", x, problem)) return false;
   if (x.ndim < 1) return shape_error(problem, op, "x", "have at least 1 dimension", x);
   if (!fold_rows(x, &args->M, &args->K)) return shape_error(problem, op, "x", "have fewer than 2^63 rows", x);
   args->dtype = x.dtype;
@@ -239,6 +239,27 @@ void write_packed_header(PackedFormat format, int64_t N, int64_t K, void* packed
   header.K = K;
   header.bytes = packed_bytes(format, N, K);
   std::memcpy(packed, &header, sizeof header);
+}
+
+int64_t widened_x_bytes(const LinearArgs& args) {
+  int64_t bytes = 0;
+  if (args.dtype != Dtype::f16) return 0;
+  if (!checked_mul(args.M, args.K, &bytes) || !checked_mul(bytes, 4, &bytes) || bytes > INT64_MAX - CACHE_LINE) return -1;
+  return round_up(bytes, CACHE_LINE);
+}
+
+LinearArgs with_widened_x(const Context& context, const LinearArgs& args, WidenX widen, void* memory) {
+  if (args.dtype != Dtype::f16) return args;
+  constexpr int64_t ROWS_PER_TASK = 32;
+  auto* rows = static_cast<float*>(memory);
+  parallel_for(context, (args.M + ROWS_PER_TASK - 1) / ROWS_PER_TASK, [&](int64_t begin, int64_t end) {
+    const int64_t m_end = end * ROWS_PER_TASK < args.M ? end * ROWS_PER_TASK : args.M;
+    widen(args, begin * ROWS_PER_TASK, m_end, rows);
+  });
+  LinearArgs widened = args;
+  widened.x = rows;
+  widened.x_stride = args.K;
+  return widened;
 }
 
 WalkPlan plan_walk(const Context& context, const LinearArgs& args) {

@@ -25,7 +25,7 @@ enum class Activation : int32_t { DSF_ACTIVATIONS(DSF_ENTRY) };
 #undef DSF_ENTRY
 
 struct LinearArgs {
-  Dtype dtype;  // of x, bias, residual and y: f32 or bf16
+  Dtype dtype;  // of x, bias, residual and y: f32, bf16 or f16
   Activation activation;
   int32_t float_activations;  // 0 quantizes x (int8_matmul, int4_matmul: to int8; fp8_matmul: to FP8), 1 keeps it
   int64_t M, N, K;
@@ -40,6 +40,9 @@ struct LinearArgs {
   void* y;
   int64_t y_stride;
 };
+
+// Writes rows [m_begin, m_end) of x, f16, as f32: row m at rows + m * K.
+using WidenX = void (*)(const LinearArgs& args, int64_t m_begin, int64_t m_end, float* rows);
 
 // A weight as a model holds it: values and what turns them into numbers.
 struct LinearWeight {

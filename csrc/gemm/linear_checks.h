@@ -25,9 +25,17 @@ bool check_matrix(const char* op, const char* arg, const TensorView& matrix, Pac
 // call.weight.scale, of shape (length,) and f32.
 bool check_linear_scale(const LinearCall& call, const char* op, int64_t length, LinearArgs* args, Problem* problem);
 const char* dtype_name(Dtype dtype);
+// The dtypes of x, y and of weights that are not quantized, as a rule and as a check: is_float().
+inline constexpr const char* BE_FLOAT = "be float32, bfloat16 or float16";
+bool check_float(const char* op, const char* arg, const TensorView& view, Problem* problem);
 
 int64_t packed_bytes(PackedFormat format, int64_t N, int64_t K);  // -1 on overflow
 void write_packed_header(PackedFormat format, int64_t N, int64_t K, void* packed);
+
+// x of f16 as the float tiles read it: f32, in rows of K in the workspace.
+int64_t widened_x_bytes(const LinearArgs& args);  // 0 for any other x; -1 on overflow
+// args with x in f32 where it is f16, made by the level's widen (epilogue.h) in memory of widened_x_bytes.
+LinearArgs with_widened_x(const Context& context, const LinearArgs& args, WidenX widen, void* memory);
 
 // Work is cut into panels x blocks of rows. How it is cut never changes a result.
 struct WalkPlan {

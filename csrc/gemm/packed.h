@@ -1,5 +1,6 @@
 // The packed weight: a header, then panels of PANEL_N output channels, zero-filled at the right and bottom edge.
 //   f32   panel[k][n]                      one f32 each
+//   f16   panel[k][n]                      one f16 each
 //   bf16  panel[k / 2][n][k % 2]           pairs of k side by side, as VDPBF16PS reads them
 //   int8  panel[k / 4][n][k % 4]           quads of k side by side, as VPDPBUSD reads them; before the panels
 //         -128 * sum_k q[n, k] (int32, modulo 2^32) for every n
@@ -41,9 +42,14 @@ struct PackedFormat {
 };
 
 inline constexpr bool is_fp8(Dtype dtype) { return dtype == Dtype::f8e4m3 || dtype == Dtype::f8e5m2; }
-inline constexpr int64_t value_bytes(Dtype dtype) { return dtype == Dtype::f32 ? 4 : dtype == Dtype::bf16 ? 2 : 1; }
+inline constexpr bool is_float(Dtype dtype) {
+  return dtype == Dtype::f32 || dtype == Dtype::bf16 || dtype == Dtype::f16;
+}
+inline constexpr int64_t value_bytes(Dtype dtype) { return dtype == Dtype::f32 ? 4 : is_float(dtype) ? 2 : 1; }
 // k values that lie side by side in a panel.
-inline constexpr int64_t k_group(Dtype dtype) { return dtype == Dtype::u4 ? 8 : 4 / value_bytes(dtype); }
+inline constexpr int64_t k_group(Dtype dtype) {
+  return dtype == Dtype::u4 ? 8 : dtype == Dtype::f16 ? 1 : 4 / value_bytes(dtype);
+}
 inline constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 // Bytes of K values of one column.
 [[gnu::always_inline]] inline constexpr int64_t column_bytes(Dtype dtype, int64_t K) {

@@ -67,6 +67,16 @@ struct Vec {
     _mm256_mask_storeu_epi16(p, mask_of(n), v_bf16x16);
   }
 
+  static constexpr bool WIDENS_F16 = true;  // in one instruction
+  static f32 load_f16(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static f32 load_f16_n(const uint16_t* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_of(n), p)); }
+  // Round to nearest even, sizes from 65520 on to inf; NaN stays a quiet NaN. VCVTPS2PH never flushes a result.
+  static void store_f16_n(uint16_t* p, f32 v, int n) {
+    _mm256_mask_storeu_epi16(p, mask_of(n), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+
   static f32 add(f32 a, f32 b) { return _mm512_add_ps(a, b); }
   static f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
   static f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }

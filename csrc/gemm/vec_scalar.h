@@ -64,6 +64,32 @@ struct Vec {
       p[i] = v[i] != v[i] ? uint16_t(bits[i] >> 16 | 0x40) : uint16_t((bits[i] + 0x7FFF + (bits[i] >> 16 & 1)) >> 16);
   }
 
+  static constexpr bool WIDENS_F16 = false;  // in one instruction
+  // Exact. Subnormal numbers come from a difference of normal ones, so that no flag of the machine flushes them.
+  static f32 widen_f16(u32 bits) {
+    const u32 size = (bits & 0x7FFFu) << 13, sign = (bits & 0x8000u) << 16;
+    const u32 normal = size + 0x38000000u, not_finite = size + 0x70000000u;
+    const u32 subnormal = u32(f32(size + 0x38800000u) - 0x1p-14f);
+    const u32 finite = size < 0x00800000u ? subnormal : normal;
+    return f32((size < 0x0F800000u ? finite : not_finite) | sign);
+  }
+  static f32 load_f16(const uint16_t* p) { return widen_f16(u32{p[0], p[1], p[2], p[3]}); }
+  static f32 load_f16_n(const uint16_t* p, int n) {
+    u32 bits{};
+    for (int i = 0; i < n; ++i) bits[i] = p[i];
+    return widen_f16(bits);
+  }
+  // Round to nearest even, sizes from 65520 on to inf; NaN stays a quiet NaN.
+  static void store_f16_n(uint16_t* p, f32 v, int n) {
+    const u32 size = u32(v) & 0x7FFFFFFFu, sign = u32(v) >> 16 & 0x8000u;
+    const u32 normal = (size - 0x38000000u + 0xFFFu + (size >> 13 & 1)) >> 13;
+    const u32 subnormal = u32(f32(size) + 0.5f) - 0x3F000000u;  // the unit of 0.5 is 2^-24, as of subnormal f16
+    const u32 finite = size < 0x38800000u ? subnormal : normal;
+    const u32 number = size < 0x477FF000u ? finite : u32{} + 0x7C00u;
+    const u32 bits = (size > 0x7F800000u ? (size >> 13 & 0x3FFu) | 0x7E00u : number) | sign;
+    for (int i = 0; i < n; ++i) p[i] = uint16_t(bits[i]);
+  }
+
   static f32 add(f32 a, f32 b) { return a + b; }
   static f32 sub(f32 a, f32 b) { return a - b; }
   static f32 mul(f32 a, f32 b) { return a * b; }

@@ -19,7 +19,7 @@ constexpr int64_t NO_ZERO_POINT = 8;  // the zero point of an int4 weight that h
 size_t bias_of(const LinearNode& node) { return 2u + node.has_scale + node.is_int4; }
 size_t residual_of(const LinearNode& node) { return bias_of(node) + 1; }
 
-// One element of value zero, in a type that is checked already: float32 or bfloat16.
+// One element of value zero, in a type that is checked already.
 bool is_zero(const TensorView& view) {
   for (int64_t d = 0; d < view.ndim; ++d)
     if (view.sizes[d] != 1) return false;

@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "csrc/gemm/packed.h"
+
 namespace dsf::ort_door {
 namespace {
 
@@ -21,6 +23,8 @@ Dtype dtype_of(ONNXTensorElementDataType type) {
       return Dtype::f32;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
       return Dtype::bf16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+      return Dtype::f16;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8:
       return Dtype::i8;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8:
@@ -83,9 +87,8 @@ Tensor::Tensor(const Runtime& runtime, const OrtValue* value) {
 }
 
 void Tensor::align(const char* op) {
-  const int64_t value_bytes = view.dtype == Dtype::f32 ? 4 : view.dtype == Dtype::bf16 ? 2 : 1;
-  if (reinterpret_cast<uintptr_t>(view.data) % static_cast<size_t>(value_bytes) == 0) return;
-  int64_t bytes = value_bytes;
+  int64_t bytes = value_bytes(view.dtype);
+  if (reinterpret_cast<uintptr_t>(view.data) % static_cast<size_t>(bytes) == 0) return;
   for (int64_t d = 0; d < view.ndim; ++d) bytes *= view.sizes[d];
   copy = Memory(op, bytes);
   if (bytes) std::memcpy(copy.data(), view.data, static_cast<size_t>(bytes));

@@ -5,6 +5,7 @@ namespace dsf::python_door {
 Dtype dtype_of(const std::string& name) {
   if (name == "float32") return Dtype::f32;
   if (name == "bfloat16") return Dtype::bf16;  // ml_dtypes
+  if (name == "float16") return Dtype::f16;
   if (name == "int8") return Dtype::i8;
   if (name == "uint8") return Dtype::u8;
   if (name == "float8_e4m3fn") return Dtype::f8e4m3;

@@ -53,6 +53,8 @@ Dtype dtype_of(ScalarType type) {
       return Dtype::f32;
     case ScalarType::BFloat16:
       return Dtype::bf16;
+    case ScalarType::Half:
+      return Dtype::f16;
     case ScalarType::Char:
       return Dtype::i8;
     case ScalarType::Byte:
@@ -115,6 +117,9 @@ Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype) {
       break;
     case ScalarType::BFloat16:
       code = aoti_torch_dtype_bfloat16();
+      break;
+    case ScalarType::Half:
+      code = aoti_torch_dtype_float16();
       break;
     case ScalarType::Char:
       code = aoti_torch_dtype_int8();

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 Power = tuple[int, int]  # of y and of T
 MAX_DEGREE = 4  # no activation needs more
 MAX_NODES = 16  # the longest chain in the table, tanh-gelu, has 9
-FLOAT32_RTOL = 1e-6  # a few roundings of the constants in float32
-BFLOAT16_RTOL = 2.0**-7
+RTOL = {"FLOAT": 1e-6, "BFLOAT16": 2.0**-7, "FLOAT16": 2.0**-10}  # by type of y: a few roundings of the constants
 FUNCTIONS = ("Erf", "Tanh", "Sigmoid")
 CLIP_HIGH = 6.0  # where the function Clip ends; it begins at 0
 
@@ -50,9 +49,7 @@ KNOWN: tuple[tuple[str, str, dict[Power, float], dict[Power, float]], ...] = (
 
 def find_activation(y: ir.Value, rewriter: Rewriter) -> tuple[str, list[ir.Node]] | None:
     """The activation that nodes after `y` compute, and those nodes, the last one last; None where there is none."""
-    import onnx_ir as ir
-
-    rtol = BFLOAT16_RTOL if y.dtype == ir.DataType.BFLOAT16 else FLOAT32_RTOL
+    rtol = RTOL.get(y.dtype.name if y.dtype else "", RTOL["FLOAT"])
     known: dict[ir.Value, Expression] = {y: Expression({(1, 0): 1.0})}
     nodes: list[ir.Node] = []
     frontier = [y]

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 DOMAIN = "ai.deepseek_fast"
 DOMAIN_VERSION = 1
 MIN_OPSET, MAX_OPSET = 13, 25  # ai.onnx opsets that the bodies are written and tested for
-MIN_BFLOAT16_OPSET = 15  # CastLike, by which a body returns to X's type, comes with opset 15
+MIN_16_BIT_OPSET = 15  # CastLike, by which a body returns to X's type where it is no float32, comes with opset 15
+FLOAT_TYPES = ["tensor(float)", "tensor(bfloat16)", "tensor(float16)"]  # of X, B, R and Y
 GELU_OPSET = 20  # the first opset with a Gelu operator
 REDUCE_AXES_INPUT_OPSET = 18  # ReduceMax takes its axes as an input from here on
 SQRT_2 = 1.4142135623730951
@@ -125,7 +126,7 @@ class BodyWriter:
                 lambda here=here: self.op("Identity", here),  # type: ignore[misc]
             )
         y = self.op("Add", z, self.to_float("R"))
-        if self.opset >= MIN_BFLOAT16_OPSET:
+        if self.opset >= MIN_16_BIT_OPSET:
             self.op("CastLike", y, "X", output="Y")
         else:
             self.op("Cast", y, output="Y", to=TensorProto.FLOAT)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-UNIT_ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-9}
+UNIT_ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-11}
 LARGEST_OF_MANY = 8.0  # standard deviations: 4 for the largest of 10^4 to 10^6 values, twice, as both sides err
 # (op type, activations) -> least cosine. MiniLM on random tokens, worst token: w8a8 0.983, w8a16 0.9995; of 4096 tokens
 # with float8_e4m3fn in blocks of 128 x 128 0.990, with activations in FP8 too 0.987 (float8_e5m2: 0.964, 0.957).
@@ -80,8 +80,8 @@ def tolerances_for(
 
     A quantized candidate is held to a cosine. A float one to rtol = 8 u sqrt(sum of K over all products + number of
     other nodes): every multiply-add and every other node rounds once, by at most u = 2^-24 relative to what it adds
-    to, independently of the others; 8 standard deviations cover the largest value of both runs. In bfloat16 a
-    product rounds once, u = 2^-9.
+    to, independently of the others; 8 standard deviations cover the largest value of both runs. In bfloat16
+    and float16 a product rounds once, u = 2^-9 and 2^-11.
     """
     if any(value is not None for value in (atol, rtol, min_cosine)):
         return Tolerances(atol, rtol, min_cosine, "as asked for")
@@ -102,12 +102,13 @@ def _float_type(model: onnx.ModelProto) -> str:
 
     types = {tensor.data_type for tensor in model.graph.initializer}
     types |= {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
-    return "bfloat16" if onnx.TensorProto.BFLOAT16 in types else "float32"
+    narrow = (name for name in ("bfloat16", "float16") if getattr(onnx.TensorProto, name.upper()) in types)
+    return next(narrow, "float32")
 
 
 def _roundings(node: onnx.NodeProto, model: onnx.ModelProto, dtype: str) -> int:
     place = 1 if node.domain == DOMAIN else PRODUCTS.get(node.op_type)
-    if place is None or dtype == "bfloat16":
+    if place is None or dtype != "float32":
         return 1
     weight = node.input[place]
     for tensor in model.graph.initializer:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, MIN_BFLOAT16_OPSET
+from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, MIN_16_BIT_OPSET
 from deepseek_fast.onnx._constants import Constants, is_overridable
 from deepseek_fast.onnx._notes import Refusal
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 FUSED_OPS = ("Fp8Matmul", "FusedMatmul", "Int4Matmul", "Int8Matmul")
-WEIGHT_DTYPES = ("float32", "bfloat16")
+WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Rewriter:
         value, array = self._check_constant(value, "weight")
         dtype = str(array.dtype)
         if dtype not in WEIGHT_DTYPES:
-            raise Refusal(f"weight must be float32 or bfloat16; got dtype {dtype}")
-        if dtype == "bfloat16" and self.opset < MIN_BFLOAT16_OPSET:
-            raise Refusal(f"a bfloat16 model must be at opset {MIN_BFLOAT16_OPSET} or later; got {self.opset}")
+            raise Refusal(f"weight must be float32, bfloat16 or float16; got dtype {dtype}")
+        if dtype != "float32" and self.opset < MIN_16_BIT_OPSET:
+            raise Refusal(f"a {dtype} model must be at opset {MIN_16_BIT_OPSET} or later; got {self.opset}")
         if array.ndim != 2:
             raise Refusal(f"weight must have 2 dimensions; got shape {array.shape}")
         if 0 in array.shape:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, BodyWriter
+from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, FLOAT_TYPES, BodyWriter
 
 if TYPE_CHECKING:
     import onnx
@@ -128,7 +128,7 @@ def schema() -> onnx.defs.OpSchema:
         ],
         outputs=[parameter("Y", "T")],
         type_constraints=[
-            ("T", ["tensor(float)", "tensor(bfloat16)"], "one type for X, B, R and Y"),
+            ("T", FLOAT_TYPES, "one type for X, B, R and Y"),
             ("F", ["tensor(float8e4m3fn)", "tensor(float8e5m2)"], "the type of W"),
         ],
         attributes=[

@@ -16,6 +16,7 @@ import torch
 from deepseek_fast._activations import ACTIVATIONS
 
 DTYPES = ("float32", "bfloat16")
+HALF = "float16"  # has the bits of float32, rounded once (tests/test_float16.py): it needs few cases of its own
 RESIDUALS = ("none", "full", "one")
 MODES = ("float", "fp8")  # the argument `activations`
 CROSSED = ("none", "relu", "gelu")  # activations that meet every bias and residual; the others each dtype
@@ -132,6 +133,9 @@ def _cases() -> Iterator[Case]:
         yield Case(*EPILOGUE_SHAPE, dtype, activation, i % 2 == 0, RESIDUALS[i % 3], "fp8")
     for shape, dtype, mode, block in product(EMPTY_SHAPES, DTYPES, MODES, ((128, 128), (-1, -1))):
         yield Case(*shape, dtype, "silu", True, "full", mode, block=block)
+    for i, (shape, mode) in enumerate(product((*SHAPES[::4], EPILOGUE_SHAPE, EMPTY_SHAPES[2]), MODES)):
+        weight, block, scale = WEIGHTS[i // 2 % 2], BLOCKS[i % len(BLOCKS)], SCALES[i % 2]
+        yield Case(*shape, HALF, ACTIVATIONS[i % 5], i % 3 == 0, RESIDUALS[i % 3], mode, weight, block, scale)
 
 
 CASES = tuple(_cases())

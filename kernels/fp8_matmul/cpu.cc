@@ -84,7 +84,9 @@ struct Workspace {
   }
 };
 
-int64_t workspace_bytes(const LinearArgs& args) { return args.float_activations ? 0 : Workspace(args).total; }
+int64_t workspace_bytes(const LinearArgs& args) {
+  return args.float_activations ? widened_x_bytes(args) : Workspace(args).total;
+}
 
 // The p-th panel of target, whose first column is n: of each block the scales, then the codes as packed.h has them.
 void pack_panel(const LinearWeight& weight, int64_t n, const PackedPanels& target, int64_t p) {
@@ -106,7 +108,7 @@ void pack_panel(const LinearWeight& weight, int64_t n, const PackedPanels& targe
 template <class Run>
 void walk_packing(const Context& context, const LinearArgs& args, const LinearWeight& weight, const Run& run) {
   const auto pack = [&](int64_t n, const PackedPanels& target, int64_t p) { pack_panel(weight, n, target, p); };
-  // Behind x in FP8, where there is such.
+  // Behind x in FP8 or widened, where there is such.
   char* scratch = static_cast<char*>(context.workspace) + workspace_bytes(args);
   walk_plain(context, args, format_of(weight), scratch, pack, run);
 }
@@ -130,9 +132,10 @@ void run_matmul(const Context& context, const LinearArgs& args, const LinearWeig
       const IeeeSubnormals ieee;
       kernel.run(part, m_begin, m_end, panel);
     };
-    if (plain) return walk_packing(context, args, *plain, run);
-    return walk(context, args,
-                [&](int64_t m_begin, int64_t m_end, int64_t panel) { run(args, m_begin, m_end, panel); });
+    const LinearArgs widened = with_widened_x(context, args, kernel.widen, context.workspace);
+    if (plain) return walk_packing(context, widened, *plain, run);
+    return walk(context, widened,
+                [&](int64_t m_begin, int64_t m_end, int64_t panel) { run(widened, m_begin, m_end, panel); });
   }
   const CastRows rows = Workspace(args).rows(context.workspace);
   parallel_for(context, args.M, [&](int64_t begin, int64_t end) { kernel.cast(args, begin, end, rows); });
@@ -251,8 +254,7 @@ int32_t dsf_fp8_scaled_mm_check(const ScaledMmCall* call, LinearArgs* args, Prob
   if (!check_scale(OP, "scale_a", *a.scale, M, K, block_size(a), problem) ||
       !check_scale(OP, "scale_b", *b.scale, N, K, block_size(b), problem))
     return 0;
-  if (call->dtype != Dtype::f32 && call->dtype != Dtype::bf16)
-    return type_error(problem, OP, "output_dtype", "be float32 or bfloat16", dtype_name(call->dtype));
+  if (!is_float(call->dtype)) return type_error(problem, OP, "output_dtype", BE_FLOAT, dtype_name(call->dtype));
   if (!fits_memory(M, N, value_bytes(call->dtype)) || !fits_memory(M, K, 2))
     return shape_error(problem, OP, "mat_a", "fit into memory as bfloat16, and its product with mat_b, too", a.values);
   args->dtype = call->dtype;
@@ -284,9 +286,9 @@ void dsf_fp8_scaled_mm(const Context* context, const LinearArgs* args, const Lin
 int32_t dsf_fp8_quantize_weight_check(const TensorView* w, const Block* block, Dtype dtype, Problem* problem) {
   constexpr const char* OP = QUANTIZE;
   *problem = Problem{};
-  if (w->dtype != Dtype::f32 && w->dtype != Dtype::bf16)
-    return dtype_error(problem, OP, "w", "be float32 or bfloat16", *w);
-  if (!check_matrix(OP, "w", *w, {w->dtype}, problem) || !check_block(OP, *block, problem)) return 0;
+  if (!check_float(OP, "w", *w, problem) || !check_matrix(OP, "w", *w, {w->dtype}, problem) ||
+      !check_block(OP, *block, problem))
+    return 0;
   return is_fp8(dtype) || type_error(problem, OP, "dtype", "be float8_e4m3fn or float8_e5m2", dtype_name(dtype));
 }
 

@@ -3,7 +3,7 @@
 //   weight   (N, K)  e4m3fn or e5m2, one byte a value
 //   scale    (ceil(N / block_n), ceil(K / block_k))  f32, or e8m0 (powers of two); finite and above zero
 //            a value stands for code * scale[n / block_n, k / block_k]; a block of -1 is the whole dimension
-//   y        f32 or bf16, x's dtype
+//   y        f32, bf16 or f16, x's dtype; x in f16 counts as the same numbers in f32, and y is rounded once
 // Decoding is exact for all 256 codes of both formats: zeros, subnormals, infinities of e5m2, NaN.
 //
 // K is cut into steps of S = gcd(block_k, 128) values (128 for a block of the whole dimension):
@@ -74,7 +74,7 @@ DSF_API int32_t dsf_fp8_scaled_mm_check(const ScaledMmCall* call, LinearArgs* ar
 DSF_API void dsf_fp8_scaled_mm(const Context* context, const LinearArgs* args, const LinearWeight* mat_a,
                                const LinearWeight* mat_b);
 
-// w (N, K) f32 or bf16, dtype the format of the codes. Returns 1, or 0 and *problem.
+// w (N, K) f32, bf16 or f16, dtype the format of the codes. Returns 1, or 0 and *problem.
 DSF_API int32_t dsf_fp8_quantize_weight_check(const TensorView* w, const Block* block, Dtype dtype, Problem* problem);
 // For rows of w: codes (N, K) and scale (one value a block), both contiguous. Returns 1, or 0 and *problem where w
 // holds NaN or inf; what is in codes and scale then has no meaning.

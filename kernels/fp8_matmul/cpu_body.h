@@ -35,7 +35,7 @@ void run_f32(const LinearArgs& args, const PackedPanels& packed, int64_t m_begin
 
 template <Dtype weight>
 void run_weight(const LinearArgs& args, const PackedPanels& packed, int64_t m_begin, int64_t m_end, int64_t panel) {
-  if (args.dtype == Dtype::f32)
+  if (args.dtype != Dtype::bf16)
     run_f32<weight>(args, packed, m_begin, m_end, panel);
   else
     run_bf16<Dtype::bf16, weight>(args, packed, {static_cast<const uint16_t*>(args.x), args.x_stride, nullptr, 0},
@@ -87,17 +87,18 @@ inline void cast(const LinearArgs& args, int64_t m_begin, int64_t m_end, const C
   for (int64_t m = m_begin; m < m_end; ++m) {
     uint16_t* values = rows.values + m * args.K;
     float* scale = rows.scale + m * rows.scale_stride;
-    if (args.dtype == Dtype::f32)
-      cast_row<Dtype::f32>(static_cast<const float*>(args.x) + m * args.x_stride, args.K, values, scale);
-    else
-      cast_row<Dtype::bf16>(static_cast<const uint16_t*>(args.x) + m * args.x_stride, args.K, values, scale);
+    const auto row = args.dtype == Dtype::f32    ? cast_row<Dtype::f32>
+                     : args.dtype == Dtype::bf16 ? cast_row<Dtype::bf16>
+                                                 : cast_row<Dtype::f16>;
+    const int64_t x_bytes = args.x_stride * value_bytes(args.dtype);
+    row(static_cast<const char*>(args.x) + m * x_bytes, args.K, values, scale);
   }
 }
 
 template <Dtype weight>
 void run_cast_weight(const LinearArgs& args, const PackedPanels& packed, const CastRows& rows, int64_t m_begin,
                      int64_t m_end, int64_t panel) {
-  const auto run = args.dtype == Dtype::f32 ? run_bf16<Dtype::f32, weight> : run_bf16<Dtype::bf16, weight>;
+  const auto run = args.dtype == Dtype::bf16 ? run_bf16<Dtype::bf16, weight> : run_bf16<Dtype::f32, weight>;
   run(args, packed, {rows.values, args.K, rows.scale, rows.scale_stride}, m_begin, m_end, panel);
 }
 
@@ -133,14 +134,17 @@ float quantize_block(const QuantizeBlock& block) {
   return scale;
 }
 
-inline float quantize(const QuantizeBlock& block) {
-  const bool f32 = block.from == Dtype::f32;
-  if (block.to == Dtype::f8e4m3)
-    return f32 ? quantize_block<Dtype::f32, Dtype::f8e4m3>(block) : quantize_block<Dtype::bf16, Dtype::f8e4m3>(block);
-  return f32 ? quantize_block<Dtype::f32, Dtype::f8e5m2>(block) : quantize_block<Dtype::bf16, Dtype::f8e5m2>(block);
+template <Dtype to>
+float quantize_to(const QuantizeBlock& block) {
+  if (block.from == Dtype::f32) return quantize_block<Dtype::f32, to>(block);
+  return block.from == Dtype::bf16 ? quantize_block<Dtype::bf16, to>(block) : quantize_block<Dtype::f16, to>(block);
 }
 
-constexpr Kernel KERNEL = {run, cast, run_cast, quantize};
+inline float quantize(const QuantizeBlock& block) {
+  return block.to == Dtype::f8e4m3 ? quantize_to<Dtype::f8e4m3>(block) : quantize_to<Dtype::f8e5m2>(block);
+}
+
+constexpr Kernel KERNEL = {run, widen_x<Vec>, cast, run_cast, quantize};
 
 }  // namespace
 }  // namespace dsf::fp8_matmul

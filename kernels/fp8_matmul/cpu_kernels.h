@@ -23,6 +23,7 @@ struct QuantizeBlock {
 struct Kernel {
   // Rows [m_begin, m_end) of the output columns of one panel.
   void (*run)(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel);
+  WidenX widen;  // x of f16, for run
   // activations = "fp8": casts rows [m_begin, m_end) of x; then those rows of one panel.
   void (*cast)(const LinearArgs& args, int64_t m_begin, int64_t m_end, const CastRows& rows);
   void (*run_cast)(const LinearArgs& args, const CastRows& rows, int64_t m_begin, int64_t m_end, int64_t panel);

@@ -26,8 +26,8 @@ def fp8_quantize_weight(
 ) -> tuple[Tensor, Tensor]:
     """Quantizes a weight to FP8 with one scale per block, as DeepSeek's checkpoints have it.
 
-    w: (N, K) float32 or bfloat16, finite. block: rows and columns that share a scale, the columns a multiple of 32; -1
-    for all, so that (1, -1) is a scale per row and (-1, -1) one in all. dtype: float8_e4m3fn or float8_e5m2.
+    w: (N, K) float32, bfloat16 or float16, finite. block: rows and columns that share a scale, the columns a multiple
+    of 32; -1 for all, so that (1, -1) is a scale per row and (-1, -1) one in all. dtype: float8_e4m3fn or float8_e5m2.
     Returns weight: (N, K) of dtype and scale: (ceil(N / rows), ceil(K / columns)) float32, above zero, so that
     weight * scale is w to within half a step of the format.
     Raises ValueError for shapes, blocks, NaN and inf, TypeError for dtypes.
@@ -61,10 +61,10 @@ def fp8_matmul(
 ) -> Tensor:
     """act(x @ (weight * scale).T + bias) + residual with an FP8 weight that stays one byte a value.
 
-    x: (..., K) float32 or bfloat16. weight: (N, K) float8_e4m3fn or float8_e5m2, any codes; it is packed on each call,
-    nn.Fp8Linear packs it once. block: rows and columns of weight that share a scale, the columns a multiple of 32; -1
-    for all. scale: (ceil(N / rows), ceil(K / columns)) float32 or float8_e8m0fnu, finite and above zero, always of two
-    dimensions: (N, 1) with block=(1, -1) is a scale per row, (1, 1) with (-1, -1) one in all.
+    x: (..., K) float32, bfloat16 or float16. weight: (N, K) float8_e4m3fn or float8_e5m2, any codes; it is packed on
+    each call, nn.Fp8Linear packs it once. block: rows and columns of weight that share a scale, the columns a multiple
+    of 32; -1 for all. scale: (ceil(N / rows), ceil(K / columns)) float32 or float8_e8m0fnu, finite and above zero,
+    always of two dimensions: (N, 1) with block=(1, -1) is a scale per row, (1, 1) with (-1, -1) one in all.
     bias: (N,), residual: the output's shape or one element, both of x's dtype.
     activation: none, relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh. activations: "float" leaves x as
     it is, "fp8" casts it to float8_e4m3fn in blocks of 1 x 128 first, as DeepGEMM does. Returns (..., N) of x's dtype;
@@ -181,8 +181,7 @@ def _check_quantize(
 ) -> None:
     op = "fp8_quantize_weight"
     _linear.check_tensors(op, w=w)
-    if w.dtype not in _linear.DTYPES:
-        _linear.dtype_error(op, "w", "be float32 or bfloat16", w)
+    _linear.check_float(op, "w", w)
     if w.dim() != 2:
         _linear.shape_error(op, "w", "have 2 dimensions", w)
     _check_block(op, block_n, block_k)

@@ -47,7 +47,8 @@ def fp8_scaled_mm(
       BlockWise128x128  scale_a: (ceil(K / 128), ceil(M / 128)), scale_b: (ceil(K / 128), ceil(N / 128)), the first of
                         them perhaps rounded up to a multiple of 4, as cuBLASLt wants it
     in float32, each perhaps in a list of one, of any strides. scale_a may hold any number, scale_b only finite ones
-    above zero. swizzle_a, swizzle_b: none. bias: (N,) bfloat16 or of output_dtype. output_dtype: bfloat16 or float32.
+    above zero. swizzle_a, swizzle_b: none. bias: (N,) bfloat16 or of output_dtype. output_dtype: bfloat16, float16 or
+    float32.
     contraction_dim: (), or the dimensions of K: 1 or -1 of mat_a, 0 or -2 of mat_b. use_fast_accum: no difference.
     Returns (M, N) of output_dtype; has no gradient.
     Raises ValueError for shapes, recipes and values, TypeError for dtypes.
@@ -68,7 +69,7 @@ def fp8_scaled_mm(
     a = _Scale.checked("a", scale_a, scale_recipe_a, mat_a)
     b = _Scale.checked("b", scale_b, scale_recipe_b, mat_b.t())
     if output_dtype not in _linear.DTYPES:
-        raise TypeError(f"{OP}: output_dtype must be float32 or bfloat16; got {_dtype_text(output_dtype)}")
+        raise TypeError(f"{OP}: output_dtype must {_linear.BE_FLOAT}; got {_dtype_text(output_dtype)}")
     _check_contraction(contraction_dim)
     if bias is not None:
         bias = _bias(bias, output_dtype)

@@ -115,6 +115,12 @@ def test_torch_s_own_numbers(recipe: Any, dtype_a: torch.dtype) -> None:
     assert deepseek_fast.fp8_scaled_mm(**given).dtype == F.scaled_mm(**given).dtype == torch.bfloat16
 
 
+def test_float16_is_float32_rounded_once(isa: str) -> None:
+    given = arguments(made(5, 48, 300, ROW, ROW, (E4M3, E5M2)))
+    wide = deepseek_fast.fp8_scaled_mm(**given, output_dtype=torch.float32)
+    assert_equal(deepseek_fast.fp8_scaled_mm(**given, output_dtype=torch.float16), wide.half(), isa)
+
+
 def test_what_torch_takes_in_a_list_or_by_place() -> None:
     call = made(5, 48, 300, PER_128, PER_128X128)
     given = arguments(call)
@@ -207,8 +213,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         "swizzle_b must be none or NO_SWIZZLE; got SWIZZLE_32_4_4",
     ),
-    ({"output_dtype": None}, TypeError, "output_dtype must be float32 or bfloat16; got None"),
-    ({"output_dtype": torch.float16}, TypeError, "output_dtype must be float32 or bfloat16; got float16"),
+    ({"output_dtype": None}, TypeError, "output_dtype must be float32, bfloat16 or float16; got None"),
+    ({"output_dtype": torch.float64}, TypeError, "output_dtype must be float32, bfloat16 or float16; got float64"),
     ({"contraction_dim": (0, 1)}, ValueError, "contraction_dim must be (1, 0), the dimensions of K; got (0, 1)"),
     ({"bias": torch.zeros(15).bfloat16()}, ValueError, "bias must have shape (16,); got shape (15,)"),
     ({"bias": torch.zeros(16)}, TypeError, "bias must be bfloat16, as output_dtype; got dtype float32"),
@@ -254,7 +260,7 @@ def test_the_compiled_op_checks_what_it_is_given() -> None:
             {"scale_recipe_a": 3},
             "scale_recipe_a must be TensorWise, RowWise, BlockWise1x128 or BlockWise128x128; got 3",
         ),
-        ({"output_dtype": torch.int8}, "output_dtype must be float32 or bfloat16; got int8"),
+        ({"output_dtype": torch.int8}, "output_dtype must be float32, bfloat16 or float16; got int8"),
         ({"bias": torch.zeros(16)}, "bias must have x's dtype bfloat16; got dtype float32"),
         (
             {"mat_a": huge, "mat_b": codes(3, 2**10), "scale_a": torch.ones(1, 1), "scale_recipe_a": int(TENSOR)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, BodyWriter
+from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, FLOAT_TYPES, BodyWriter
 
 if TYPE_CHECKING:
     import onnx
@@ -48,6 +48,6 @@ def schema() -> onnx.defs.OpSchema:
         doc="Y = activation(X @ W^T + B) + R",
         inputs=[parameter("X", single), parameter("W", single), parameter("B", optional), parameter("R", optional)],
         outputs=[parameter("Y", single)],
-        type_constraints=[("T", ["tensor(float)", "tensor(bfloat16)"], "one type for X, W, B, R and Y")],
+        type_constraints=[("T", FLOAT_TYPES, "one type for X, W, B, R and Y")],
         attributes=[defs.OpSchema.Attribute("activation", defs.OpSchema.AttrType.STRING, required=False)],
     )

@@ -1,7 +1,7 @@
 """The one table of fused_matmul: what is tested and what is benchmarked.
 
 Tolerance, every float case: ref.bound, |err| <= gamma(K + 2) sum|x||w| + the epilogue's roundings + half an ULP of a
-bf16 output (derived there). It holds for every input, so one failing output in one run is a bug.
+bf16 or f16 output (derived there). It holds for every input, so one failing output in one run is a bug.
 Sizes: 0, 1, and one either side of the register tiles (6 rows on avx2; 16 and 64 columns), of the 4 values of k that
 an int8 dot takes, the 2 of a bf16 dot and the 16 lanes of a vector.
 """
@@ -17,6 +17,7 @@ import torch
 from deepseek_fast._activations import ACTIVATIONS
 
 DTYPES = ("float32", "bfloat16")
+HALF = "float16"  # has the bits of float32, rounded once (tests/test_float16.py): it needs few cases of its own
 RESIDUALS = ("none", "full", "one")
 CROSSED = ("none", "relu", "gelu")  # activations that meet every bias and residual; the others each dtype
 REST = tuple(name for name in ACTIVATIONS if name not in CROSSED)
@@ -89,6 +90,8 @@ def _cases() -> Iterator[Case]:
         yield Case(*EPILOGUE_SHAPE, dtype, activation, i % 2 == 0, RESIDUALS[i % 3])
     for shape, dtype in product(EMPTY_SHAPES, DTYPES):
         yield Case(*shape, dtype, "silu", True, "full")
+    for i, shape in enumerate((*SHAPES, EPILOGUE_SHAPE, EMPTY_SHAPES[2])):
+        yield Case(*shape, HALF, ACTIVATIONS[i % 5], i // 3 % 2 == 0, RESIDUALS[i % 3])
 
 
 CASES = tuple(_cases())
@@ -151,5 +154,6 @@ BENCH_SHAPES = (
 BENCH = tuple(
     Bench(M, N, K, dtype, activation, why, quick)
     for M, N, K, activation, why, quick in BENCH_SHAPES
-    for dtype in DTYPES
+    for dtype in (*DTYPES, HALF)
+    if dtype != HALF or not quick
 )

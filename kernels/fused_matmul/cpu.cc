@@ -24,12 +24,12 @@ constexpr Variant VARIANTS[] = {
 #undef DSF_VARIANT
 };
 
-fused_matmul::Kernel pick(Dtype dtype) {
+const fused_matmul::Kernel& pick(Dtype dtype) {
   const int32_t cap = dsf_max_isa();
   for (const Variant& variant : VARIANTS)
     if (variant.dtype == dtype && int32_t(variant.isa) <= cap && dsf_isa_supported(int32_t(variant.isa)))
       return *variant.kernel;
-  return nullptr;  // not reached: every dtype has a scalar row
+  return fused_matmul::fused_matmul_f32_nt_scalar;  // not reached: every dtype has a scalar row
 }
 
 // The p-th panel of target, whose first column is n: panel[k / group][n][k % group] = weight[n, k].
@@ -54,9 +54,7 @@ int32_t dsf_fused_matmul_pack_check(const LinearWeight* weight, Problem* problem
   *problem = Problem{};
   constexpr const char* OP = "fused_matmul_pack";
   const TensorView& values = weight->values;
-  if (values.dtype != Dtype::f32 && values.dtype != Dtype::bf16)
-    return dtype_error(problem, OP, "weight", "be float32 or bfloat16", values);
-  return check_matrix(OP, "weight", values, {values.dtype}, problem);
+  return check_float(OP, "weight", values, problem) && check_matrix(OP, "weight", values, {values.dtype}, problem);
 }
 
 int64_t dsf_fused_matmul_packed_bytes(const LinearWeight* weight) {
@@ -74,22 +72,27 @@ void dsf_fused_matmul_pack(const Context* context, const LinearWeight* weight, v
   });
 }
 
-int64_t dsf_fused_matmul_workspace_bytes(const Context*, const LinearArgs*) { return 0; }
+int64_t dsf_fused_matmul_workspace_bytes(const Context*, const LinearArgs* args) { return widened_x_bytes(*args); }
 
-void dsf_fused_matmul(const Context* context, const LinearArgs* args) {
-  if (args->M == 0 || args->N == 0) return;
-  const fused_matmul::Kernel kernel = pick(args->dtype);
-  walk(*context, *args, [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel(*args, m_begin, m_end, panel); });
+void dsf_fused_matmul(const Context* context, const LinearArgs* call) {
+  if (call->M == 0 || call->N == 0) return;
+  const fused_matmul::Kernel& kernel = pick(call->dtype);
+  const LinearArgs args = with_widened_x(*context, *call, kernel.widen, context->workspace);
+  walk(*context, args, [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run(args, m_begin, m_end, panel); });
 }
 
 int64_t dsf_fused_matmul_plain_workspace_bytes(const Context* context, const LinearArgs* args, const LinearWeight*) {
-  return plain_scratch_bytes(*context, *args, {args->dtype});
+  const int64_t rows = widened_x_bytes(*args);
+  return rows < 0 ? -1 : rows + plain_scratch_bytes(*context, *args, {args->dtype});
 }
 
-void dsf_fused_matmul_plain(const Context* context, const LinearArgs* args, const LinearWeight* weight) {
-  if (args->M == 0 || args->N == 0) return;
+void dsf_fused_matmul_plain(const Context* context, const LinearArgs* call, const LinearWeight* weight) {
+  if (call->M == 0 || call->N == 0) return;
+  const fused_matmul::Kernel& kernel = pick(call->dtype);
+  const LinearArgs args = with_widened_x(*context, *call, kernel.widen, context->workspace);
   const auto pack = [&](int64_t n, const PackedPanels& target, int64_t p) { pack_panel(weight->values, n, target, p); };
-  walk_plain(*context, *args, {args->dtype}, context->workspace, pack, pick(args->dtype));
+  void* scratch = static_cast<char*>(context->workspace) + widened_x_bytes(*call);
+  walk_plain(*context, args, {args.dtype}, scratch, pack, kernel.run);
 }
 
 const LinearRoom* dsf_fused_matmul_room() {

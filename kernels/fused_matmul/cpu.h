@@ -6,6 +6,9 @@
 //       inputs as zero and writes subnormal sums as zero; BFDOT rounds to odd), else two fused multiply-adds. TDPBF16PS
 //       (AMX) flushes alike and sums the even and the odd ones of every 32 values of k apart. One rounding to bf16 at
 //       the end.
+// f16:  the f32 result of the same numbers, every f16 being one, rounded once to f16 at the end: subnormal numbers are
+//       kept exactly, in and out, whatever the caller's thread flushes; sizes from 65520 on become inf, NaN a quiet
+//       NaN.
 // Epilogue in f32, in this order: + bias, activation, + residual, round to nearest even.
 // NaN and inf follow IEEE; relu keeps NaN. K = 0 gives act(bias) + residual. Any M, N, K whose byte counts fit int64.
 #pragma once
@@ -21,7 +24,7 @@ extern "C" {
 // Fills *args from a call (all but y, y_stride and, with a plain weight, packed). Returns 1, or 0 and *problem.
 DSF_API int32_t dsf_fused_matmul_check(const LinearCall* call, LinearArgs* args, Problem* problem);
 
-// Whether weight can be packed: (N, K), f32 or bf16. Returns 1, or 0 and *problem.
+// Whether weight can be packed: (N, K), f32, bf16 or f16. Returns 1, or 0 and *problem.
 DSF_API int32_t dsf_fused_matmul_pack_check(const LinearWeight* weight, Problem* problem);
 DSF_API int64_t dsf_fused_matmul_packed_bytes(const LinearWeight* weight);
 DSF_API void dsf_fused_matmul_pack(const Context* context, const LinearWeight* weight, void* packed);

@@ -2,6 +2,7 @@
 #pragma once
 #include "csrc/gemm/epilogue.h"
 #include "csrc/gemm/tile_dot.h"
+#include "csrc/gemm/tile_f16.h"
 #include "kernels/fused_matmul/cpu_kernels.h"
 
 namespace dsf::fused_matmul {
@@ -16,8 +17,15 @@ void run(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel) 
                                                m_begin, m_end, panel);
 }
 
-constexpr Kernel run_f32 = run<TileF32<Vec>, Dtype::f32>;
-constexpr Kernel run_bf16 = run<DotTileBf16, Dtype::bf16>;
+// The same, from x in f32.
+inline void run_f16_panel(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel) {
+  const char* weights = PackedPanels(args.packed).panel(panel);
+  walk_f16_panel<Vec>(args, weights, m_begin, m_end, panel);
+}
+
+constexpr Kernel run_f32 = {run<TileF32<Vec>, Dtype::f32>, nullptr};
+constexpr Kernel run_bf16 = {run<DotTileBf16, Dtype::bf16>, nullptr};
+constexpr Kernel run_f16 = {run_f16_panel, widen_x<Vec>};
 
 }  // namespace
 }  // namespace dsf::fused_matmul

@@ -4,8 +4,11 @@
 
 namespace dsf::fused_matmul {
 
-// Rows [m_begin, m_end) of the output columns of one panel.
-using Kernel = void (*)(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel);
+struct Kernel {
+  // Rows [m_begin, m_end) of the output columns of one panel.
+  void (*run)(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel);
+  WidenX widen;  // f16: run reads x as f32; else null
+};
 
 #define DSF_VARIANT(isa, dtype, kernel) extern const Kernel kernel;
 #include "kernels/fused_matmul/variants.inc"

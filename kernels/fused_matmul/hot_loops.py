@@ -11,7 +11,7 @@ from typing import Any
 from bench.hot_loops import HotLoop, amx_tile, register_tile
 from bench.instructions import values
 
-F32, BF16 = register_tile("TileF32"), register_tile("TileBf16")
+F32, BF16, F16 = (register_tile(name) for name in ("TileF32", "TileBf16", "TileF16"))
 # The tiles of a panel that an earlier one has brought to L2: those without bytes to ask for ahead.
 F32_IN_L2, BF16_IN_L2 = (rf"\b{tile}<[^<>]*, 0l>::run<(\d+), (\d+), " for tile in ("TileF32", "TileBf16"))
 FMA, FMA_PAIR = ((r"vfmadd\d+ps", 1),), ((r"vfmadd\d+ps", 2),)
@@ -27,9 +27,11 @@ HOT_LOOPS = (
     HotLoop("scalar", "bf16", BF16, 4, "xmm", SSE_PAIR, reads=4, others=30, why=f"2 x 2; pairs split; {COPIES}"),
     HotLoop("avx2", "f32", F32, 12, "ymm", FMA, reads=8, others=4, why="6 x 2"),
     HotLoop("avx2", "bf16", BF16, 8, "ymm", FMA_PAIR, reads=8, others=17, why=f"4 x 2; {SPLIT}"),
+    HotLoop("avx2", "f16", F16, 12, "ymm", FMA, reads=8, others=5, why="6 x 2; VCVTPH2PS reads the weight; a prefetch"),
     HotLoop("avx512", "f32", F32, 24, "zmm", FMA, reads=10, others=8, why=f"6 x 4; {AHEAD}"),
     HotLoop("avx512", "f32 in L2", F32_IN_L2, 24, "zmm", FMA, reads=10, others=4, why="6 x 4"),
     HotLoop("avx512", "bf16", BF16, 16, "zmm", FMA_PAIR, reads=12, others=23, why=f"4 x 4; {SPLIT}; {AHEAD}"),
+    HotLoop("avx512", "f16", F16, 24, "zmm", FMA, reads=10, others=6, why="6 x 4; as avx2, two lines ahead"),
     HotLoop("avx512bf16", "bf16", BF16, 24, "zmm", DOT, reads=10, others=8, why=f"6 x 4; {AHEAD}"),
     HotLoop(
         "avx512bf16",
@@ -71,6 +73,7 @@ class Counted:
 COUNTED = (
     Counted(29, 136, 257),
     Counted(29, 136, 257, "bfloat16"),
+    Counted(29, 136, 257, "float16", activation="relu"),
     Counted(29, 136, 65, activation="gelu"),  # the epilogue weighs most
     Counted(1, 136, 257),
 )

@@ -18,9 +18,10 @@ def fused_matmul(
 ) -> Tensor:
     """act(x @ weight.T + bias) + residual in one pass; takes the arguments of torch.nn.functional.linear.
 
-    x: (..., K) float32 or bfloat16. weight: (N, K), bias: (N,), both of x's dtype; the weight is packed on each call,
-    nn.FusedLinear packs it once. activation: none, relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh.
-    residual: the output's shape or one element, x's dtype, added after the activation. Returns (..., N) of x's dtype.
+    x: (..., K) float32, bfloat16 or float16. weight: (N, K), bias: (N,), both of x's dtype; the weight is packed on
+    each call, nn.FusedLinear packs it once. activation: none, relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or
+    tanh. residual: the output's shape or one element, x's dtype, added after the activation. Returns (..., N) of x's
+    dtype.
     Raises ValueError for shapes and names, TypeError for dtypes. Differentiable in all four tensors, once.
     Numerics: sums and epilogue in float32, one rounding at the end; a row's result does not depend on the other rows
     or on the number of threads.
@@ -32,8 +33,11 @@ def fused_matmul(
     Source: kernels/fused_matmul/README.md.
     """
     if _linear.needs_grad(x, weight, bias, residual):
+        if torch.is_autocast_enabled("cpu"):
+            x, weight, bias, residual = map(_linear.autocast, (x, weight, bias, residual))
         check(x, weight, bias, activation, residual)
-        return _Differentiable.apply(x, weight, bias, activation, residual)  # type: ignore[no-any-return,no-untyped-call]
+        with torch.autocast("cpu", enabled=False):
+            return _Differentiable.apply(x, weight, bias, activation, residual)  # type: ignore[no-any-return,no-untyped-call]
     return _linear.call(_OP, _check_keywords, x, weight, bias, activation=activation, residual=residual)  # type: ignore[no-any-return]
 
 
@@ -110,7 +114,7 @@ class _Differentiable(torch.autograd.Function):
     """Saves the inputs, not the sums: the backward pass computes x @ weight.T + bias again where it needs it."""
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
+    @torch.amp.custom_fwd(device_type="cpu")
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
     ) -> Tensor:

@@ -1,4 +1,4 @@
-// FusedMatmul(X, W, B?, R?; activation): T = float or bfloat16 for all of them.
+// FusedMatmul(X, W, B?, R?; activation): T = float, bfloat16 or float16 for all of them.
 #include "csrc/ort/linear.h"
 #include "kernels/fused_matmul/cpu.h"
 

@@ -16,8 +16,8 @@ U = 2.0**-24  # unit roundoff of f32: the kernels multiply, add and activate in 
 F32_MAX = torch.finfo(torch.float32).max
 F32_MIN_NORMAL = 2.0**-126  # smallest normal of f32 and of bf16; VDPBF16PS reads and writes less than this as zero
 F32_MIN_SUBNORMAL = 2.0**-149
-BF16_SIGNIFICANT_BITS = 8
-BF16_MIN_SUBNORMAL = 2.0**-133
+SIGNIFICANT_BITS = {torch.bfloat16: 8, torch.float16: 11}
+MIN_SUBNORMAL = {torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
 SMOOTH = ("gelu", "gelu_tanh", "silu", "sigmoid", "tanh")  # the others have one exactly rounded chain of operations
 RELATIVE_TO_Z = ("gelu", "gelu_tanh", "silu")
 # Largest |derivative|, 1 of those that are not named: gelu 1.129, gelu_tanh 1.129, silu 1.100.
@@ -89,8 +89,8 @@ def matmul_bound(x: Tensor, weight: Tensor) -> Tensor:
 
     A product meets its own rounding and at most K additions, one more factor covers the float64 reference itself:
     |err| <= gamma(K + 2) sum|x||w|, gamma(n) = n u / (1 - n u). A rounding in the subnormal range adds at most half a
-    smallest subnormal. bf16 products are exact in f32, but VDPBF16PS reads a subnormal input as zero (error of a
-    product: 2^-126 times the other factor) and writes a subnormal sum as zero (2^-126 a step).
+    smallest subnormal. bf16 and f16 products are exact in f32, but VDPBF16PS reads a subnormal bf16 as zero (error of
+    a product: 2^-126 times the other factor) and writes a subnormal sum as zero (2^-126 a step).
     BFDOT does the same and rounds to odd, which errs by up to 2 u; but it adds two products first, and the first such
     sum to zero, so that a product meets at most (K + 1) / 2 roundings: (1 + 2u)^((K + 1) / 2) <= 1 + gamma(K + 1).
     """
@@ -113,8 +113,8 @@ def epilogue_bound(
     y = add_residual(activate(z, activation), residual)
     if residual is not None:  # one rounding of act + residual
         error = error + U * (y.abs() + error)
-    if dtype == torch.bfloat16:
-        error = error + half_ulp_bf16(y.abs() + error)
+    if dtype != torch.float32:
+        error = error + half_ulp(y.abs() + error, dtype)
     return error
 
 
@@ -129,8 +129,8 @@ def activation_bound(z: Tensor, error: Tensor, activation: str) -> Tensor:
     return carried
 
 
-def half_ulp_bf16(magnitude: Tensor) -> Tensor:
-    """Half the distance between bf16 neighbours at a float64 magnitude: the error of rounding to nearest."""
+def half_ulp(magnitude: Tensor, dtype: torch.dtype) -> Tensor:
+    """Half the distance between dtype's neighbours at a float64 magnitude: the error of rounding to nearest."""
     exponent = torch.frexp(magnitude).exponent.double()  # magnitude < 2^exponent
-    half_ulp = torch.exp2(exponent - BF16_SIGNIFICANT_BITS - 1).clamp_min(BF16_MIN_SUBNORMAL / 2)
+    half_ulp = torch.exp2(exponent - SIGNIFICANT_BITS[dtype] - 1).clamp_min(MIN_SUBNORMAL[dtype] / 2)
     return torch.where(magnitude.isfinite(), half_ulp, magnitude)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, BodyWriter
+from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, FLOAT_TYPES, BodyWriter
 
 if TYPE_CHECKING:
     import onnx
@@ -180,7 +180,7 @@ def schema() -> onnx.defs.OpSchema:
             parameter("R", "T", optional=True),
         ],
         outputs=[parameter("Y", "T")],
-        type_constraints=[("T", ["tensor(float)", "tensor(bfloat16)"], "one type for X, B, R and Y")],
+        type_constraints=[("T", FLOAT_TYPES, "one type for X, B, R and Y")],
         attributes=[
             defs.OpSchema.Attribute(name, getattr(defs.OpSchema.AttrType, kind), required=False)
             for name, kind in kinds.items()

@@ -17,6 +17,7 @@ import torch
 from deepseek_fast._activations import ACTIVATIONS
 
 DTYPES = ("float32", "bfloat16")
+HALF = "float16"  # has the bits of float32, rounded once (tests/test_float16.py): it needs few cases of its own
 RESIDUALS = ("none", "full", "one")
 MODES = ("int8", "float")  # the argument `compute`
 CROSSED = ("none", "relu", "gelu")  # activations that meet every bias and residual; the others each dtype and mode
@@ -124,6 +125,9 @@ def _cases() -> Iterator[Case]:
     for i, (shape, dtype, mode) in enumerate(product(EMPTY_SHAPES, DTYPES, MODES)):
         group_size, zeros = GROUPS[i % 8]
         yield Case(*shape, dtype, "silu", True, "full", mode, group_size, zeros)
+    for i, (shape, mode) in enumerate(product((*SHAPES[::4], EPILOGUE_SHAPE, EMPTY_SHAPES[2]), MODES)):
+        group_size, zeros = GROUPS[i % 8]
+        yield Case(*shape, HALF, ACTIVATIONS[i % 5], i % 3 == 0, RESIDUALS[i % 3], mode, group_size, zeros)
 
 
 CASES = tuple(dict.fromkeys(_cases()))

@@ -245,15 +245,18 @@ void dsf_int4_matmul_pack(const Context* context, const LinearWeight* weight, vo
 }
 
 int64_t dsf_int4_matmul_workspace_bytes(const Context*, const LinearArgs* args) {
-  return args->float_activations ? 0 : Workspace(*args).total;
+  return args->float_activations ? widened_x_bytes(*args) : Workspace(*args).total;
 }
 
 void dsf_int4_matmul(const Context* context, const LinearArgs* args) {
   if (args->M == 0 || args->N == 0) return;
   const int4_matmul::Kernel& kernel = pick();
-  if (args->float_activations)
-    return walk(*context, *args,
-                [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run_float(*args, m_begin, m_end, panel); });
+  if (args->float_activations) {
+    const LinearArgs widened = with_widened_x(*context, *args, kernel.widen, context->workspace);
+    return walk(*context, widened, [&](int64_t m_begin, int64_t m_end, int64_t panel) {
+      kernel.run_float(widened, m_begin, m_end, panel);
+    });
+  }
   const int4_matmul::QuantizedRows rows{static_cast<char*>(context->workspace), Workspace(*args).row_bytes};
   const int64_t rows_per_task = 8 * kernel.tile_rows;
   parallel_for(*context, ceil_div(args->M, rows_per_task), [&](int64_t begin, int64_t end) {
@@ -267,9 +270,7 @@ void dsf_int4_matmul(const Context* context, const LinearArgs* args) {
 int32_t dsf_int4_quantize_weight_check(const TensorView* w, int64_t group_size, Problem* problem) {
   *problem = Problem{};
   constexpr const char* OP = "int4_quantize_weight";
-  if (w->dtype != Dtype::f32 && w->dtype != Dtype::bf16)
-    return dtype_error(problem, OP, "w", "be float32 or bfloat16", *w);
-  if (!check_matrix(OP, "w", *w, {w->dtype}, problem)) return 0;
+  if (!check_float(OP, "w", *w, problem) || !check_matrix(OP, "w", *w, {w->dtype}, problem)) return 0;
   return check_group_size(OP, group_size, problem);
 }
 
@@ -279,20 +280,17 @@ int32_t dsf_int4_quantize_weight(const Context* context, const TensorView* w, in
   const int64_t N = w->sizes[0], K = w->sizes[1];
   *problem = Problem{};
   for (int64_t n = 0; n < N; ++n) {
-    const int64_t k = w->dtype == Dtype::f32 ? first_not_finite(F32Row(*w, n), K) : first_not_finite(Bf16Row(*w, n), K);
+    const WeightRow row(*w, n);
+    const int64_t k = first_not_finite(row, K);
     if (k == K) continue;
-    const float value = w->dtype == Dtype::f32 ? F32Row(*w, n)[k] : Bf16Row(*w, n)[k];
+    const float value = row[k];
     char got[96];
     std::snprintf(got, sizeof got, "%s at (%lld, %lld)", not_finite_name(value), static_cast<long long>(n),
                   static_cast<long long>(k));
     return value_error(problem, "int4_quantize_weight", "w", "be finite", got);
   }
   parallel_for(*context, N, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n)
-      if (w->dtype == Dtype::f32)
-        quantize_weight_row(F32Row(*w, n), K, group_size, symmetric, n, *target);
-      else
-        quantize_weight_row(Bf16Row(*w, n), K, group_size, symmetric, n, *target);
+    for (int64_t n = begin; n < end; ++n) quantize_weight_row(WeightRow(*w, n), K, group_size, symmetric, n, *target);
   });
   return 1;
 }

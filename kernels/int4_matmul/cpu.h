@@ -24,6 +24,7 @@
 //   acc[b]  = sum_{k in b} x[m, k] * (q[n, k] - zero)   summed as fused_matmul sums; q - zero is exact in bf16 and f32
 //   z       = sum_b acc[b] * scale[n, b]                one FMA a block, in the order of b (scalar: multiply, add)
 //   y       = act(z + bias) + residual
+// x and w in f16 count as the same numbers in f32; only y is rounded, once.
 // A result depends neither on M, the neighbours, nor the number of threads.
 //
 // u8 x s8 instructions see q as the u8 and x_q as the s8. The zero point comes in as the start of a sum:

@@ -14,7 +14,9 @@ inline void quantize(const LinearArgs& args, int64_t m_begin, int64_t m_end, con
   constexpr int MR = TileU4<Vec>::MR;
   const PackedPanels packed(args.packed);
   const int32_t zero_point = packed.zeros ? 1 : NO_ZERO_POINT;
-  const auto tile = args.dtype == Dtype::f32 ? quantize_tile<Vec, Dtype::f32> : quantize_tile<Vec, Dtype::bf16>;
+  const auto tile = args.dtype == Dtype::f32    ? quantize_tile<Vec, Dtype::f32>
+                    : args.dtype == Dtype::bf16 ? quantize_tile<Vec, Dtype::bf16>
+                                                : quantize_tile<Vec, Dtype::f16>;
   for (int64_t m = m_begin; m < m_end; m += MR)
     tile(args, m, int(m_end - m < MR ? m_end - m : MR), packed.block_k, zero_point, rows.tile(m));
 }
@@ -34,10 +36,10 @@ void run_panel(const LinearArgs& args, const PackedPanels& packed, const Quantiz
     for (int column = 0; column < columns; column += BLOCK)
       run_sum_blocks<Vec, zeros, Tile::MR, Tile::NV>(count, packed, packed.panel(panel), round_up(args.K, STEP_K),
                                                      rows.tile(m), column, z);
-    if (args.dtype == Dtype::f32)
-      finish_tile<Vec, Dtype::f32, Sums::f32>(args, z, nullptr, m, count, panel);
-    else
+    if (args.dtype == Dtype::bf16)
       finish_tile<Vec, Dtype::bf16, Sums::f32>(args, z, nullptr, m, count, panel);
+    else
+      finish_tile<Vec, Dtype::f32, Sums::f32>(args, z, nullptr, m, count, panel);
   }
 }
 
@@ -52,12 +54,12 @@ inline void run_float(const LinearArgs& args, int64_t m_begin, int64_t m_end, in
   const PackedPanels packed(args.packed);
 #ifdef __AVX512BW__
   const auto walk =
-      args.dtype == Dtype::f32
-          ? (packed.zeros ? walk_float_tiles<Vec, Dtype::f32, true> : walk_float_tiles<Vec, Dtype::f32, false>)
-          : (packed.zeros ? walk_float_tiles<Vec, Dtype::bf16, true> : walk_float_tiles<Vec, Dtype::bf16, false>);
+      args.dtype == Dtype::bf16
+          ? (packed.zeros ? walk_float_tiles<Vec, Dtype::bf16, true> : walk_float_tiles<Vec, Dtype::bf16, false>)
+          : (packed.zeros ? walk_float_tiles<Vec, Dtype::f32, true> : walk_float_tiles<Vec, Dtype::f32, false>);
   walk(args, packed, m_begin, m_end, panel);
 #else
-  if (args.dtype == Dtype::f32)
+  if (args.dtype != Dtype::bf16)
     walk_blocks<TileF32<Vec>, Vec, Dtype::f32>(args, packed,
                                                {static_cast<const float*>(args.x), args.x_stride, nullptr, 0},
                                                DecodeF32<Vec>{packed.zeros}, m_begin, m_end, panel);
@@ -68,7 +70,7 @@ inline void run_float(const LinearArgs& args, int64_t m_begin, int64_t m_end, in
 #endif
 }
 
-constexpr Kernel KERNEL = {TileU4<Vec>::MR, quantize, run, run_float};
+constexpr Kernel KERNEL = {TileU4<Vec>::MR, quantize, run, run_float, widen_x<Vec>};
 
 }  // namespace
 }  // namespace dsf::int4_matmul

@@ -25,8 +25,9 @@ struct Kernel {
   // m_begin is a multiple of tile_rows, and m_end too but for the last.
   void (*quantize)(const LinearArgs& args, int64_t m_begin, int64_t m_end, const QuantizedRows& rows);
   void (*run)(const LinearArgs& args, const QuantizedRows& rows, int64_t m_begin, int64_t m_end, int64_t panel);
-  // compute = "float".
+  // compute = "float"; x of f16 widened.
   void (*run_float)(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel);
+  WidenX widen;
 };
 
 #define DSF_VARIANT(isa, dtype, kernel) extern const Kernel kernel;

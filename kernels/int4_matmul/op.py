@@ -21,7 +21,7 @@ WHOLE_ROW_BLOCK = 128  # values of k that a packed block holds where one scale s
 def int4_quantize_weight(w: Tensor, *, group_size: int = 32, symmetric: bool = True) -> tuple[Tensor, ...]:
     """Quantizes a weight to 4 bits with a scale, and perhaps a zero point, per row and group of columns.
 
-    w: (N, K) float32 or bfloat16, finite. group_size: 32, 64, 128, or -1 for one group a row.
+    w: (N, K) float32, bfloat16 or float16, finite. group_size: 32, 64, 128, or -1 for one group a row.
     Returns q: (N, ceil(K / 2)) uint8, two codes a byte, and scale: (N, groups) float32; with symmetric=False also
     zeros: (N, groups) uint8. (code - zero) * scale is w to within scale / 2, zero being 8 where symmetric; values there
     near minus the group's largest are within scale. A group of zeros has scale 1.
@@ -55,9 +55,9 @@ def int4_matmul(
 ) -> Tensor:
     """act(x @ ((q - zeros) * scale).T + bias) + residual with a 4-bit weight, scaled by row and group of columns.
 
-    x: (..., K) float32 or bfloat16. q: (N, ceil(K / 2)) uint8, the code of even k in the low nibble; it is packed on
-    each call, nn.Int4Linear packs it once. scale: (N, groups) float32, finite. zeros: (N, groups) uint8 up to 15, or
-    None for 8 everywhere. bias: (N,), residual: the output's shape or one element, both of x's dtype.
+    x: (..., K) float32, bfloat16 or float16. q: (N, ceil(K / 2)) uint8, the code of even k in the low nibble; it is
+    packed on each call, nn.Int4Linear packs it once. scale: (N, groups) float32, finite. zeros: (N, groups) uint8 up to
+    15, or None for 8 everywhere. bias: (N,), residual: the output's shape or one element, both of x's dtype.
     group_size: 32, 64, 128, or -1 for one group a row. in_features: K, where it is odd; -1 for two values a byte.
     activation: none, relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh. compute: "int8" quantizes x to
     int8 by row and group (W4A8), "float" leaves x as it is (W4A16). Returns (..., N) of x's dtype; has no gradient.
@@ -200,8 +200,7 @@ def _check_pack(
 def _check_quantize(w: Tensor, *, group_size: int = 32, symmetric: bool = True) -> None:
     op = "int4_quantize_weight"
     _linear.check_tensors(op, w=w)
-    if w.dtype not in _linear.DTYPES:
-        _linear.dtype_error(op, "w", "be float32 or bfloat16", w)
+    _linear.check_float(op, "w", w)
     if w.dim() != 2:
         _linear.shape_error(op, "w", "have 2 dimensions", w)
     _check_group_size(op, group_size)

@@ -1,5 +1,5 @@
-// Int4Matmul(X, Q, S, Z?, B?, R?; activation, compute, group_size, in_features): Q and Z uint8, S float, T = float or
-// bfloat16 for X, B and R.
+// Int4Matmul(X, Q, S, Z?, B?, R?; activation, compute, group_size, in_features): Q and Z uint8, S float, T = float,
+// bfloat16 or float16 for X, B and R.
 #include "csrc/ort/linear.h"
 #include "kernels/int4_matmul/cpu.h"
 

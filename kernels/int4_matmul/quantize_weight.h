@@ -3,8 +3,8 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
+#include "csrc/gemm/float_value.h"
 #include "kernels/int4_matmul/cpu.h"
 
 namespace dsf::int4_matmul {
@@ -13,28 +13,17 @@ namespace {
 inline constexpr float SMALLEST_RANGE = 0x1p-100f;  // below it a group counts as zeros: its inverse could overflow
 inline constexpr int32_t LARGEST_CODE = 15, MIDDLE_CODE = 8;
 
-struct F32Row {
-  const float* values;
-  F32Row(const TensorView& w, int64_t n) : values(static_cast<const float*>(w.data) + n * dsf_row_stride(&w)) {}
-  float operator[](int64_t k) const { return values[k]; }
-};
-
-struct Bf16Row {
-  const uint16_t* values;
-  Bf16Row(const TensorView& w, int64_t n) : values(static_cast<const uint16_t*>(w.data) + n * dsf_row_stride(&w)) {}
-  float operator[](int64_t k) const {
-    const uint32_t bits = uint32_t(values[k]) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-  }
+struct WeightRow {
+  const TensorView& w;
+  int64_t first;  // of the row's values
+  WeightRow(const TensorView& w, int64_t n) : w(w), first(n * dsf_row_stride(&w)) {}
+  float operator[](int64_t k) const { return float_at(w.dtype, w.data, first + k); }
 };
 
 inline const char* not_finite_name(float value) { return std::isnan(value) ? "nan" : value < 0 ? "-inf" : "inf"; }
 
 // The first k whose value is NaN or inf, or K.
-template <class Row>
-int64_t first_not_finite(const Row& row, int64_t K) {
+int64_t first_not_finite(const WeightRow& row, int64_t K) {
   for (int64_t k = 0; k < K; ++k)
     if (!std::isfinite(row[k])) return k;
   return K;
@@ -57,8 +46,7 @@ struct GroupRule {
   }
 };
 
-template <class Row>
-GroupRule symmetric_rule(const Row& row, int64_t begin, int64_t end) {
+GroupRule symmetric_rule(const WeightRow& row, int64_t begin, int64_t end) {
   GroupRule rule;
   float most = 0;
   for (int64_t k = begin; k < end; ++k)
@@ -69,8 +57,7 @@ GroupRule symmetric_rule(const Row& row, int64_t begin, int64_t end) {
   return rule;
 }
 
-template <class Row>
-GroupRule asymmetric_rule(const Row& row, int64_t begin, int64_t end) {
+GroupRule asymmetric_rule(const WeightRow& row, int64_t begin, int64_t end) {
   GroupRule rule;
   float low = 0, high = 0;
   for (int64_t k = begin; k < end; ++k) {
@@ -85,8 +72,7 @@ GroupRule asymmetric_rule(const Row& row, int64_t begin, int64_t end) {
   return rule;
 }
 
-template <class Row>
-void quantize_weight_row(const Row& row, int64_t K, int64_t group_size, bool symmetric, int64_t n,
+void quantize_weight_row(const WeightRow& row, int64_t K, int64_t group_size, bool symmetric, int64_t n,
                          const Int4Weight& target) {
   const int64_t groups = dsf_int4_groups(K, group_size), size = group_size < 0 ? K : group_size;
   uint8_t* q = target.q + n * ((K + 1) / 2);

@@ -17,6 +17,7 @@ import torch
 from deepseek_fast._activations import ACTIVATIONS
 
 DTYPES = ("float32", "bfloat16")
+HALF = "float16"  # has the bits of float32, rounded once (tests/test_float16.py): it needs few cases of its own
 RESIDUALS = ("none", "full", "one")
 MODES = ("int8", "float")  # the argument `activations`
 CROSSED = ("none", "relu", "gelu")  # activations that meet every bias and residual; the others each dtype and mode
@@ -94,6 +95,8 @@ def _cases() -> Iterator[Case]:
         yield Case(*EPILOGUE_SHAPE, dtype, activation, i // 2 % 2 == 0, RESIDUALS[i % 3], mode)
     for shape, dtype, mode in product(EMPTY_SHAPES, DTYPES, MODES):
         yield Case(*shape, dtype, "silu", True, "full", mode)
+    for i, (shape, mode) in enumerate(product((*SHAPES[::4], EPILOGUE_SHAPE, EMPTY_SHAPES[2]), MODES)):
+        yield Case(*shape, HALF, ACTIVATIONS[i % 5], i % 3 == 0, RESIDUALS[i % 3], mode)
 
 
 CASES = tuple(_cases())

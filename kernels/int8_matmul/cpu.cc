@@ -126,15 +126,18 @@ void dsf_int8_matmul_pack(const Context* context, const LinearWeight* weight, vo
 }
 
 int64_t dsf_int8_matmul_workspace_bytes(const Context*, const LinearArgs* args) {
-  return args->float_activations ? 0 : Workspace(*args).total;
+  return args->float_activations ? widened_x_bytes(*args) : Workspace(*args).total;
 }
 
 void dsf_int8_matmul(const Context* context, const LinearArgs* args) {
   if (args->M == 0 || args->N == 0) return;
   const int8_matmul::Kernel& kernel = pick();
-  if (args->float_activations)
-    return walk(*context, *args,
-                [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run_float(*args, m_begin, m_end, panel); });
+  if (args->float_activations) {
+    const LinearArgs widened = with_widened_x(*context, *args, kernel.widen, context->workspace);
+    return walk(*context, widened, [&](int64_t m_begin, int64_t m_end, int64_t panel) {
+      kernel.run_float(widened, m_begin, m_end, panel);
+    });
+  }
   const int8_matmul::QuantizedRows rows = quantize_rows(*context, *args);
   walk(*context, *args,
        [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run(*args, rows, m_begin, m_end, panel); });
@@ -150,7 +153,10 @@ void dsf_int8_matmul_plain(const Context* context, const LinearArgs* args, const
   const int8_matmul::Kernel& kernel = pick();
   const auto pack = [&](int64_t n, const PackedPanels& target, int64_t p) { pack_panel(weight->values, n, target, p); };
   void* scratch = static_cast<char*>(context->workspace) + dsf_int8_matmul_workspace_bytes(context, args);
-  if (args->float_activations) return walk_plain(*context, *args, {Dtype::i8}, scratch, pack, kernel.run_float);
+  if (args->float_activations) {
+    const LinearArgs widened = with_widened_x(*context, *args, kernel.widen, context->workspace);
+    return walk_plain(*context, widened, {Dtype::i8}, scratch, pack, kernel.run_float);
+  }
   const int8_matmul::QuantizedRows rows = quantize_rows(*context, *args);
   walk_plain(*context, *args, {Dtype::i8}, scratch, pack,
              [&](const LinearArgs& part, int64_t m_begin, int64_t m_end, int64_t p) {
@@ -160,18 +166,16 @@ void dsf_int8_matmul_plain(const Context* context, const LinearArgs* args, const
 
 int32_t dsf_int8_quantize_weight_check(const TensorView* weight, Problem* problem) {
   *problem = Problem{};
-  if (weight->dtype != Dtype::f32 && weight->dtype != Dtype::bf16)
-    return dtype_error(problem, "int8_quantize_weight", "w", "be float32 or bfloat16", *weight);
-  return check_matrix("int8_quantize_weight", "w", *weight, {weight->dtype}, problem);
+  return check_float("int8_quantize_weight", "w", *weight, problem) &&
+         check_matrix("int8_quantize_weight", "w", *weight, {weight->dtype}, problem);
 }
 
 void dsf_int8_quantize_weight(const Context* context, Dtype dtype, const void* weight, int64_t row_stride, int64_t N,
                               int64_t K, int8_t* q, float* scale) {
   const auto quantize_row = pick().quantize_weight_row;
-  const int64_t value_bytes = dtype == Dtype::f32 ? 4 : 2;
   parallel_for(*context, N, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      const char* row = static_cast<const char*>(weight) + n * row_stride * value_bytes;
+      const char* row = static_cast<const char*>(weight) + n * row_stride * value_bytes(dtype);
       scale[n] = quantize_row(dtype, row, K, q + n * K);
     }
   });

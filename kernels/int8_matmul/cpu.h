@@ -11,6 +11,7 @@
 //   A row with NaN or inf gives a row of NaN. Every step is an exactly rounded operation in a fixed order, so results
 //   are bit-equal on every ISA level, thread count and door.
 // activations = "float" (W8A16): acc = sum_k x[m, k] * float(q[n, k]) as in fused_matmul, y = acc * scale[n] + bias[n].
+// x in f16 counts as the same numbers in f32, here and below; only y is rounded, once.
 //
 // Quantization of a weight row is the same rule as of an activation row; a row of zeros has scale 0.
 // u8 x s8 instructions see x_q + 128; the excess 128 * sum_k q[n, k] is packed with the weight and taken off exactly.
@@ -45,7 +46,7 @@ DSF_API void dsf_int8_matmul_plain(const Context* context, const LinearArgs* arg
 // All of the above.
 DSF_API const LinearRoom* dsf_int8_matmul_room();
 
-// weight (N, K) f32 or bf16, rows at row_stride elements -> q (N, K) int8 contiguous, scale (N) f32.
+// weight (N, K) f32, bf16 or f16, rows at row_stride elements -> q (N, K) int8 contiguous, scale (N) f32.
 DSF_API int32_t dsf_int8_quantize_weight_check(const TensorView* weight, Problem* problem);
 DSF_API void dsf_int8_quantize_weight(const Context* context, Dtype dtype, const void* weight, int64_t row_stride,
                                       int64_t N, int64_t K, int8_t* q, float* scale);

@@ -10,7 +10,15 @@ namespace dsf::int8_matmul {
 namespace {
 
 inline const char* row_of_x(const LinearArgs& args, int64_t m) {
-  return static_cast<const char*>(args.x) + m * args.x_stride * (args.dtype == Dtype::f32 ? 4 : 2);
+  return static_cast<const char*>(args.x) + m * args.x_stride * value_bytes(args.dtype);
+}
+
+template <int32_t offset, class Code>
+inline float quantize_row_of(Dtype dtype, const void* x, int64_t K, int64_t padded_K, Code* codes) {
+  const auto quantize = dtype == Dtype::f32    ? quantize_row<Dtype::f32, offset, Code>
+                        : dtype == Dtype::bf16 ? quantize_row<Dtype::bf16, offset, Code>
+                                               : quantize_row<Dtype::f16, offset, Code>;
+  return quantize(x, K, padded_K, codes);
 }
 
 // x_scale, x_q = quantize_rows(x)
@@ -19,9 +27,7 @@ void quantize(const LinearArgs& args, int64_t m_begin, int64_t m_end, const Quan
   using Code = typename Tile::X;
   for (int64_t m = m_begin; m < m_end; ++m) {
     Code* codes = static_cast<Code*>(rows.codes) + m * rows.padded_K;
-    const void* x = row_of_x(args, m);
-    rows.scale[m] = args.dtype == Dtype::f32 ? quantize_row<Dtype::f32, Tile::OFFSET>(x, args.K, rows.padded_K, codes)
-                                             : quantize_row<Dtype::bf16, Tile::OFFSET>(x, args.K, rows.padded_K, codes);
+    rows.scale[m] = quantize_row_of<Tile::OFFSET>(args.dtype, row_of_x(args, m), args.K, rows.padded_K, codes);
   }
 }
 
@@ -29,8 +35,8 @@ template <class Tile>
 void run(const LinearArgs& args, const QuantizedRows& rows, int64_t m_begin, int64_t m_end, int64_t panel) {
   const PackedPanels packed(args.packed);
   const auto* codes = static_cast<const typename Tile::X*>(rows.codes);
-  const auto walk = args.dtype == Dtype::f32 ? walk_and_finish<Tile, Vec, Dtype::f32, Sums::i32_scaled>
-                                             : walk_and_finish<Tile, Vec, Dtype::bf16, Sums::i32_scaled>;
+  const auto walk = args.dtype == Dtype::bf16 ? walk_and_finish<Tile, Vec, Dtype::bf16, Sums::i32_scaled>
+                                              : walk_and_finish<Tile, Vec, Dtype::f32, Sums::i32_scaled>;
   const int32_t* excess = Tile::OFFSET ? packed.excess + panel * PANEL_N : nullptr;
   const DotScope scope;
   // acc = x_q.int() @ q.int().T;  y = act(acc.float() * x_scale * scale + bias) + residual
@@ -85,19 +91,19 @@ void run_widened(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t
 }
 
 inline void run_float(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel) {
-  if (args.dtype == Dtype::f32)
-    run_widened<TileF32<Vec>, Dtype::f32>(args, m_begin, m_end, panel);
-  else
+  if (args.dtype == Dtype::bf16)
     run_widened<DotTileBf16, Dtype::bf16>(args, m_begin, m_end, panel);
+  else
+    run_widened<TileF32<Vec>, Dtype::f32>(args, m_begin, m_end, panel);
 }
 
 inline float quantize_weight_row(Dtype dtype, const void* row, int64_t K, int8_t* codes) {
-  return dtype == Dtype::f32 ? quantize_row<Dtype::f32, 0>(row, K, K, codes)
-                             : quantize_row<Dtype::bf16, 0>(row, K, K, codes);
+  return quantize_row_of<0>(dtype, row, K, K, codes);
 }
 
 template <class Tile>
-constexpr Kernel kernel_of = {sizeof(typename Tile::X), quantize<Tile>, run<Tile>, run_float, quantize_weight_row};
+constexpr Kernel kernel_of = {sizeof(typename Tile::X), quantize<Tile>, run<Tile>, run_float, widen_x<Vec>,
+                              quantize_weight_row};
 
 }  // namespace
 }  // namespace dsf::int8_matmul

@@ -16,8 +16,9 @@ struct Kernel {
   // W8A8: quantizes rows [m_begin, m_end) of x; then those rows of the output columns of one panel.
   void (*quantize)(const LinearArgs& args, int64_t m_begin, int64_t m_end, const QuantizedRows& rows);
   void (*run)(const LinearArgs& args, const QuantizedRows& rows, int64_t m_begin, int64_t m_end, int64_t panel);
-  // W8A16: the same with x as it is.
+  // W8A16: the same with x as it is; f16 widened.
   void (*run_float)(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel);
+  WidenX widen;
   // A weight row (K) of dtype -> int8 codes; returns its scale.
   float (*quantize_weight_row)(Dtype dtype, const void* row, int64_t K, int8_t* codes);
 };

@@ -20,7 +20,7 @@ MAX_K = 131071  # columns whose int8 sums fit int32: 127 * 128 * K < 2^31
 def int8_quantize_weight(w: Tensor) -> tuple[Tensor, Tensor]:
     """Quantizes a weight to int8, symmetrically, with one scale per output channel.
 
-    w: (N, K) float32 or bfloat16. Returns q: (N, K) int8 in [-127, 127] and scale: (N,) float32, so that
+    w: (N, K) float32, bfloat16 or float16. Returns q: (N, K) int8 in [-127, 127] and scale: (N,) float32, so that
     q * scale[:, None] is w to within scale / 2. A row of zeros has scale 0; a row with NaN or inf has scale NaN.
     Raises ValueError for a shape that is not (N, K), TypeError for other dtypes.
     Numerics: scale = amax / 127, q = round_half_even(w * (127 / amax)), each operation rounded to float32.
@@ -46,11 +46,11 @@ def int8_matmul(
 ) -> Tensor:
     """act(x @ (q * scale).T + bias) + residual with an int8 weight.
 
-    x: (..., K) float32 or bfloat16. q: (N, K) int8 and scale: (N,) float32 from int8_quantize_weight; q is packed on
-    each call, nn.Int8Linear packs it once. bias: (N,), residual: the output's shape or one element, both of x's dtype.
-    activation: none, relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh. activations: "int8" quantizes each
-    row of x with its own scale (W8A8; K <= 131071), "float" leaves x as it is (W8A16). Returns (..., N) of x's dtype;
-    has no gradient.
+    x: (..., K) float32, bfloat16 or float16. q: (N, K) int8 and scale: (N,) float32 from int8_quantize_weight; q is
+    packed on each call, nn.Int8Linear packs it once. bias: (N,), residual: the output's shape or one element, both of
+    x's dtype. activation: none, relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh. activations: "int8"
+    quantizes each row of x with its own scale (W8A8; K <= 131071), "float" leaves x as it is (W8A16). Returns (..., N)
+    of x's dtype; has no gradient.
     Raises ValueError for shapes and names, TypeError for dtypes.
     Numerics: "int8" gives the same bits on every CPU, number of threads and runtime; a row with NaN or inf gives NaN.
 
@@ -134,8 +134,7 @@ def _check_scale(op: str, scale: Tensor, out_features: Any) -> None:
 
 def _check_quantize(w: Tensor) -> None:
     _linear.check_tensors("int8_quantize_weight", w=w)
-    if w.dtype not in _linear.DTYPES:
-        _linear.dtype_error("int8_quantize_weight", "w", "be float32 or bfloat16", w)
+    _linear.check_float("int8_quantize_weight", "w", w)
     if w.dim() != 2:
         _linear.shape_error("int8_quantize_weight", "w", "have 2 dimensions", w)
 

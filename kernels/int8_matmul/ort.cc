@@ -1,4 +1,4 @@
-// Int8Matmul(X, Q, S, B?, R?; activation, activations): Q int8, S float, T = float or bfloat16 for X, B and R.
+// Int8Matmul(X, Q, S, B?, R?; activation, activations): Q int8, S float, T = float, bfloat16 or float16 for X, B and R.
 #include "csrc/ort/linear.h"
 #include "kernels/int8_matmul/cpu.h"
 

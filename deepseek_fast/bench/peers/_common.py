@@ -21,7 +21,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 # Largest |y - ref| / |ref| of a right answer: a float sum in any order, and one rounding of the output.
-FLOAT = {"float32": (1e-5, "f32 sums of any order"), "bfloat16": (1e-2, "bf16 output, perhaps a bf16 activation step")}
+FLOAT = {
+    "float32": (1e-5, "f32 sums of any order"),
+    "bfloat16": (1e-2, "bf16 output, perhaps a bf16 activation step"),
+    "float16": (1.5e-3, "f16 output, perhaps an f16 activation step"),
+}
 INT8_TENSOR = (5e-2, "int8 with one scale for the whole of x")
 # Rounding to 1/127 of a row's largest value, about 4 deviations of normal values: 4 / 127 / sqrt(12) = 0.9 % of |x| and
 # of |y|; the reference rounds too, to other codes: 1.3 %; the slope of an activation and a bf16 output may add half.

@@ -11,7 +11,12 @@ from deepseek_fast.bench.peers._common import ACTIVATIONS, INT8_ROW, float_peer,
 PACKAGES = ("numkong",)
 HOW_TO_INSTALL = "pip install numkong, or run `make bench-peers`"
 # What it accumulates in and gives: f32 in f64, hence exact and slow.
-SUMS = {torch.float32: torch.float64, torch.bfloat16: torch.float32, torch.int8: torch.int32}
+SUMS = {
+    torch.float32: torch.float64,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.int8: torch.int32,
+}
 
 
 class Dots:

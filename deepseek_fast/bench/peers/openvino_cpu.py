@@ -74,7 +74,7 @@ def _call(inputs: dict[str, Any], weight: Any, group: int | None = None) -> Call
     from openvino import opset13 as op
 
     x, activation = inputs["x"], inputs["activation"]
-    element = Type.bf16 if x.dtype == torch.bfloat16 else Type.f32
+    element = {torch.bfloat16: Type.bf16, torch.float16: Type.f16}.get(x.dtype, Type.f32)
     parameter = op.parameter(list(x.shape), element)
     z = op.matmul(op.convert(parameter, Type.f32), weight, False, True)
     z = op.add(z, op.constant(inputs["bias"].float().numpy()[None]))
@@ -83,7 +83,7 @@ def _call(inputs: dict[str, Any], weight: Any, group: int | None = None) -> Call
         z = getattr(op, name)(z, *arguments)
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": element,
+        "INFERENCE_PRECISION_HINT": Type.bf16 if element == Type.bf16 else Type.f32,
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
     }

@@ -24,7 +24,7 @@ ACTIVATION_NODES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def fused_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
     if inputs["x"].dtype != torch.float32:
-        raise Unsupported("ONNX Runtime has no bf16 MatMul on CPUs")
+        raise Unsupported("ONNX Runtime has no MatMul of 16 bits on CPUs")
     values = {"B": inputs["weight"].T.contiguous().numpy(), "bias": inputs["bias"].numpy()}
     call = _session("Gemm", ["A", "B", "bias"], "", values, inputs)
     return {"ORT Gemm": Peer(call, *FLOAT["float32"])}

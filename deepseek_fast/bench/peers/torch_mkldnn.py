@@ -32,7 +32,12 @@ POST: dict[str, tuple[str, list[float], str]] = {
 
 
 def fused_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
-    return _linear(inputs, inputs["weight"])
+    x, weight = inputs["x"], inputs["weight"]
+    if x.dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        wide = inputs | {"x": x.float(), "bias": inputs["bias"].float()}
+        (peer,) = _linear(wide, weight.float()).values()
+        return {"mkldnn, all in float32": float_peer(peer.call, x)}
+    return _linear(inputs, weight)
 
 
 def int8_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
