@@ -9,8 +9,8 @@ from types import ModuleType
 from deepseek_fast._version import __version__
 
 # Lowest first; a machine has those of its architecture.
-ISA_LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx")
-ISA_LEVELS += ("neon", "neon_dotprod", "neon_i8mm")
+X86_LEVELS = ("avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx")
+ISA_LEVELS = ("scalar", *X86_LEVELS, "neon", "neon_dotprod", "neon_i8mm")
 _HOW_TO_BUILD = "reinstall it with `pip install --no-build-isolation .` (torch installed first for the torch door)"
 
 

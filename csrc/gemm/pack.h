@@ -19,6 +19,7 @@ inline constexpr int64_t PACK_AHEAD_BYTES = 128;
 
 // Quad g of the four rows (4 bytes each) to target + g * PANEL_N * 4.
 struct TransposeQuads {
+  static constexpr int64_t GROUP_BYTES = 4;  // of a row that lie side by side in a panel
   static void store(const u32x4 (&rows)[4], char* target) {
     const auto low = [](u32x4 a, u32x4 b) { return __builtin_shuffle(a, b, u32x4{0, 4, 1, 5}); };
     const auto high = [](u32x4 a, u32x4 b) { return __builtin_shuffle(a, b, u32x4{2, 6, 3, 7}); };
@@ -35,6 +36,7 @@ struct TransposeQuads {
 
 // The same with the quads' halves apart: the pairs (0, 1) of the four rows, then their pairs (2, 3).
 struct TransposePairs {
+  static constexpr int64_t GROUP_BYTES = 4;
   static void store(const u32x4 (&rows)[4], char* target) {
     const auto low = [](u32x4 a, u32x4 b) {
       return u32x4(__builtin_shuffle(u16x8(a), u16x8(b), u16x8{0, 8, 1, 9, 2, 10, 3, 11}));
@@ -52,10 +54,32 @@ struct TransposePairs {
   }
 };
 
-// `bytes` bytes of each of `columns` rows -> quads of PANEL_N columns; zeros after the end of a row in its last quad
+// Value g of the four rows (2 bytes each) to target + g * PANEL_N * 2.
+struct TransposeHalves {
+  static constexpr int64_t GROUP_BYTES = 2;
+  static void store(const u32x4 (&rows)[4], char* target) {
+    const auto low = [](u32x4 a, u32x4 b) {
+      return u32x4(__builtin_shuffle(u16x8(a), u16x8(b), u16x8{0, 8, 1, 9, 2, 10, 3, 11}));
+    };
+    const auto high = [](u32x4 a, u32x4 b) {
+      return u32x4(__builtin_shuffle(u16x8(a), u16x8(b), u16x8{4, 12, 5, 13, 6, 14, 7, 15}));
+    };
+    const u32x4 first[2] = {low(rows[0], rows[1]), low(rows[2], rows[3])};
+    const u32x4 second[2] = {high(rows[0], rows[1]), high(rows[2], rows[3])};
+    const u32x4 groups[4] = {__builtin_shuffle(first[0], first[1], u32x4{0, 4, 1, 5}),
+                             __builtin_shuffle(first[0], first[1], u32x4{2, 6, 3, 7}),
+                             __builtin_shuffle(second[0], second[1], u32x4{0, 4, 1, 5}),
+                             __builtin_shuffle(second[0], second[1], u32x4{2, 6, 3, 7})};  // two groups each
+    for (int g = 0; g < 8; ++g)
+      std::memcpy(target + g * PANEL_N * 2, reinterpret_cast<const char*>(&groups[g / 2]) + g % 2 * 8, 8);
+  }
+};
+
+// `bytes` bytes of each of `columns` rows -> groups of PANEL_N columns; zeros after the end of a row in its last group
 // and of the last row in its four. The columns past those are left as they are.
 template <class Transpose>
 inline void pack_columns(const char* rows, int64_t stride_bytes, int64_t columns, int64_t bytes, char* target) {
+  constexpr int64_t GROUP_BYTES = Transpose::GROUP_BYTES;
   for (int64_t begin = 0; begin < bytes; begin += PACK_ROW_BYTES) {
     const int64_t end = bytes - begin < PACK_ROW_BYTES ? bytes : begin + PACK_ROW_BYTES;
     for (int64_t c = 0; c < columns; c += 4) {
@@ -68,17 +92,17 @@ inline void pack_columns(const char* rows, int64_t stride_bytes, int64_t columns
       for (int64_t i = begin; i < end; i += PACK_BYTES) {
         const int64_t width = end - i < PACK_BYTES ? end - i : PACK_BYTES;
         u32x4 four[4] = {};
-        char* quads = target + i * PANEL_N + c * 4;
+        char* groups = target + i * PANEL_N + c * GROUP_BYTES;
         if (width == PACK_BYTES && height == 4) {
           for (int r = 0; r < 4; ++r) std::memcpy(&four[r], source + r * stride_bytes + i, PACK_BYTES);
-          Transpose::store(four, quads);
+          Transpose::store(four, groups);
           continue;
         }
         for (int64_t r = 0; r < height; ++r) std::memcpy(&four[r], source + r * stride_bytes + i, size_t(width));
-        char edge[4 * PANEL_N * 4];  // quads past the end are not the panel's
+        char edge[PACK_BYTES * PANEL_N];  // groups past the end are not the panel's
         Transpose::store(four, edge);
-        for (int64_t g = 0; g * 4 < width; ++g)
-          std::memcpy(quads + g * PANEL_N * 4, edge + g * PANEL_N * 4, PACK_BYTES);
+        for (int64_t g = 0; g * GROUP_BYTES < width; ++g)
+          std::memcpy(groups + g * PANEL_N * GROUP_BYTES, edge + g * PANEL_N * GROUP_BYTES, 4 * GROUP_BYTES);
       }
     }
   }

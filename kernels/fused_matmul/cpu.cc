@@ -40,7 +40,9 @@ void pack_panel(const TensorView& weight, int64_t n, const PackedPanels& target,
   char* panel = const_cast<char*>(target.panel(p));
   if (columns < PANEL_N) std::memset(panel, 0, size_t(target.panel_bytes));  // else all of it is written below
   const char* rows = static_cast<const char*>(weight.data) + n * stride_bytes;
-  pack_columns<TransposeQuads>(rows, stride_bytes, columns, row_bytes, panel);
+  const auto pack = k_group(weight.dtype) * value_bytes(weight.dtype) == 2 ? pack_columns<TransposeHalves>
+                                                                           : pack_columns<TransposeQuads>;
+  pack(rows, stride_bytes, columns, row_bytes, panel);
 }
 
 }  // namespace
