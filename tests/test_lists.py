@@ -100,7 +100,7 @@ def test_activations_are_one_list() -> None:
 
     assert _activations.ACTIVATIONS == _body.ACTIVATION_NAMES == tuple(_common.ACTIVATIONS)
     (listed,) = re.findall(r"#define DSF_ACTIVATIONS\(entry\)(.*?)\n#define", LINEAR_H.read_text(), re.DOTALL)
-    assert _activations.ACTIVATIONS == tuple(re.findall(r"entry\((\w+)\)", listed))
+    assert tuple(re.findall(r"entry\((\w+)\)", listed)) == _activations.ACTIVATIONS
 
 
 def test_an_import_loads_neither_torch_nor_onnxruntime() -> None:

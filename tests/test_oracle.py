@@ -107,7 +107,8 @@ def test_bounds_are_small_beside_the_outputs(room: str) -> None:
             continue
         _, want, bound = prepared(room, case)
         relative = 2.0**-7 if case.dtype == "bfloat16" else 2.0**-24 * (case.K + 40) * 8
-        assert (bound <= relative * (want.double().abs() + case.K**0.5 + 4)).all(), case.id
+        factor = 16 if case.gated else 1  # of the other half, whose values are of size 3
+        assert (bound <= factor * relative * (want.double().abs() + case.K**0.5 + 4)).all(), case.id
 
 
 def test_seeds_depend_on_the_text_alone() -> None:

@@ -8,6 +8,7 @@
 //   u4    blocks of block_k values of k: PANEL_N scales (f32), PANEL_N zero points (u8) where the weight has them, then
 //         two quads of k in the nibbles of one: byte i of panel[k / 8][n] holds q[n, 8 (k / 8) + i], the first quad,
 //         low and q[n, 8 (k / 8) + 4 + i] high
+// A gated weight's halves are padded to whole panels each: panels 2 p and 2 p + 1 are panel p of the one and the other.
 // One layout serves every ISA level, so lowering the level never invalidates a packed weight.
 #pragma once
 #include <cstdint>
@@ -25,10 +26,11 @@ struct PackedHeader {
   uint32_t version;
   int32_t dtype;    // Dtype of the weight
   int32_t block_k;  // values of k that share a scale in the panels; 0: the panels hold no scales
-  int64_t N, K;
-  int64_t bytes;  // of header and panels
-  int64_t zeros;  // 1: every block holds zero points
-  int64_t padding[2];
+  int64_t N, K;     // of the weight
+  int64_t bytes;    // of header and panels
+  int64_t zeros;    // 1: every block holds zero points
+  int64_t gated;    // 1: two halves of N / 2 rows
+  int64_t padding;
 };
 static_assert(sizeof(PackedHeader) == 64);
 
@@ -37,6 +39,7 @@ struct PackedFormat {
   Dtype dtype;
   int64_t block_k = 0;
   bool zeros = false;
+  bool gated = false;
 };
 
 inline constexpr bool is_fp8(Dtype dtype) { return dtype == Dtype::f8e4m3 || dtype == Dtype::f8e5m2; }
@@ -44,6 +47,17 @@ inline constexpr int64_t value_bytes(Dtype dtype) { return dtype == Dtype::f32 ?
 // k values that lie side by side in a panel.
 inline constexpr int64_t k_group(Dtype dtype) { return dtype == Dtype::u4 ? 8 : 4 / value_bytes(dtype); }
 inline constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+[[gnu::always_inline]] inline constexpr int64_t num_panels(int64_t rows, bool gated) {
+  return gated ? 2 * (round_up(rows / 2, PANEL_N) / PANEL_N) : round_up(rows, PANEL_N) / PANEL_N;
+}
+// The rows of a weight that a panel holds.
+struct PanelRows {
+  int64_t first, count;
+};
+[[gnu::always_inline]] inline constexpr PanelRows rows_of_panel(int64_t rows, bool gated, int64_t panel) {
+  const int64_t of_half = gated ? rows / 2 : rows, first = (gated ? panel / 2 : panel) * PANEL_N;
+  return {gated && panel % 2 ? of_half + first : first, of_half - first < PANEL_N ? of_half - first : PANEL_N};
+}
 // Bytes of K values of one column.
 [[gnu::always_inline]] inline constexpr int64_t column_bytes(Dtype dtype, int64_t K) {
   const int64_t padded_K = round_up(K, k_group(dtype));
@@ -62,7 +76,7 @@ struct PackedPanels {
     const char* data = static_cast<const char*>(packed) + sizeof(PackedHeader);
     dtype = static_cast<Dtype>(header->dtype);
     excess = reinterpret_cast<const int32_t*>(data);
-    panels = dtype == Dtype::i8 ? data + round_up(header->N, PANEL_N) * 4 : data;
+    panels = dtype == Dtype::i8 ? data + num_panels(header->N, header->gated) * PANEL_N * 4 : data;
     panel_bytes = column_bytes(dtype, header->K) * PANEL_N;
     block_k = header->block_k;
     zeros = header->zeros != 0;

@@ -42,7 +42,7 @@ constexpr const char* QUANTIZE = "fp8_quantize_weight";
 Block block_size(const LinearWeight& weight) { return {weight.block_n, weight.block_k}; }
 
 PackedFormat format_of(const LinearWeight& weight) {
-  return {weight.values.dtype, weight.block_k < 0 ? STEP : std::gcd(weight.block_k, STEP)};
+  return {weight.values.dtype, weight.block_k < 0 ? STEP : std::gcd(weight.block_k, STEP), false, weight.gated};
 }
 
 bool check_fp8(const char* op, const char* arg, const TensorView& values, Problem* problem) {
@@ -102,12 +102,12 @@ void store_quads(const uint8_t* const (&rows)[4], char* target) {
 }
 
 // panel: of each block the scales, then the codes as packed.h has them.
-void pack_panel(const LinearWeight& weight, int64_t panel_n, const PackedPanels& target, char* block) {
+void pack_panel(const LinearWeight& weight, int64_t panel, const PackedPanels& target, char* block) {
   constexpr int64_t WIDTH = 16;  // codes a row in one step
   const TensorView& values = weight.values;
-  const int64_t N = values.sizes[0], K = values.sizes[1], stride = dsf_row_stride(&values);
+  const int64_t K = values.sizes[1], stride = dsf_row_stride(&values);
   const auto* codes = static_cast<const uint8_t*>(values.data);
-  const int64_t columns = N - panel_n < PANEL_N ? N - panel_n : PANEL_N;
+  const auto [panel_n, columns] = rows_of_panel(values.sizes[0], weight.gated, panel);
   if (columns < PANEL_N) std::memset(block, 0, size_t(target.panel_bytes));  // else all of it is written below
   for (int64_t k = 0; k < K; k += target.block_k, block += target.block_bytes) {
     auto* scales = reinterpret_cast<float*>(block);
@@ -139,9 +139,9 @@ void pack_panel(const LinearWeight& weight, int64_t panel_n, const PackedPanels&
 
 void run_rows(const Context& context, const LinearArgs& args, const CastRows& rows) {
   const fp8_matmul::Kernel& kernel = pick();
-  walk(context, args, [&](int64_t m_begin, int64_t m_end, int64_t panel) {
+  walk(context, args, [&](const LinearArgs& part, int64_t m_begin, int64_t m_end, int64_t panel) {
     const IeeeSubnormals ieee;
-    kernel.run_cast(args, rows, m_begin, m_end, panel);
+    kernel.run_cast(part, rows, m_begin, m_end, panel);
   });
 }
 
@@ -212,7 +212,8 @@ int32_t dsf_fp8_matmul_pack_check(const LinearWeight* weight, Problem* problem) 
   constexpr const char* OP = "fp8_matmul_pack";
   return check_fp8(OP, "weight", weight->values, problem) && check_block(OP, block_size(*weight), problem) &&
          check_matrix(OP, "weight", weight->values, format_of(*weight), problem) &&
-         check_scaling(OP, *weight, problem) && check_scale_values(OP, "scale", *weight->scale, problem);
+         check_gated(OP, "weight", *weight, problem) && check_scaling(OP, *weight, problem) &&
+         check_scale_values(OP, "scale", *weight->scale, problem);
 }
 
 int64_t dsf_fp8_matmul_packed_bytes(const LinearWeight* weight) {
@@ -223,8 +224,8 @@ void dsf_fp8_matmul_pack(const Context* context, const LinearWeight* weight, voi
   const int64_t N = weight->values.sizes[0];
   write_packed_header(format_of(*weight), N, weight->values.sizes[1], packed);
   const PackedPanels target(packed);
-  parallel_for(*context, round_up(N, PANEL_N) / PANEL_N, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) pack_panel(*weight, p * PANEL_N, target, const_cast<char*>(target.panel(p)));
+  parallel_for(*context, num_panels(N, weight->gated), [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) pack_panel(*weight, p, target, const_cast<char*>(target.panel(p)));
   });
 }
 
@@ -236,9 +237,9 @@ void dsf_fp8_matmul(const Context* context, const LinearArgs* args) {
   if (args->M == 0 || args->N == 0) return;
   const fp8_matmul::Kernel& kernel = pick();
   if (args->float_activations)
-    return walk(*context, *args, [&](int64_t m_begin, int64_t m_end, int64_t panel) {
+    return walk(*context, *args, [&](const LinearArgs& part, int64_t m_begin, int64_t m_end, int64_t panel) {
       const IeeeSubnormals ieee;
-      kernel.run(*args, m_begin, m_end, panel);
+      kernel.run(part, m_begin, m_end, panel);
     });
   const CastRows rows = Workspace(*args).rows(context->workspace);
   parallel_for(*context, args->M, [&](int64_t begin, int64_t end) { kernel.cast(*args, begin, end, rows); });

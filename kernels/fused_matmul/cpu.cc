@@ -30,6 +30,8 @@ fused_matmul::Kernel pick(Dtype dtype) {
   return nullptr;  // not reached: every dtype has a scalar row
 }
 
+PackedFormat format_of(const LinearWeight& weight) { return {.dtype = weight.values.dtype, .gated = weight.gated}; }
+
 // panel[k / group][n][k % group] = weight[n, k]
 template <class Value>
 void pack_panel(const Value* weight, int64_t row_stride, int64_t columns, int64_t K, int64_t group, Value* panel) {
@@ -52,12 +54,11 @@ int32_t dsf_fused_matmul_pack_check(const LinearWeight* weight, Problem* problem
   const TensorView& values = weight->values;
   if (values.dtype != Dtype::f32 && values.dtype != Dtype::bf16)
     return dtype_error(problem, OP, "weight", "be float32 or bfloat16", values);
-  return check_matrix(OP, "weight", values, {values.dtype}, problem);
+  return check_matrix(OP, "weight", values, format_of(*weight), problem) && check_gated(OP, "weight", *weight, problem);
 }
 
 int64_t dsf_fused_matmul_packed_bytes(const LinearWeight* weight) {
-  const TensorView& values = weight->values;
-  return packed_bytes({values.dtype}, values.sizes[0], values.sizes[1]);
+  return packed_bytes(format_of(*weight), weight->values.sizes[0], weight->values.sizes[1]);
 }
 
 void dsf_fused_matmul_pack(const Context* context, const LinearWeight* weight_, void* packed) {
@@ -65,11 +66,11 @@ void dsf_fused_matmul_pack(const Context* context, const LinearWeight* weight_, 
   const void* weight = values.data;
   const Dtype dtype = values.dtype;
   const int64_t N = values.sizes[0], K = values.sizes[1], row_stride = dsf_row_stride(&values);
-  write_packed_header({dtype}, N, K, packed);
+  write_packed_header(format_of(*weight_), N, K, packed);
   const PackedPanels target(packed);
-  parallel_for(*context, round_up(N, PANEL_N) / PANEL_N, [&](int64_t begin, int64_t end) {
+  parallel_for(*context, num_panels(N, weight_->gated), [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
-      const int64_t n = p * PANEL_N, columns = N - n < PANEL_N ? N - n : PANEL_N;
+      const auto [n, columns] = rows_of_panel(N, weight_->gated, p);
       char* panel = const_cast<char*>(target.panel(p));
       if (dtype == Dtype::f32)
         pack_panel(static_cast<const float*>(weight) + n * row_stride, row_stride, columns, K, 1,
@@ -86,7 +87,9 @@ int64_t dsf_fused_matmul_workspace_bytes(const Context*, const LinearArgs*) { re
 void dsf_fused_matmul(const Context* context, const LinearArgs* args) {
   if (args->M == 0 || args->N == 0) return;
   const fused_matmul::Kernel kernel = pick(args->dtype);
-  walk(*context, *args, [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel(*args, m_begin, m_end, panel); });
+  walk(*context, *args, [&](const LinearArgs& part, int64_t m_begin, int64_t m_end, int64_t panel) {
+    kernel(part, m_begin, m_end, panel);
+  });
 }
 
 const LinearRoom* dsf_fused_matmul_room() {

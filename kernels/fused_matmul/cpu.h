@@ -6,6 +6,9 @@
 //       inputs as zero and writes subnormal sums as zero), else two fused multiply-adds. One rounding to bf16 at the
 //       end.
 // Epilogue in f32, in this order: + bias, activation, + residual, round to nearest even.
+// gated: the weight has 2 N rows, bias 2 N values; z1 = the first N sums + bias, z3 = the last N; each operation
+// rounded:
+//   z1 -> act(z1) -> * z3 -> + residual -> one rounding to y's dtype.
 // NaN and inf follow IEEE; relu keeps NaN. K = 0 gives act(bias) + residual. Any M, N, K whose byte counts fit int64.
 #pragma once
 #include <cstdint>

@@ -32,6 +32,8 @@ const int8_matmul::Kernel& pick() {
 constexpr int64_t ALIGNMENT = 64;          // bytes: a cache line, and a 512-bit vector
 constexpr int64_t LARGEST_CODE_BYTES = 2;  // of any level: the level may change between the question and the run
 
+PackedFormat format_of(const LinearWeight& q) { return {.dtype = Dtype::i8, .gated = q.gated}; }
+
 // The parts of the workspace of activations = "int8", in bytes; total is -1 where that overflows.
 struct Workspace {
   int64_t codes = 0, scales = 0, total = -1;
@@ -55,8 +57,9 @@ void run_int8(const Context& context, const LinearArgs& args, const int8_matmul:
     const int64_t m_end = end * ROWS_PER_TASK < args.M ? end * ROWS_PER_TASK : args.M;
     kernel.quantize(args, begin * ROWS_PER_TASK, m_end, rows);
   });
-  walk(context, args,
-       [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run(args, rows, m_begin, m_end, panel); });
+  walk(context, args, [&](const LinearArgs& part, int64_t m_begin, int64_t m_end, int64_t panel) {
+    kernel.run(part, rows, m_begin, m_end, panel);
+  });
 }
 
 }  // namespace
@@ -86,32 +89,34 @@ int32_t dsf_int8_matmul_pack_check(const LinearWeight* q, Problem* problem) {
   *problem = Problem{};
   const TensorView& values = q->values;
   if (values.dtype != Dtype::i8) return dtype_error(problem, "int8_matmul_pack", "q", "be int8", values);
-  return check_matrix("int8_matmul_pack", "q", values, {Dtype::i8}, problem);
+  return check_matrix("int8_matmul_pack", "q", values, format_of(*q), problem) &&
+         check_gated("int8_matmul_pack", "q", *q, problem);
 }
 
 int64_t dsf_int8_matmul_packed_bytes(const LinearWeight* q) {
-  return packed_bytes({Dtype::i8}, q->values.sizes[0], q->values.sizes[1]);
+  return packed_bytes(format_of(*q), q->values.sizes[0], q->values.sizes[1]);
 }
 
 void dsf_int8_matmul_pack(const Context* context, const LinearWeight* weight, void* packed) {
   const TensorView& values = weight->values;
   const auto* q = static_cast<const int8_t*>(values.data);
   const int64_t N = values.sizes[0], K = values.sizes[1], row_stride = dsf_row_stride(&values);
-  write_packed_header({Dtype::i8}, N, K, packed);
+  write_packed_header(format_of(*weight), N, K, packed);
   const PackedPanels target(packed);
   auto* excess = const_cast<int32_t*>(target.excess);
-  parallel_for(*context, round_up(N, PANEL_N) / PANEL_N, [&](int64_t begin, int64_t end) {
+  parallel_for(*context, num_panels(N, weight->gated), [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       auto* panel = reinterpret_cast<int8_t*>(const_cast<char*>(target.panel(p)));
       std::memset(panel, 0, size_t(target.panel_bytes));
-      for (int64_t n = p * PANEL_N; n < (p + 1) * PANEL_N; ++n) {
+      const PanelRows rows = rows_of_panel(N, weight->gated, p);
+      for (int64_t c = 0; c < PANEL_N; ++c) {
         uint32_t sum = 0;  // modulo 2^32
-        for (int64_t k = 0; n < N && k < K; ++k) {
-          const int8_t code = q[n * row_stride + k];
-          panel[k / 4 * PANEL_N * 4 + n % PANEL_N * 4 + k % 4] = code;
+        for (int64_t k = 0; c < rows.count && k < K; ++k) {
+          const int8_t code = q[(rows.first + c) * row_stride + k];
+          panel[k / 4 * PANEL_N * 4 + c * 4 + k % 4] = code;
           sum += uint32_t(int32_t(code));
         }
-        excess[n] = int32_t(0u - 128u * sum);
+        excess[p * PANEL_N + c] = int32_t(0u - 128u * sum);
       }
     }
   });
@@ -125,8 +130,9 @@ void dsf_int8_matmul(const Context* context, const LinearArgs* args) {
   if (args->M == 0 || args->N == 0) return;
   const int8_matmul::Kernel& kernel = pick();
   if (!args->float_activations) return run_int8(*context, *args, kernel);
-  walk(*context, *args,
-       [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run_float(*args, m_begin, m_end, panel); });
+  walk(*context, *args, [&](const LinearArgs& part, int64_t m_begin, int64_t m_end, int64_t panel) {
+    kernel.run_float(part, m_begin, m_end, panel);
+  });
 }
 
 int32_t dsf_int8_quantize_weight_check(const TensorView* weight, Problem* problem) {
