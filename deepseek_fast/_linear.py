@@ -60,16 +60,38 @@ def check_matrix(op: str, arg: str, matrix: Tensor, columns: Any) -> None:
         shape_error(op, arg, f"have {columns} columns, as x's last dimension", matrix)
 
 
+def out_features_of(rows: Any, gated: bool) -> Any:
+    """Columns of the output, from the rows of the weight."""
+    return rows // 2 if gated else rows
+
+
+def check_gated(op: str, arg: str, matrix: Tensor, gated: bool) -> None:
+    if gated and matrix.shape[0] % 2:
+        shape_error(op, arg, "have an even number of rows where gated", matrix)
+
+
+def padded_rows(rows: Any, gated: bool) -> Any:
+    """Rows of a packed weight, as csrc/gemm/packed.h lays it out: whole panels of 64, in each half of a gated one."""
+    return 2 * padded_rows(rows // 2, False) if gated else (rows + 63) // 64 * 64
+
+
 def check_rest(
-    op: str, x: Tensor, out_features: Any, bias: Tensor | None, residual: Tensor | None, activation: str
+    op: str,
+    x: Tensor,
+    out_features: Any,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    gated: bool = False,
 ) -> None:
     """Bias, residual and activation, in the compiled check's order."""
+    rows = 2 * out_features if gated else out_features
     same_dtype = f"have x's dtype {dtype_name(x.dtype)}"
     if bias is not None:
         if bias.dtype != x.dtype:
             dtype_error(op, "bias", same_dtype, bias)
-        if bias.dim() != 1 or bias.shape[0] != out_features:
-            shape_error(op, "bias", f"have shape ({out_features},)", bias)
+        if bias.dim() != 1 or bias.shape[0] != rows:
+            shape_error(op, "bias", f"have shape ({rows},)", bias)
     if residual is not None:
         if residual.dtype != x.dtype:
             dtype_error(op, "residual", same_dtype, residual)

@@ -11,7 +11,27 @@ from deepseek_fast.kernels.fused_matmul import op as fused_matmul_op
 from deepseek_fast.kernels.int4_matmul import op as int4_matmul_op
 from deepseek_fast.kernels.int8_matmul import op as int8_matmul_op
 
-__all__ = ["Fp8Linear", "FusedLinear", "Int4Linear", "Int8Linear"]
+__all__ = ["Fp8Linear", "FusedLinear", "Int4Linear", "Int8Linear", "gate_and_up"]
+
+
+def gate_and_up(gate: nn.Linear, up: nn.Linear) -> nn.Linear:
+    """One nn.Linear with the outputs of gate, then those of up: what `from_float(..., gated=True)` takes.
+
+    >>> both = gate_and_up(nn.Linear(384, 1024), nn.Linear(384, 1024))
+    >>> FusedLinear.from_float(both, activation="silu", gated=True)(torch.randn(8, 64, 384)).shape
+    torch.Size([8, 64, 1024])
+    """
+    _check_linear("gate_and_up", gate)
+    _check_linear("gate_and_up", up)
+    if gate.weight.shape != up.weight.shape or (gate.bias is None) != (up.bias is None):
+        got = f"{tuple(up.weight.shape)} and bias={up.bias is not None}"
+        rule = f"have gate's shape {tuple(gate.weight.shape)} and bias={gate.bias is not None}"
+        raise ValueError(f"gate_and_up: up must {rule}; got {got}")
+    both = nn.Linear(gate.in_features, 2 * gate.out_features, bias=gate.bias is not None, device="meta")
+    both.weight = nn.Parameter(torch.cat([gate.weight.detach(), up.weight.detach()]))
+    if gate.bias is not None:
+        both.bias = nn.Parameter(torch.cat([gate.bias.detach(), up.bias.detach()]))
+    return both
 
 
 class _PackedLinear(nn.Module):
@@ -96,27 +116,29 @@ class FusedLinear(_PackedLinear):
     torch.Size([8, 64, 1536])
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none") -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", gated: bool = False
+    ) -> None:
         super().__init__()
         _linear.check_choice("FusedLinear", "activation", activation, _linear.ACTIVATIONS)
         self.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
         self.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
-        self.activation = activation
-        self.out_features, self.in_features = weight.shape
+        self.activation, self.gated = activation, gated
+        self.out_features, self.in_features = _linear.out_features_of(weight.shape[0], gated), weight.shape[1]
         self._repack()
 
     @classmethod
-    def from_float(cls, linear: nn.Linear, activation: str = "none") -> "FusedLinear":
-        """The same layer as linear, sharing its parameters."""
+    def from_float(cls, linear: nn.Linear, activation: str = "none", *, gated: bool = False) -> "FusedLinear":
+        """The same layer as linear, sharing its parameters; gated: linear's outputs are the gate's, then the others."""
         _check_linear(cls.__name__, linear)
-        return cls(linear.weight, linear.bias, activation=activation)
+        return cls(linear.weight, linear.bias, activation=activation, gated=gated)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         needs_grad = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         may_change = torch.compiler.is_compiling() and self.weight.requires_grad
         if needs_grad or may_change or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
             return fused_matmul_op.fused_matmul(
-                x, self.weight, self.bias, activation=self.activation, residual=residual
+                x, self.weight, self.bias, activation=self.activation, residual=residual, gated=self.gated
             )
         return fused_matmul_op.fused_matmul_packed(
             x,
@@ -125,18 +147,19 @@ class FusedLinear(_PackedLinear):
             out_features=self.out_features,
             activation=self.activation,
             residual=residual,
+            gated=self.gated,
         )
 
     def _plain(self) -> tuple[Tensor, ...]:
         return (self.weight,)
 
     def _pack(self, *plain: Tensor) -> Tensor:
-        return fused_matmul_op.PACK_OP(*plain)  # type: ignore[no-any-return]
+        return fused_matmul_op.PACK_OP(*plain, gated=self.gated)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"activation={self.activation!r}"
+            f"activation={self.activation!r}, gated={self.gated}"
         )
 
 
@@ -164,6 +187,7 @@ class Fp8Linear(_PackedLinear):
         block: tuple[int, int] = (128, 128),
         activation: str = "none",
         activations: str = "float",
+        gated: bool = False,
     ) -> None:
         super().__init__()
         _linear.check_choice("Fp8Linear", "activation", activation, _linear.ACTIVATIONS)
@@ -174,8 +198,9 @@ class Fp8Linear(_PackedLinear):
         self.block = fp8_matmul_op.as_block("Fp8Linear", block)
         self.activation = activation
         self.activations = activations
+        self.gated = gated
         self._repack()
-        self.out_features, self.in_features = weight.shape
+        self.out_features, self.in_features = _linear.out_features_of(weight.shape[0], gated), weight.shape[1]
 
     @classmethod
     def from_quantized(
@@ -187,9 +212,10 @@ class Fp8Linear(_PackedLinear):
         block: tuple[int, int] = (128, 128),
         activation: str = "none",
         activations: str = "float",
+        gated: bool = False,
     ) -> "Fp8Linear":
         """A layer of a checkpoint's weight: (N, K) float8, scale: one value a block, as fp8_matmul takes them."""
-        return cls(weight, scale, bias, block=block, activation=activation, activations=activations)
+        return cls(weight, scale, bias, block=block, activation=activation, activations=activations, gated=gated)
 
     @classmethod
     def from_float(
@@ -200,16 +226,22 @@ class Fp8Linear(_PackedLinear):
         activation: str = "none",
         activations: str = "float",
         dtype: torch.dtype = torch.float8_e4m3fn,
+        gated: bool = False,
     ) -> "Fp8Linear":
         """linear with its weight quantized by fp8_quantize_weight; bias as it is."""
         _check_linear(cls.__name__, linear)
         weight, scale = fp8_matmul_op.fp8_quantize_weight(linear.weight, block=block, dtype=dtype)
         bias = None if linear.bias is None else linear.bias.detach().clone()
-        return cls(weight, scale, bias, block=block, activation=activation, activations=activations)
+        return cls(weight, scale, bias, block=block, activation=activation, activations=activations, gated=gated)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         bias = self.bias if self.bias is None or self.bias.dtype == x.dtype else self.bias.to(x.dtype)
-        options = {"activation": self.activation, "residual": residual, "activations": self.activations}
+        options = {
+            "activation": self.activation,
+            "residual": residual,
+            "activations": self.activations,
+            "gated": self.gated,
+        }
         if torch.compiler.is_exporting():
             return fp8_matmul_op.fp8_matmul(x, self.weight, self.scale, bias, block=self.block, **options)  # type: ignore[arg-type]
         packed = self._current_packed()
@@ -220,7 +252,7 @@ class Fp8Linear(_PackedLinear):
 
     def _pack(self, *plain: Tensor) -> Tensor:
         weight, scale = plain
-        return fp8_matmul_op.pack(weight, scale, self.block)
+        return fp8_matmul_op.pack(weight, scale, self.block, gated=self.gated)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         return super()._apply(_without_cast(fn, self.weight, self.scale), recurse)
@@ -228,7 +260,8 @@ class Fp8Linear(_PackedLinear):
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"block={self.block}, activation={self.activation!r}, activations={self.activations!r}"
+            f"block={self.block}, activation={self.activation!r}, activations={self.activations!r}, "
+            f"gated={self.gated}"
         )
 
 
@@ -260,6 +293,7 @@ class Int4Linear(_PackedLinear):
         in_features: int = -1,
         activation: str = "none",
         compute: str = "int8",
+        gated: bool = False,
     ) -> None:
         super().__init__()
         _linear.check_choice("Int4Linear", "activation", activation, _linear.ACTIVATIONS)
@@ -272,8 +306,9 @@ class Int4Linear(_PackedLinear):
         self.in_features = in_features
         self.activation = activation
         self.compute = compute
+        self.gated = gated
         self._repack()
-        self.out_features = q.shape[0]
+        self.out_features = _linear.out_features_of(q.shape[0], gated)
         self.in_features = 2 * q.shape[1] if in_features < 0 else in_features
 
     @classmethod
@@ -285,6 +320,7 @@ class Int4Linear(_PackedLinear):
         symmetric: bool = True,
         compute: str = "int8",
         activation: str = "none",
+        gated: bool = False,
     ) -> "Int4Linear":
         """linear with its weight quantized by int4_quantize_weight; bias as it is."""
         _check_linear(cls.__name__, linear)
@@ -292,11 +328,16 @@ class Int4Linear(_PackedLinear):
         q, scale, zeros = weight if len(weight) == 3 else (*weight, None)
         bias = None if linear.bias is None else linear.bias.detach().clone()
         sizes = {"group_size": group_size, "in_features": linear.in_features}
-        return cls(q, scale, zeros, bias, **sizes, compute=compute, activation=activation)  # type: ignore[arg-type]
+        return cls(q, scale, zeros, bias, **sizes, compute=compute, activation=activation, gated=gated)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         bias = self.bias if self.bias is None or self.bias.dtype == x.dtype else self.bias.to(x.dtype)
-        options = {"activation": self.activation, "residual": residual, "compute": self.compute}
+        options = {
+            "activation": self.activation,
+            "residual": residual,
+            "compute": self.compute,
+            "gated": self.gated,
+        }
         if torch.compiler.is_exporting():
             sizes = {"group_size": self.group_size, "in_features": self.in_features}
             return int4_matmul_op.int4_matmul(x, self.q, self.scale, self.zeros, bias, **sizes, **options)  # type: ignore[arg-type]
@@ -307,7 +348,8 @@ class Int4Linear(_PackedLinear):
         return (self.q, self.scale) if self.zeros is None else (self.q, self.scale, self.zeros)
 
     def _pack(self, *plain: Tensor) -> Tensor:
-        return int4_matmul_op.int4_matmul_pack(*plain, group_size=self.group_size, in_features=self.in_features)
+        sizes = {"group_size": self.group_size, "in_features": self.in_features}
+        return int4_matmul_op.int4_matmul_pack(*plain, **sizes, gated=self.gated)  # type: ignore[arg-type]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         return super()._apply(_without_cast(fn, self.scale), recurse)
@@ -316,7 +358,7 @@ class Int4Linear(_PackedLinear):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"group_size={self.group_size}, zeros={self.zeros is not None}, activation={self.activation!r}, "
-            f"compute={self.compute!r}"
+            f"compute={self.compute!r}, gated={self.gated}"
         )
 
 
@@ -343,6 +385,7 @@ class Int8Linear(_PackedLinear):
         *,
         activation: str = "none",
         activations: str = "int8",
+        gated: bool = False,
     ) -> None:
         super().__init__()
         _linear.check_choice("Int8Linear", "activation", activation, _linear.ACTIVATIONS)
@@ -352,20 +395,28 @@ class Int8Linear(_PackedLinear):
         self.register_buffer("bias", bias)
         self.activation = activation
         self.activations = activations
-        self.out_features, self.in_features = q.shape
+        self.gated = gated
+        self.out_features, self.in_features = _linear.out_features_of(q.shape[0], gated), q.shape[1]
         self._repack()
 
     @classmethod
-    def from_float(cls, linear: nn.Linear, activation: str = "none", activations: str = "int8") -> "Int8Linear":
+    def from_float(
+        cls, linear: nn.Linear, activation: str = "none", activations: str = "int8", *, gated: bool = False
+    ) -> "Int8Linear":
         """linear with its weight quantized by int8_quantize_weight; bias as it is."""
         _check_linear(cls.__name__, linear)
         q, scale = int8_matmul_op.int8_quantize_weight(linear.weight)
         bias = None if linear.bias is None else linear.bias.detach().clone()
-        return cls(q, scale, bias, activation=activation, activations=activations)
+        return cls(q, scale, bias, activation=activation, activations=activations, gated=gated)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         bias = self.bias if self.bias is None or self.bias.dtype == x.dtype else self.bias.to(x.dtype)
-        options = {"activation": self.activation, "residual": residual, "activations": self.activations}
+        options = {
+            "activation": self.activation,
+            "residual": residual,
+            "activations": self.activations,
+            "gated": self.gated,
+        }
         if torch.compiler.is_exporting():
             return int8_matmul_op.int8_matmul(x, self.q, self.scale, bias, **options)  # type: ignore[arg-type]
         return int8_matmul_op.int8_matmul_packed(
@@ -381,7 +432,7 @@ class Int8Linear(_PackedLinear):
         return (self.q,)
 
     def _pack(self, *plain: Tensor) -> Tensor:
-        return int8_matmul_op.PACK_OP(*plain)  # type: ignore[no-any-return]
+        return int8_matmul_op.PACK_OP(*plain, gated=self.gated)  # type: ignore[no-any-return]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         scale = self.scale
@@ -393,5 +444,6 @@ class Int8Linear(_PackedLinear):
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"activation={self.activation!r}, activations={self.activations!r}"
+            f"activation={self.activation!r}, activations={self.activations!r}, "
+            f"gated={self.gated}"
         )

@@ -70,13 +70,13 @@ def pack(room: str, inputs: dict[str, Any]) -> Tensor:
 
 
 def call_packed(room: str, packed: Tensor, inputs: dict[str, Any]) -> Tensor:
-    out_features = inputs[WEIGHT[room]].shape[0]
+    out_features = inputs[WEIGHT[room]].shape[0] // (1 + inputs.get("gated", False))
     return torch_op(f"{room}_packed")(packed=packed, out_features=out_features, **unpacked(room, inputs))
 
 
 def pack_arguments(room: str, inputs: dict[str, Any]) -> dict[str, Any]:
     """What <room>_pack takes."""
-    return raw({name: inputs[name] for name in PACKED.get(room, (WEIGHT[room],)) if name in inputs})
+    return raw({name: inputs[name] for name in (*PACKED.get(room, (WEIGHT[room],)), "gated") if name in inputs})
 
 
 def unpacked(room: str, inputs: dict[str, Any]) -> dict[str, Any]:

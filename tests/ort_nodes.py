@@ -24,7 +24,7 @@ NODES = {
     "int8_matmul": ("Int8Matmul", ("x", "q", "scale", "bias", "residual")),
 }
 WEIGHTS = ("weight", "q", "scale", "zeros", "bias")  # what a model usually holds as initializers
-ATTRIBUTES = ("activation", "activations", "block", "compute", "group_size", "in_features")
+ATTRIBUTES = ("activation", "activations", "block", "compute", "gated", "group_size", "in_features")
 OPSET, IR_VERSION = 17, 8
 ONNX_TYPES = {
     torch.float32: TensorProto.FLOAT,

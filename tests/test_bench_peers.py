@@ -192,6 +192,19 @@ def test_the_answers_are_right(
     assert all(reason.strip() and "Error" not in reason for reason in refused)
 
 
+@pytest.mark.parametrize("room", ["fused_matmul", "int8_matmul"])
+def test_peers_of_a_gated_product_finish_it(room: str, generator: Any, num_threads: Any) -> None:
+    num_threads(1)
+    inputs = rooms.part(room, "cases").Bench(M, N, K, "float32", "silu", gated=True).inputs(generator)
+    wanted = getattr(rooms.part(room, "ref"), f"{room}_ref")(**inputs).double()
+    with torch.inference_mode():
+        found, failed = peers.of(room, inputs, peers.ALWAYS)
+        assert found and not failed
+        for label, peer in found.items():
+            error = float((peer.call().double() - wanted).norm() / wanted.norm())
+            assert error <= 2 * peer.tolerance, label  # of two factors
+
+
 @pytest.mark.slow
 def test_compiled_torch_without_a_compiler_refuses(monkeypatch: pytest.MonkeyPatch, generator: Any) -> None:
     from deepseek_fast.cli import output

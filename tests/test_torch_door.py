@@ -12,14 +12,14 @@ from tests.oracle import assert_equal, assert_within
 
 SCHEMES = [
     ("fp8_matmul", {"dtype": "float32", "block": (1, 32)}),
-    ("fp8_matmul", {"dtype": "bfloat16", "activations": "fp8"}),
+    ("fp8_matmul", {"dtype": "bfloat16", "activations": "fp8", "gated": True}),
     ("fused_matmul", {"dtype": "float32"}),
-    ("fused_matmul", {"dtype": "bfloat16"}),
+    ("fused_matmul", {"dtype": "bfloat16", "gated": True}),
     ("fused_matmul", {"dtype": "float16"}),
     ("int4_matmul", {"dtype": "float32", "zeros": True}),
-    ("int4_matmul", {"dtype": "bfloat16", "compute": "float", "group_size": -1}),
+    ("int4_matmul", {"dtype": "bfloat16", "compute": "float", "group_size": -1, "gated": True}),
     ("int8_matmul", {"dtype": "float32", "activations": "int8"}),
-    ("int8_matmul", {"dtype": "bfloat16", "activations": "float"}),
+    ("int8_matmul", {"dtype": "bfloat16", "activations": "float", "gated": True}),
 ]
 M, N, K = 6, 10, 14  # K / 2, the columns of a 4-bit weight, is none of the others: torch takes equal sizes for one
 # Dynamo and Inductor use what torch 2.13 itself has deprecated: torch.jit, an instantiated autograd.Function.
@@ -137,11 +137,11 @@ def test_export_keeps_one_node_of_ours(room: str, scheme: dict[str, str]) -> Non
     assert_equal(program.module()(x), op(**{**inputs, "x": x}))
 
 
-@pytest.mark.parametrize("residual", ["none", "full", "one"])
+@pytest.mark.parametrize(("residual", "gated"), [("none", False), ("full", False), ("one", False), ("full", True)])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradients_of_fused_matmul_are_those_of_the_reference(activation: str, residual: str) -> None:
+def test_gradients_of_fused_matmul_are_those_of_the_reference(activation: str, residual: str, gated: bool) -> None:
     """Float64 autograd of ref.py is the truth; f32 gradients agree to a few times K u of their size."""
-    inputs = inputs_of("fused_matmul", {"dtype": "float32"}, activation, residual)
+    inputs = inputs_of("fused_matmul", {"dtype": "float32", "gated": gated}, activation, residual)
     names = [name for name, value in inputs.items() if isinstance(value, torch.Tensor)]
     ours = {n: v.clone().requires_grad_() if n in names else v for n, v in inputs.items()}
     exact = {n: v.double().requires_grad_() if n in names else v for n, v in inputs.items()}

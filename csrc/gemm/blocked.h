@@ -59,8 +59,7 @@ void walk_blocks(const LinearArgs& args, const PackedPanels& packed, const Block
   constexpr int BLOCK = Tile::NV * Tile::COLUMNS;  // columns a register tile covers
   alignas(64) char weights[Tile::GROUP_BYTES * MAX_BLOCK_K / Tile::K_GROUP];
   alignas(64) float z[CHUNK_ROWS * PANEL_N];
-  const int64_t left = args.N - panel * PANEL_N;
-  const int columns = int(left < PANEL_N ? left : PANEL_N);
+  const int columns = columns_of(args, panel);
   for (int64_t m_chunk = m_begin; m_chunk < m_end; m_chunk += CHUNK_ROWS) {
     const int64_t chunk_end = m_end - m_chunk < CHUNK_ROWS ? m_end : m_chunk + CHUNK_ROWS;
     for (int64_t i = 0; i < (chunk_end - m_chunk) * PANEL_N; i += V::LANES) V::store(z + i, V::zero());

@@ -1,4 +1,6 @@
 // The end of a tile: sums -> scales -> + bias -> activation -> + residual -> y, one row of at most PANEL_N columns.
+// Of a gated product: the gate's half ends with the activation, in f32, the other one is multiplied by it before the
+// residual is added.
 #pragma once
 #include <cstdint>
 
@@ -50,24 +52,33 @@ inline void store_value(void* base, int64_t i, typename V::f32 z, int n) {
   }
 }
 
+// An absent bias or residual is +0, and is added: the bits are those of the ONNX function body, which has no -0.
+template <class V, Dtype dtype, Sums sums>
+[[gnu::always_inline]] inline typename V::f32 before_activation(const RowEnd& row, int c, int n) {
+  typename V::f32 z;
+  if constexpr (sums == Sums::i32_scaled) {
+    z = V::to_f32(V::load_i32(static_cast<const int32_t*>(row.sums) + c));
+    z = V::mul(z, V::set1(row.x_scale));                        // acc.float() * x_scale
+    z = V::mul(z, load_value<V, Dtype::f32>(row.scale, c, n));  // * scale
+  } else {
+    z = V::load(static_cast<const float*>(row.sums) + c);
+    if constexpr (sums == Sums::f32_scaled) z = V::mul(z, load_value<V, Dtype::f32>(row.scale, c, n));
+  }
+  return V::add(z, row.bias ? load_value<V, dtype>(row.bias, c, n) : V::zero());
+}
+
+template <class V, Dtype dtype>
+[[gnu::always_inline]] inline void store_with_residual(const RowEnd& row, int c, int n, typename V::f32 z) {
+  z = V::add(z, row.residual ? load_value<V, dtype>(row.residual, c, n) : V::set1(row.residual_constant));
+  store_value<V, dtype>(row.y, c, z, n);
+}
+
 template <class V, Dtype dtype, Sums sums, Activation activation>
 inline void finish_row(const RowEnd& row) {
   for (int c = 0; c < row.columns; c += V::LANES) {
     const int n = row.columns - c < V::LANES ? row.columns - c : V::LANES;
-    typename V::f32 z;
-    if constexpr (sums == Sums::i32_scaled) {
-      z = V::to_f32(V::load_i32(static_cast<const int32_t*>(row.sums) + c));
-      z = V::mul(z, V::set1(row.x_scale));                        // acc.float() * x_scale
-      z = V::mul(z, load_value<V, Dtype::f32>(row.scale, c, n));  // * scale
-    } else {
-      z = V::load(static_cast<const float*>(row.sums) + c);
-      if constexpr (sums == Sums::f32_scaled) z = V::mul(z, load_value<V, Dtype::f32>(row.scale, c, n));
-    }
-    // An absent bias or residual is +0, and is added: the bits are those of the ONNX function body, which has no -0.
-    z = V::add(z, row.bias ? load_value<V, dtype>(row.bias, c, n) : V::zero());
-    z = activate<V, activation>(z);
-    z = V::add(z, row.residual ? load_value<V, dtype>(row.residual, c, n) : V::set1(row.residual_constant));
-    store_value<V, dtype>(row.y, c, z, n);
+    const auto z = before_activation<V, dtype, sums>(row, c, n);
+    store_with_residual<V, dtype>(row, c, n, activate<V, activation>(z));
   }
 }
 
@@ -102,27 +113,82 @@ template <class V, Dtype dtype, Sums sums, Activation activation>
   }
 }
 
-template <class V, Dtype dtype, Sums sums, Activation activation>
-[[gnu::noinline]] void finish_rows(const LinearArgs& args, const void* tile, const float* x_scale, int64_t m, int rows,
-                                   int64_t panel) {
+// Columns of y that a panel gives, and how many of them: a gated weight has two panels for the same ones.
+inline int64_t first_column(const LinearArgs& args, int64_t panel) { return (panel >> args.gated) * PANEL_N; }
+inline int columns_of(const LinearArgs& args, int64_t panel) {
+  const int64_t left = args.N - first_column(args, panel);
+  return int(left < PANEL_N ? left : PANEL_N);
+}
+
+// Row m of y, its sums at `sums`. n, row_n: the panel's first column of y and row of the weight.
+template <Dtype dtype, Sums sums>
+[[gnu::always_inline]] inline RowEnd row_end(const LinearArgs& args, const void* row_sums, const float* x_scale,
+                                             int64_t m, int64_t n, int64_t row_n) {
   constexpr int64_t value_bytes = dtype == Dtype::f32 ? 4 : 2;
-  const int64_t n = panel * PANEL_N;
-  if (args.N - n >= PANEL_N) return finish_whole_rows<V, dtype, sums, activation>(args, tile, x_scale, m, rows, n);
   const auto at = [](const void* base, int64_t i) -> const void* {
     return base ? static_cast<const char*>(base) + i * value_bytes : nullptr;
   };
-  for (int r = 0; r < rows; ++r) {
-    RowEnd row;
-    row.sums = static_cast<const char*>(tile) + r * PANEL_N * 4;
-    row.x_scale = sums == Sums::i32_scaled ? x_scale[m + r] : 1;
-    row.scale = sums == Sums::f32 ? nullptr : args.scale + n;
-    row.bias = at(args.bias, n);
-    row.residual = at(args.residual, (m + r) * args.residual_stride + n);
-    row.residual_constant = args.residual_constant;
-    row.y = static_cast<char*>(args.y) + ((m + r) * args.y_stride + n) * value_bytes;
-    row.columns = int(args.N - n < PANEL_N ? args.N - n : PANEL_N);
-    finish_row<V, dtype, sums, activation>(row);
+  RowEnd row;
+  row.sums = row_sums;
+  row.x_scale = sums == Sums::i32_scaled ? x_scale[m] : 1;
+  row.scale = sums == Sums::f32 ? nullptr : args.scale + row_n;
+  row.bias = at(args.bias, row_n);
+  row.residual = at(args.residual, m * args.residual_stride + n);
+  row.residual_constant = args.residual_constant;
+  row.y = static_cast<char*>(args.y) + (m * args.y_stride + n) * value_bytes;
+  row.columns = int(args.N - n < PANEL_N ? args.N - n : PANEL_N);
+  return row;
+}
+
+template <class V, Dtype dtype, Sums sums, Activation activation>
+[[gnu::noinline]] void finish_rows(const LinearArgs& args, const void* tile, const float* x_scale, int64_t m, int rows,
+                                   int64_t panel) {
+  const int64_t n = panel * PANEL_N;
+  if (args.N - n >= PANEL_N) return finish_whole_rows<V, dtype, sums, activation>(args, tile, x_scale, m, rows, n);
+  const char* row_sums = static_cast<const char*>(tile);
+  for (int r = 0; r < rows; ++r, row_sums += PANEL_N * 4)
+    finish_row<V, dtype, sums, activation>(row_end<dtype, sums>(args, row_sums, x_scale, m + r, n, n));
+}
+
+template <class V, Activation activation>
+[[gnu::noinline]] void activate_rows(float* z, int rows, int columns) {
+  for (int r = 0; r < rows; ++r, z += PANEL_N)
+    for (int c = 0; c < columns; c += V::LANES) V::store(z + c, activate<V, activation>(V::load(z + c)));
+}
+
+template <class V>
+inline void activate_gate(Activation activation, float* z, int rows, int columns) {
+  switch (activation) {
+#define DSF_ENTRY(name)  \
+  case Activation::name: \
+    return activate_rows<V, Activation::name>(z, rows, columns);
+    DSF_ACTIVATIONS(DSF_ENTRY)
+#undef DSF_ENTRY
   }
+}
+
+// The tile of rows [m, m + rows) and one panel of a gated product.
+template <class V, Dtype dtype, Sums sums>
+[[gnu::noinline]] void finish_half(const LinearArgs& args, const void* tile, const float* x_scale, int64_t m, int rows,
+                                   int64_t panel) {
+  const bool is_gate = panel % 2 == 0;
+  const int columns = columns_of(args, panel);
+  const int64_t n = first_column(args, panel), row_n = is_gate ? n : args.N + n;
+  const char* row_sums = static_cast<const char*>(tile);
+  float* const gate = args.gate + (m - args.gate_m) * PANEL_N;
+  for (int r = 0; r < rows; ++r, row_sums += PANEL_N * 4) {
+    const RowEnd row = row_end<dtype, sums>(args, row_sums, x_scale, m + r, n, row_n);
+    for (int c = 0; c < columns; c += V::LANES) {
+      const int count = columns - c < V::LANES ? columns - c : V::LANES;
+      const auto z = before_activation<V, dtype, sums>(row, c, count);
+      float* const at = gate + r * PANEL_N + c;
+      if (is_gate)
+        V::store(at, z);
+      else
+        store_with_residual<V, dtype>(row, c, count, V::mul(V::load(at), z));
+    }
+  }
+  if (is_gate) activate_gate<V>(args.activation, gate, rows, columns);
 }
 
 template <class V, Sums sums>
@@ -134,7 +200,10 @@ template <class V, Dtype dtype, Sums sums>
 inline void finish_tile(const LinearArgs& args, const void* tile, const float* x_scale, int64_t m, int rows,
                         int64_t panel) {
   if constexpr (dtype == Dtype::f32)
-    if (args.dtype == Dtype::f16) return finish_f16<V, sums>(args, tile, x_scale, m, rows, panel);
+    if (args.dtype == Dtype::f16)
+      return args.gate ? finish_half<V, Dtype::f16, sums>(args, tile, x_scale, m, rows, panel)
+                       : finish_f16<V, sums>(args, tile, x_scale, m, rows, panel);
+  if (args.gate) return finish_half<V, dtype, sums>(args, tile, x_scale, m, rows, panel);
   switch (args.activation) {
 #define DSF_ENTRY(name)  \
   case Activation::name: \
@@ -248,8 +317,7 @@ template <class Tile, class V, Dtype dtype, Sums sums>
 inline void walk_and_finish(const LinearArgs& args, int64_t K, const typename Tile::X* x, int64_t x_stride,
                             const char* weights, const typename Tile::Start* start, const float* x_scale,
                             int64_t m_begin, int64_t m_end, int64_t panel) {
-  const int64_t left = args.N - panel * PANEL_N;
-  const int columns = int(left < PANEL_N ? left : PANEL_N);
+  const int columns = columns_of(args, panel);
   if constexpr (sums != Sums::i32_scaled)
     if (m_end - m_begin > Tile::MR && K / Tile::K_GROUP * Tile::GROUP_BYTES > WHOLE_BYTES) {
       const auto at = [&](int64_t k, int64_t) { return weights + k / Tile::K_GROUP * Tile::GROUP_BYTES; };
@@ -257,7 +325,7 @@ inline void walk_and_finish(const LinearArgs& args, int64_t K, const typename Ti
           K, STEP_BYTES / Tile::GROUP_BYTES * Tile::K_GROUP, x, x_stride, at, columns, m_begin, m_end,
           Finish<V, dtype, sums, false>{args, x_scale, panel});
     }
-  if (args.activation == Activation::none && args.dtype == dtype)
+  if (args.activation == Activation::none && args.dtype == dtype && !args.gate)
     walk_panel<Tile>(K, x, x_stride, weights, start, columns, m_begin, m_end,
                      Finish<V, dtype, sums, true>{args, x_scale, panel});
   else

@@ -112,12 +112,20 @@ bool check_linear_packed(const LinearCall& call, const char* op, LinearArgs* arg
     return value_error(problem, op, "packed", rule, got);
   }
   // A header that lies about its sizes must not lead the kernels outside the tensor.
-  *format = {Dtype(header.dtype), header.block_k, header.zeros == 1};
+  *format = {Dtype(header.dtype), header.block_k, header.zeros == 1, header.gated == 1};
   if (header.dtype < 0 || header.dtype >= int32_t(Dtype::other) || header.block_k < 0 || header.zeros & ~1 ||
-      header.bytes != packed.sizes[0] || header.bytes != packed_bytes(*format, header.N, header.K))
+      header.gated & ~1 || header.gated & header.N || header.bytes != packed.sizes[0] ||
+      header.bytes != packed_bytes(*format, header.N, header.K))
     return shape_error(problem, op, "packed", "be whole", packed);
-  if (call.out_features >= 0 && header.N != call.out_features) {
-    std::snprintf(rule, sizeof rule, "hold out_features = %lld rows", static_cast<long long>(call.out_features));
+  if (call.weight.gated != format->gated) {
+    std::snprintf(rule, sizeof rule, "be %s, as the weight was packed", format->gated ? "True" : "False");
+    return value_error(problem, op, "gated", rule, format->gated ? "False" : "True");
+  }
+  args->gated = format->gated;
+  args->N = format->gated ? header.N / 2 : header.N;
+  if (call.out_features >= 0 && args->N != call.out_features) {
+    std::snprintf(rule, sizeof rule, "hold %sout_features = %lld rows", format->gated ? "2 * " : "",
+                  static_cast<long long>(format->gated ? 2 * call.out_features : call.out_features));
     std::snprintf(got, sizeof got, "%lld", static_cast<long long>(header.N));
     return value_error(problem, op, "packed", rule, got);
   }
@@ -126,7 +134,6 @@ bool check_linear_packed(const LinearCall& call, const char* op, LinearArgs* arg
     std::snprintf(got, sizeof got, "%lld", static_cast<long long>(header.K));
     return value_error(problem, op, "packed", rule, got);
   }
-  args->N = header.N;
   args->packed = packed.data;
   return true;
 }
@@ -140,7 +147,15 @@ bool check_linear_weight(const LinearCall& call, const char* op, const char* wei
     std::snprintf(rule, sizeof rule, "have %lld columns, as x's last dimension", static_cast<long long>(args->K));
     return shape_error(problem, op, weight_arg, rule, weight);
   }
-  args->N = weight.sizes[0];
+  return check_linear_rows(call.weight, op, weight_arg, args, problem);
+}
+
+bool check_linear_rows(const LinearWeight& weight, const char* op, const char* weight_arg, LinearArgs* args,
+                       Problem* problem) {
+  if (!check_gated(op, weight_arg, weight, problem)) return false;
+  const int64_t rows = weight.values.sizes[0];
+  args->gated = weight.gated;
+  args->N = weight.gated ? rows / 2 : rows;
   return true;
 }
 
@@ -164,14 +179,15 @@ bool check_linear_rest(const LinearCall& call, const char* op, const char* weigh
     return shape_error(problem, op, "x", "give an output that fits into memory", x);
   if (!checked_mul(args->M, args->K, &elements) || elements > LARGEST)
     return shape_error(problem, op, "x", "have fewer than 2^60 elements", x);
-  if (!checked_mul(args->N, args->K, &elements) || elements > LARGEST)
+  const int64_t rows = weight_rows(*args);
+  if (!checked_mul(rows, args->K, &elements) || elements > LARGEST)
     return shape_error(problem, op, weight_arg, "have fewer than 2^60 elements", call.weight.values);
-  if (!call.weight_is_packed && !dsf_fits_memory(packed_bytes(format, args->N, args->K)))
+  if (!call.weight_is_packed && !dsf_fits_memory(packed_bytes(format, rows, args->K)))
     return shape_error(problem, op, weight_arg, "fit into memory in its packed form", call.weight.values);
 
   if (call.bias) {
     if (!check_same_dtype(call, op, "bias", *call.bias, problem)) return false;
-    if (!check_vector(op, "bias", *call.bias, args->N, problem)) return false;
+    if (!check_vector(op, "bias", *call.bias, rows, problem)) return false;
     args->bias = call.bias->data;
   }
   if (call.residual && !check_residual(call, op, args, problem)) return false;
@@ -192,7 +208,7 @@ bool check_linear_rest(const LinearCall& call, const char* op, const char* weigh
 bool check_linear(const LinearCall& call, const char* op, const char* weight_arg, Dtype weight_dtype, LinearArgs* args,
                   Problem* problem) {
   if (!check_linear_x(call, op, args, problem)) return false;
-  PackedFormat format{weight_dtype};
+  PackedFormat format{.dtype = weight_dtype, .gated = call.weight.gated};
   if (call.weight_is_packed) {
     if (!check_linear_packed(call, op, args, &format, problem)) return false;
     if (!check_packed_dtype(op, weight_dtype, format, problem)) return false;
@@ -203,8 +219,13 @@ bool check_linear(const LinearCall& call, const char* op, const char* weight_arg
     if (weight_dtype != Dtype::i8 && !check_same_dtype(call, op, weight_arg, weight, problem)) return false;
     if (!check_linear_weight(call, op, weight_arg, args, problem)) return false;
   }
-  if (call.weight.scale && !check_linear_scale(call, op, args->N, args, problem)) return false;
+  if (call.weight.scale && !check_linear_scale(call, op, weight_rows(*args), args, problem)) return false;
   return check_linear_rest(call, op, weight_arg, format, args, problem);
+}
+
+bool check_gated(const char* op, const char* arg, const LinearWeight& weight, Problem* problem) {
+  if (!weight.gated || weight.values.sizes[0] % 2 == 0) return true;
+  return shape_error(problem, op, arg, "have an even number of rows where gated", weight.values);
 }
 
 bool check_matrix(const char* op, const char* arg, const TensorView& matrix, PackedFormat format, Problem* problem) {
@@ -219,7 +240,7 @@ int64_t packed_bytes(PackedFormat format, int64_t N, int64_t K) {
   int64_t values = 0, bytes = 0;
   constexpr int64_t LARGEST = int64_t{1} << 60;
   if (N < 0 || K < 0 || N > LARGEST || K > LARGEST) return -1;
-  const int64_t padded_N = round_up(N, PANEL_N);
+  const int64_t padded_N = num_panels(N, format.gated) * PANEL_N;
   if (!checked_mul(padded_N, round_up(K, k_group(format.dtype)), &values) || values > LARGEST) return -1;
   if (!checked_mul(padded_N, column_bytes(format.dtype, K), &bytes)) return -1;
   // Scales of blocks are fewer than values, at four bytes each, and zero points at one; an excess is one a row.
@@ -235,6 +256,7 @@ void write_packed_header(PackedFormat format, int64_t N, int64_t K, void* packed
   header.dtype = int32_t(format.dtype);
   header.block_k = int32_t(format.block_k);
   header.zeros = format.zeros;
+  header.gated = format.gated;
   header.N = N;
   header.K = K;
   header.bytes = packed_bytes(format, N, K);
@@ -244,7 +266,8 @@ void write_packed_header(PackedFormat format, int64_t N, int64_t K, void* packed
 int64_t widened_x_bytes(const LinearArgs& args) {
   int64_t bytes = 0;
   if (args.dtype != Dtype::f16) return 0;
-  if (!checked_mul(args.M, args.K, &bytes) || !checked_mul(bytes, 4, &bytes) || bytes > INT64_MAX - CACHE_LINE) return -1;
+  if (!checked_mul(args.M, args.K, &bytes) || !checked_mul(bytes, 4, &bytes) || bytes > INT64_MAX - CACHE_LINE)
+    return -1;
   return round_up(bytes, CACHE_LINE);
 }
 
@@ -264,11 +287,11 @@ LinearArgs with_widened_x(const Context& context, const LinearArgs& args, WidenX
 
 WalkPlan plan_walk(const Context& context, const LinearArgs& args) {
   WalkPlan plan;
-  plan.panels = round_up(args.N, PANEL_N) / PANEL_N;
+  plan.panels = num_panels(args.N, false);
   plan.rows = args.M;
   plan.row_blocks = 1;
   // One thread walks all rows of a panel while the panel is in cache. More threads want about four tasks each.
-  constexpr int64_t TASKS_PER_THREAD = 4, SMALLEST_BLOCK = 48;  // rows: eight register tiles
+  constexpr int64_t TASKS_PER_THREAD = 4;
   const int64_t wanted = context.num_threads > 1 ? context.num_threads * TASKS_PER_THREAD : 1;
   if (plan.panels > 0 && plan.panels < wanted) {
     const int64_t blocks = (wanted + plan.panels - 1) / plan.panels;

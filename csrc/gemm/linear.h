@@ -1,9 +1,11 @@
 // What the linear rooms share: the arguments of y = act(x W^T * scales + bias) + residual, their checks,
-// the packed weight's header, and the walk over its panels.
+// the packed weight's header, and the walk over its panels. A gated weight has 2 N rows, those of the gate and then
+// those of the other factor, as have its scales and its bias; with z = x W^T * scales + bias, in f32:
+//   y = act(z[:, :N]) * z[:, N:] + residual       the activation, the product, the sum, then one rounding to y's dtype
 //
 //   x         (M, K)  rows of K contiguous values at x_stride; any outer dimensions are folded into M
 //   packed    the weight (N, K) in panels of PANEL_N columns, behind a PackedHeader
-//   bias      (N)     x's dtype, or null
+//   bias      (N)     x's dtype, or null; gated: (2 N)
 //   residual  (M, N)  x's dtype, rows at residual_stride, or null; may be y itself, may not overlap it otherwise
 //   y         (M, N)  x's dtype, rows at y_stride; overlaps nothing else
 // Pointers need the alignment of their element type only.
@@ -28,17 +30,22 @@ struct LinearArgs {
   Dtype dtype;  // of x, bias, residual and y: f32, bf16 or f16
   Activation activation;
   int32_t float_activations;  // 0 quantizes x (int8_matmul, int4_matmul: to int8; fp8_matmul: to FP8), 1 keeps it
-  int64_t M, N, K;
+  int64_t M, N, K;            // N: of y
+  int32_t gated;
   const void* x;
   int64_t x_stride;
   const void* packed;
-  const float* scale;  // int8_matmul: (N), else null
+  const float* scale;  // int8_matmul: (N), gated (2 N), else null
   const void* bias;
   const void* residual;
   int64_t residual_stride;
   float residual_constant;  // a one-element residual; 0 without one
   void* y;
   int64_t y_stride;
+  // Of a gated product, set by walk for a chunk of rows: act(z) of one panel of the gate, rows of PANEL_N from gate_m
+  // on.
+  float* gate;
+  int64_t gate_m;
 };
 
 // Writes rows [m_begin, m_end) of x, f16, as f32: row m at rows + m * K.
@@ -52,6 +59,7 @@ struct LinearWeight {
   int64_t block_k;                    // int4_matmul: group_size
   const TensorView* zeros = nullptr;  // int4_matmul: a zero point beside every scale, or null
   int64_t in_features = -1;           // int4_matmul: K, where a last byte may hold one value or two; -1: two
+  bool gated = false;                 // as the caller states it, of a packed weight too
 };
 
 // A door's call before it is checked. Where weight_is_packed, weight.values is a packed tensor (1-D uint8).

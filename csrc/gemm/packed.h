@@ -9,6 +9,7 @@
 //   u4    blocks of block_k values of k: PANEL_N scales (f32), PANEL_N zero points (u8) where the weight has them, then
 //         two quads of k in the nibbles of one: bytes 0, 2, 1, 3 of panel[k / 8][n] hold q[n, 8 (k / 8) + i] of i = 0,
 //         1, 2, 3 low and that of i + 4 high, so that k and k + 1 are 16 bits apart, as VPERMW and VDPBF16PS want them
+// A gated weight's halves are padded to whole panels each: panels 2 p and 2 p + 1 are panel p of the one and the other.
 // One layout serves every ISA level, so lowering the level never invalidates a packed weight.
 #pragma once
 #include <cstdint>
@@ -27,10 +28,11 @@ struct PackedHeader {
   uint32_t version;
   int32_t dtype;    // Dtype of the weight
   int32_t block_k;  // values of k that share a scale in the panels; 0: the panels hold no scales
-  int64_t N, K;
-  int64_t bytes;  // of header and panels
-  int64_t zeros;  // 1: every block holds zero points
-  int64_t padding[2];
+  int64_t N, K;     // of the weight
+  int64_t bytes;    // of header and panels
+  int64_t zeros;    // 1: every block holds zero points
+  int64_t gated;    // 1: two halves of N / 2 rows
+  int64_t padding;
 };
 static_assert(sizeof(PackedHeader) == 64);
 
@@ -39,6 +41,7 @@ struct PackedFormat {
   Dtype dtype;
   int64_t block_k = 0;
   bool zeros = false;
+  bool gated = false;
 };
 
 inline constexpr bool is_fp8(Dtype dtype) { return dtype == Dtype::f8e4m3 || dtype == Dtype::f8e5m2; }
@@ -51,6 +54,17 @@ inline constexpr int64_t k_group(Dtype dtype) {
   return dtype == Dtype::u4 ? 8 : dtype == Dtype::f16 ? 1 : 4 / value_bytes(dtype);
 }
 inline constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+[[gnu::always_inline]] inline constexpr int64_t num_panels(int64_t rows, bool gated) {
+  return gated ? 2 * (round_up(rows / 2, PANEL_N) / PANEL_N) : round_up(rows, PANEL_N) / PANEL_N;
+}
+// The rows of a weight that a panel holds.
+struct PanelRows {
+  int64_t first, count;
+};
+[[gnu::always_inline]] inline constexpr PanelRows rows_of_panel(int64_t rows, bool gated, int64_t panel) {
+  const int64_t of_half = gated ? rows / 2 : rows, first = (gated ? panel / 2 : panel) * PANEL_N;
+  return {gated && panel % 2 ? of_half + first : first, of_half - first < PANEL_N ? of_half - first : PANEL_N};
+}
 // Bytes of K values of one column.
 [[gnu::always_inline]] inline constexpr int64_t column_bytes(Dtype dtype, int64_t K) {
   const int64_t padded_K = round_up(K, k_group(dtype));
@@ -69,7 +83,7 @@ struct PackedPanels {
     const char* data = static_cast<const char*>(packed) + sizeof(PackedHeader);
     dtype = static_cast<Dtype>(header->dtype);
     excess = reinterpret_cast<const int32_t*>(data);
-    panels = dtype == Dtype::i8 ? data + round_up(header->N, PANEL_N) * 4 : data;
+    panels = dtype == Dtype::i8 ? data + num_panels(header->N, header->gated) * PANEL_N * 4 : data;
     panel_bytes = column_bytes(dtype, header->K) * PANEL_N;
     block_k = header->block_k;
     zeros = header->zeros != 0;

@@ -1,5 +1,6 @@
 // A call with a plain weight: a few panels are packed at a time, into memory that stays in cache, and used at once, so
-// that a call reads the weight once and writes nothing of its size. The results are those of the packed weight.
+// that a call reads the weight once and writes nothing of its size. A gated weight, whose halves lie far apart in bias
+// and scale, is packed whole. The results are those of the packed weight.
 #pragma once
 #include "csrc/gemm/linear_checks.h"
 #include "csrc/gemm/packed.h"
@@ -16,7 +17,8 @@ inline int64_t panels_at_a_time(const Context& context, int64_t N) {
 
 // Bytes of scratch that walk_plain uses, a multiple of a cache line.
 inline int64_t plain_scratch_bytes(const Context& context, const LinearArgs& args, PackedFormat format) {
-  return round_up(packed_bytes(format, panels_at_a_time(context, args.N) * PANEL_N, args.K), CACHE_LINE);
+  const int64_t rows = args.gated ? weight_rows(args) : panels_at_a_time(context, args.N) * PANEL_N;
+  return round_up(packed_bytes(format, rows, args.K), CACHE_LINE);
 }
 
 // The call on columns [n, n + count).
@@ -31,22 +33,25 @@ inline LinearArgs columns_of(const LinearArgs& args, int64_t n, int64_t count) {
   return part;
 }
 
-// pack(n, target, p) packs the panel that begins at column n to be the p-th of target; run(part, m_begin, m_end, p) is
+// pack(rows, target, p) packs these rows of the weight to be the p-th panel of target; run(part, m_begin, m_end, p) is
 // a room's kernel.
 template <class Pack, class Run>
 void walk_plain(const Context& context, const LinearArgs& args, PackedFormat format, void* scratch, const Pack& pack,
                 const Run& run) {
-  const int64_t panels = panels_at_a_time(context, args.N);
-  for (int64_t n = 0; n < args.N; n += panels * PANEL_N) {
-    const int64_t left = args.N - n;
-    LinearArgs part = columns_of(args, n, left < panels * PANEL_N ? left : panels * PANEL_N);
-    write_packed_header(format, part.N, part.K, scratch);
+  const int64_t columns = args.gated ? args.N : panels_at_a_time(context, args.N) * PANEL_N;
+  for (int64_t n = 0; n < args.N; n += columns) {
+    LinearArgs part = args.gated ? args : columns_of(args, n, args.N - n < columns ? args.N - n : columns);
+    const int64_t rows = weight_rows(part);
+    write_packed_header(format, rows, part.K, scratch);
     part.packed = scratch;
     const PackedPanels target(scratch);
-    parallel_for(context, round_up(part.N, PANEL_N) / PANEL_N, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) pack(n + p * PANEL_N, target, p);
+    parallel_for(context, num_panels(rows, part.gated), [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        const PanelRows of_part = rows_of_panel(rows, part.gated, p);
+        pack(PanelRows{n + of_part.first, of_part.count}, target, p);
+      }
     });
-    walk(context, part, [&](int64_t m_begin, int64_t m_end, int64_t p) { run(part, m_begin, m_end, p); });
+    walk(context, part, run);
   }
 }
 

@@ -57,9 +57,8 @@ inline void walk_f16_panel(const LinearArgs& args, const char* weights, int64_t 
         V::store(widened + i, load_value<V, Dtype::f16>(weights, k * PANEL_N + i, V::LANES));
       return reinterpret_cast<const char*>(widened);
     };
-    const int64_t left = args.N - panel * PANEL_N;
-    walk_panel_in_steps<TileF32<V>>(args.K, WIDEN_F16_K, x, args.x_stride, widen, int(left < PANEL_N ? left : PANEL_N),
-                                    m_begin, m_end, Finish<V, Dtype::f16, Sums::f32, false>{args, nullptr, panel});
+    walk_panel_in_steps<TileF32<V>>(args.K, WIDEN_F16_K, x, args.x_stride, widen, columns_of(args, panel), m_begin,
+                                    m_end, Finish<V, Dtype::f16, Sums::f32, false>{args, nullptr, panel});
   }
 }
 

@@ -21,9 +21,16 @@ OPAQUE = (
     "OrtKernelInfo",
     "OrtKernelContext",
     "OrtShapeInferContext",
+    "OrtOpAttr",
     "OrtKeyValuePairs",
 )
-ENUMS = ("ONNXTensorElementDataType", "OrtCustomOpInputOutputCharacteristic", "OrtMemType", "OrtErrorCode")
+ENUMS = (
+    "ONNXTensorElementDataType",
+    "OrtCustomOpInputOutputCharacteristic",
+    "OrtMemType",
+    "OrtErrorCode",
+    "OrtOpAttrType",
+)
 
 STATUS = "OrtStatus*"  # null is success
 
@@ -94,6 +101,11 @@ FUNCTIONS = {
         STATUS,
         "const OrtShapeInferContext* context, size_t index, const OrtTensorTypeAndShapeInfo* info",
     ),
+    "ShapeInferContext_GetAttribute": (
+        STATUS,
+        "const OrtShapeInferContext* context, const char* name, const OrtOpAttr** borrowed",
+    ),
+    "ReadOpAttr": (STATUS, "const OrtOpAttr* attribute, OrtOpAttrType type, void* data, size_t bytes, size_t* out"),
 }
 
 # name: (result, parameters)

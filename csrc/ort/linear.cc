@@ -13,6 +13,7 @@ namespace {
 
 // The places of a node's inputs.
 constexpr size_t X = 0, WEIGHT = 1, SCALE = 2, ZEROS = 3;
+constexpr const char* GATED = "gated";
 constexpr int64_t BLOCK = 128;        // the attribute block's default, both ways
 constexpr int64_t GROUP_SIZE = 32;    // the attribute group_size's default
 constexpr int64_t NO_ZERO_POINT = 8;  // the zero point of an int4 weight that has none
@@ -55,6 +56,7 @@ class LinearKernel : public Kernel {
   const std::string activation_, activations_;
   const std::vector<int64_t> block_;
   const int64_t in_features_;
+  const bool gated_;
   bool residual_is_zero_ = false, has_zeros_ = false;
   Memory packed_;  // a constant weight's panels
 };
@@ -67,6 +69,7 @@ LinearKernel::LinearKernel(const LinearNode& declared, const Node& node)
       block_(declared.is_int4 ? std::vector<int64_t>{1, node.attribute("group_size", GROUP_SIZE)}
                               : node.attribute("block", {BLOCK, BLOCK})),
       in_features_(declared.is_int4 ? node.attribute("in_features", int64_t{-1}) : -1),
+      gated_(node.attribute(GATED, int64_t{0}) != 0),
       has_zeros_(declared.is_int4 && node.type(ZEROS)) {
   std::optional<Tensor> weight = node.constant(WEIGHT), scale, zeros;
   check_block(node);
@@ -107,7 +110,7 @@ void LinearKernel::check_block(const Node& node) const {
 }
 
 LinearWeight LinearKernel::weight_of(const TensorView& values, const TensorView* scale, const TensorView* zeros) const {
-  return {values, scale, block_.front(), block_.back(), zeros, in_features_};
+  return {values, scale, block_.front(), block_.back(), zeros, in_features_, gated_};
 }
 
 // The rules that need no run: attributes, types, and the shapes of constants beside a constant weight. What is not
@@ -115,11 +118,11 @@ LinearWeight LinearKernel::weight_of(const TensorView& values, const TensorView*
 void LinearKernel::check_node(const Node& node, const TensorView* weight) const {
   const auto type = [&](size_t input) { return node.type(input).value_or(ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED); };
   const size_t bias = bias_of(declared_), residual = residual_of(declared_);
-  const int64_t any_weight[] = {1, in_features_ >= 0 ? in_features_ / 2 + in_features_ % 2 : 1};
+  const int64_t any_weight[] = {gated_ ? 2 : 1, in_features_ >= 0 ? in_features_ / 2 + in_features_ % 2 : 1};
   const TensorView w = weight ? *weight : shape_only(type(WEIGHT), any_weight, 2);
   const int64_t N = w.ndim ? w.sizes[0] : 1, columns = w.ndim ? w.sizes[w.ndim - 1] : 1;
   const int64_t K = in_features_ >= 0 ? in_features_ : declared_.is_int4 ? columns * 2 : columns;
-  const int64_t x_sizes[] = {0, K}, y_sizes[] = {0, N};
+  const int64_t x_sizes[] = {0, K}, y_sizes[] = {0, gated_ ? N / 2 : N};
   const std::optional<Tensor> constant_scale = node.constant(SCALE), constant_bias = node.constant(bias);
   const auto parts = [](int64_t size, int64_t block) { return block > 0 ? num_blocks(size, block) : 1; };
   const LinearWeight blocks = weight_of(w, nullptr, nullptr);
@@ -185,6 +188,7 @@ void infer_shape(const Shapes& shapes) {
   const std::vector<Dim> weight = shapes.shape(WEIGHT);
   if (x.empty()) return;
   x.back() = weight.empty() ? Dim{-1, ""} : weight.front();
+  if (shapes.attribute(GATED, 0)) x.back() = {x.back().size < 0 ? -1 : x.back().size / 2, ""};
   shapes.set_output(shapes.type(X), x);
 }
 

@@ -5,9 +5,10 @@
 
 namespace dsf::ort_door {
 
-// A node: inputs X, weight, scale where it has one, then optional bias and residual; attributes activation and, with a
-// scale, activations. A room that packs its scale also has the attribute block, two integers. An int4 node has optional
-// zero points after its scale, and the attributes compute, group_size and in_features in place of the last two.
+// A node: inputs X, weight, scale where it has one, then optional bias and residual; attributes activation, gated and,
+// with a scale, activations. A room that packs its scale also has the attribute block, two integers. An int4 node has
+// optional zero points after its scale, and the attributes compute, group_size and in_features in place of the last
+// two.
 struct LinearNode {
   const char* name;
   const LinearRoom* room;

@@ -16,6 +16,7 @@ struct OrtCustomOpDomain;
 struct OrtKernelInfo;
 struct OrtKernelContext;
 struct OrtShapeInferContext;
+struct OrtOpAttr;
 struct OrtKeyValuePairs;
 struct OrtCustomOp;
 
@@ -81,6 +82,18 @@ enum OrtErrorCode : int32_t {
   ORT_DEVICE_RESET = 15,
 };
 
+enum OrtOpAttrType : int32_t {
+  ORT_OP_ATTR_UNDEFINED = 0,
+  ORT_OP_ATTR_INT = 1,
+  ORT_OP_ATTR_INTS = 2,
+  ORT_OP_ATTR_FLOAT = 3,
+  ORT_OP_ATTR_FLOATS = 4,
+  ORT_OP_ATTR_STRING = 5,
+  ORT_OP_ATTR_STRINGS = 6,
+  ORT_OP_ATTR_GRAPH = 7,
+  ORT_OP_ATTR_TENSOR = 8,
+};
+
 struct OrtApi {
   OrtStatus* (*CreateStatus)(OrtErrorCode code, const char* message);
   void* gap_1[25];
@@ -132,11 +145,13 @@ struct OrtApi {
   void* gap_250[18];
   OrtStatus* (*ShapeInferContext_GetInputTypeShape)(const OrtShapeInferContext* context, size_t index,
                                                     OrtTensorTypeAndShapeInfo** borrowed);
-  void* gap_269[1];
+  OrtStatus* (*ShapeInferContext_GetAttribute)(const OrtShapeInferContext* context, const char* name,
+                                               const OrtOpAttr** borrowed);
   OrtStatus* (*ShapeInferContext_SetOutputTypeShape)(const OrtShapeInferContext* context, size_t index,
                                                      const OrtTensorTypeAndShapeInfo* info);
   OrtStatus* (*SetSymbolicDimensions)(OrtTensorTypeAndShapeInfo* info, const char** names, size_t num_dims);
-  void* gap_272[2];
+  OrtStatus* (*ReadOpAttr)(const OrtOpAttr* attribute, OrtOpAttrType type, void* data, size_t bytes, size_t* out);
+  void* gap_273[1];
   OrtStatus* (*KernelContext_ParallelFor)(const OrtKernelContext* context, void (*body)(void* user, size_t i),
                                           size_t total, size_t num_batch, void* user);
   void* gap_275[22];
@@ -178,8 +193,10 @@ static_assert(offsetof(OrtApi, KernelInfo_GetInputTypeInfo) == 8 * 234);
 static_assert(offsetof(OrtApi, HasSessionConfigEntry) == 8 * 237);
 static_assert(offsetof(OrtApi, KernelInfoGetConstantInput_tensor) == 8 * 249);
 static_assert(offsetof(OrtApi, ShapeInferContext_GetInputTypeShape) == 8 * 268);
+static_assert(offsetof(OrtApi, ShapeInferContext_GetAttribute) == 8 * 269);
 static_assert(offsetof(OrtApi, ShapeInferContext_SetOutputTypeShape) == 8 * 270);
 static_assert(offsetof(OrtApi, SetSymbolicDimensions) == 8 * 271);
+static_assert(offsetof(OrtApi, ReadOpAttr) == 8 * 272);
 static_assert(offsetof(OrtApi, KernelContext_ParallelFor) == 8 * 274);
 static_assert(offsetof(OrtApi, GetKeyValue) == 8 * 297);
 static_assert(offsetof(OrtApi, ReleaseKeyValuePairs) == 8 * 300);

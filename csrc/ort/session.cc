@@ -177,6 +177,15 @@ std::vector<Dim> Shapes::shape(size_t input) const {
   return shape;
 }
 
+int64_t Shapes::attribute(const char* name, int64_t fallback) const {
+  const OrtApi* api = runtime_.api;
+  const OrtOpAttr* attribute = nullptr;
+  if (!succeeded(api, api->ShapeInferContext_GetAttribute(context_, name, &attribute))) return fallback;
+  int64_t value = 0;
+  size_t bytes = 0;
+  return succeeded(api, api->ReadOpAttr(attribute, ORT_OP_ATTR_INT, &value, sizeof value, &bytes)) ? value : fallback;
+}
+
 void Shapes::set_output(ONNXTensorElementDataType type, const std::vector<Dim>& shape) const {
   const OrtApi* api = runtime_.api;
   std::vector<int64_t> sizes;

@@ -66,6 +66,8 @@ class Shapes {
   ONNXTensorElementDataType type(size_t input) const;
   // Empty where nothing is known; ONNX Runtime does not tell that from a scalar's shape.
   std::vector<Dim> shape(size_t input) const;
+  // An integer attribute of the node.
+  int64_t attribute(const char* name, int64_t fallback) const;
   void set_output(ONNXTensorElementDataType type, const std::vector<Dim>& shape) const;
 
  private:

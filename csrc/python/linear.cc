@@ -17,6 +17,7 @@ py::array run_linear(const LinearRoom& room, const LinearArrays& arrays) {
   call.weight.block_n = arrays.block_n;
   call.weight.block_k = arrays.block_k;
   call.weight.in_features = arrays.in_features;
+  call.weight.gated = arrays.gated;
   call.out_features = -1;
   call.activation = arrays.activation.c_str();
   call.activations = arrays.activations.c_str();

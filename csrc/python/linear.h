@@ -13,6 +13,7 @@ struct LinearArrays {
   const py::object& residual;
   std::string activation;
   std::string activations;
+  bool gated;
   int64_t block_n = -1;  // of a room with blocks of scales
   int64_t block_k = -1;
   py::object zeros = py::none();  // of a room with zero points

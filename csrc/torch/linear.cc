@@ -25,6 +25,7 @@ Tensor run_linear(const LinearRoom& room, const LinearTensors& tensors) {
   call.weight.block_n = tensors.block_n;
   call.weight.block_k = tensors.block_k;
   call.weight.in_features = tensors.in_features;
+  call.weight.gated = tensors.gated;
   call.weight_is_packed = tensors.weight_is_packed;
   call.out_features = tensors.out_features;
   call.activation = tensors.activation.c_str();
@@ -42,14 +43,14 @@ Tensor run_linear(const LinearRoom& room, const LinearTensors& tensors) {
   return y;
 }
 
-Tensor pack_linear(const LinearRoom& room, const Tensor& weight, const std::optional<Tensor>& scale, int64_t block_n,
-                   int64_t block_k, const std::optional<Tensor>& zeros, int64_t in_features) {
+Tensor pack_linear(const LinearRoom& room, const Tensor& weight, bool gated, const std::optional<Tensor>& scale,
+                   int64_t block_n, int64_t block_k, const std::optional<Tensor>& zeros, int64_t in_features) {
   const std::string op = std::string(room.op) + "_pack";
   Operand values(op.c_str(), room.weight_arg, weight), scales(op.c_str(), "scale", scale);
   Operand zero_points(op.c_str(), "zeros", zeros);
   Problem problem;
   const auto checked = [&] {
-    const LinearWeight found{values.view, scales.get(), block_n, block_k, zero_points.get(), in_features};
+    const LinearWeight found{values.view, scales.get(), block_n, block_k, zero_points.get(), in_features, gated};
     if (!room.pack_check(&found, &problem)) raise(problem);
     return found;
   };

@@ -15,6 +15,7 @@ struct LinearTensors {
   std::string activations;  // "" for a room without
   bool weight_is_packed;
   int64_t out_features;  // packed only
+  bool gated;
   int64_t block_n = -1;  // of a room with blocks of scales
   int64_t block_k = -1;
   const std::optional<Tensor>* zeros = nullptr;  // of a room with zero points
@@ -24,7 +25,7 @@ struct LinearTensors {
 Tensor run_linear(const LinearRoom& room, const LinearTensors& tensors);
 
 // The packed form of a weight (N, K), a uint8 tensor; with its scale and zero points where the room packs those too.
-Tensor pack_linear(const LinearRoom& room, const Tensor& weight, const std::optional<Tensor>& scale = {},
+Tensor pack_linear(const LinearRoom& room, const Tensor& weight, bool gated, const std::optional<Tensor>& scale = {},
                    int64_t block_n = -1, int64_t block_k = -1, const std::optional<Tensor>& zeros = {},
                    int64_t in_features = -1);
 

@@ -24,10 +24,10 @@ ROOMS = {
 # Of these the last two, B and R, may be absent, and Int4Matmul's zero points.
 NUM_INPUTS = {"Fp8Matmul": 5, "FusedMatmul": 4, "Int4Matmul": 6, "Int8Matmul": 5}
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "Fp8Matmul": {"activation": "none", "activations": "float", "block": (128, 128)},
-    "FusedMatmul": {"activation": "none"},
-    "Int4Matmul": {"activation": "none", "compute": "int8", "group_size": 32, "in_features": -1},
-    "Int8Matmul": {"activation": "none", "activations": "int8"},
+    "Fp8Matmul": {"activation": "none", "activations": "float", "block": (128, 128), "gated": 0},
+    "FusedMatmul": {"activation": "none", "gated": 0},
+    "Int4Matmul": {"activation": "none", "compute": "int8", "group_size": 32, "in_features": -1, "gated": 0},
+    "Int8Matmul": {"activation": "none", "activations": "int8", "gated": 0},
 }
 SCALE_INPUT, ZEROS_INPUT = 2, 3
 

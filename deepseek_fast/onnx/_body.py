@@ -21,6 +21,7 @@ MIN_16_BIT_OPSET = 15  # CastLike, by which a body returns to X's type where it 
 FLOAT_TYPES = ["tensor(float)", "tensor(bfloat16)", "tensor(float16)"]  # of X, B, R and Y
 GELU_OPSET = 20  # the first opset with a Gelu operator
 REDUCE_AXES_INPUT_OPSET = 18  # ReduceMax takes its axes as an input from here on
+MAX_INT64 = 2**63 - 1  # the end of any axis, for Slice
 SQRT_2 = 1.4142135623730951
 SQRT_2_OVER_PI = 0.7978845608028654
 GELU_CUBIC = 0.044715
@@ -68,10 +69,12 @@ class BodyWriter:
 
     def integer(self, name: str) -> str:
         """The value of the integer attribute `name` of the calling node, as a tensor of shape (1,)."""
+        return self.op("Reshape", self._scalar(name), self.constant([1], "int64"))
+
+    def _scalar(self, name: str) -> str:
         import onnx
 
-        scalar = self._referred(name, "value_int", onnx.AttributeProto.INT)
-        return self.op("Reshape", scalar, self.constant([1], "int64"))
+        return self._referred(name, "value_int", onnx.AttributeProto.INT)
 
     def _referred(self, name: str, field: str, kind: Any) -> str:
         from onnx import helper
@@ -113,10 +116,18 @@ class BodyWriter:
         return self.op("Cast", name, to=TensorProto.FLOAT)
 
     def epilogue(self, total: str) -> None:
-        """Y = activation(total + B) + R in float32, rounded once to X's type."""
+        """Y = activation(total + B) + R in float32, rounded once to X's type.
+
+        Gated: Y = activation(the first half of its columns) * the second half + R.
+        """
         from onnx import TensorProto
 
-        z = self.op("Add", total, self.to_float("B"))
+        z = whole = self.op("Add", total, self.to_float("B"))
+        gated = self.op("Not", self.op("Equal", self._scalar("gated"), self.constant(0, "int64")))
+        first, last, axis = (self.constant([value], "int64") for value in (0, MAX_INT64, -1))
+        columns = self.op("Slice", self.op("Shape", whole), axis, last)
+        half = self.op("Div", columns, self.constant([2], "int64"))
+        z = self.choose(gated, lambda: self.op("Slice", whole, first, half, axis), lambda: self.op("Identity", whole))
         activation = self.attribute("activation")
         for value, write in ACTIVATIONS.items():
             here = z
@@ -125,6 +136,12 @@ class BodyWriter:
                 lambda here=here, write=write: write(self, here),  # type: ignore[misc]
                 lambda here=here: self.op("Identity", here),  # type: ignore[misc]
             )
+        factor = z
+        z = self.choose(
+            gated,
+            lambda: self.op("Mul", factor, self.op("Slice", whole, half, last, axis)),
+            lambda: self.op("Identity", factor),
+        )
         y = self.op("Add", z, self.to_float("R"))
         if self.opset >= MIN_16_BIT_OPSET:
             self.op("CastLike", y, "X", output="Y")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from deepseek_fast.onnx._body import DOMAIN
 from deepseek_fast.onnx._notes import Note, Refusal
-from deepseek_fast.onnx._rewriter import Rewriter, text
+from deepseek_fast.onnx._rewriter import Rewriter, number, text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,11 @@ def _quantize(node: ir.Node, scheme: str, rewriter: Rewriter, done: dict[ir.Valu
             rewriter.initializer(f"{weight.name}_q", q),
             rewriter.initializer(f"{weight.name}_scale", scale),
         )
-    attributes = {"activation": text(node, "activation", "none"), "activations": SCHEMES[scheme]}
+    attributes: dict[str, str | int] = {
+        "activation": text(node, "activation", "none"),
+        "activations": SCHEMES[scheme],
+        "gated": int(number(node, "gated", 0)),
+    }
     rewriter.fuse("Int8Matmul", [x, *done[weight], bias, residual], attributes, [node])
 
 

@@ -127,11 +127,19 @@ def _register_schemas() -> None:
             defs.register_schema(room.schema())
 
 
-def _fused_matmul(x: Any, weight: Any, bias: Any = None, *, activation: str = "none", residual: Any = None) -> Any:
+def _fused_matmul(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    activation: str = "none",
+    residual: Any = None,
+    gated: bool = False,
+) -> Any:
     from onnxscript import values
 
     ours = values.Opset(DOMAIN, DOMAIN_VERSION)
-    return ours.FusedMatmul(x, weight, bias, _residual(residual), activation=activation)
+    return ours.FusedMatmul(x, weight, bias, _residual(residual), activation=activation, gated=int(gated))
 
 
 def _fp8_matmul(
@@ -145,6 +153,7 @@ def _fp8_matmul(
     activation: str = "none",
     residual: Any = None,
     activations: str = "float",
+    gated: bool = False,
 ) -> Any:
     from onnxscript import values
 
@@ -158,6 +167,7 @@ def _fp8_matmul(
         activation=activation,
         activations=activations,
         block=[block_n, block_k],
+        gated=int(gated),
     )
 
 
@@ -173,6 +183,7 @@ def _int4_matmul(
     activation: str = "none",
     residual: Any = None,
     compute: str = "int8",
+    gated: bool = False,
 ) -> Any:
     from onnxscript import values
 
@@ -188,6 +199,7 @@ def _int4_matmul(
         compute=compute,
         group_size=group_size,
         in_features=in_features,
+        gated=int(gated),
     )
 
 
@@ -200,11 +212,21 @@ def _int8_matmul(
     activation: str = "none",
     residual: Any = None,
     activations: str = "int8",
+    gated: bool = False,
 ) -> Any:
     from onnxscript import values
 
     ours = values.Opset(DOMAIN, DOMAIN_VERSION)
-    return ours.Int8Matmul(x, q, scale, bias, _residual(residual), activation=activation, activations=activations)
+    return ours.Int8Matmul(
+        x,
+        q,
+        scale,
+        bias,
+        _residual(residual),
+        activation=activation,
+        activations=activations,
+        gated=int(gated),
+    )
 
 
 def _residual(residual: Any) -> Any:

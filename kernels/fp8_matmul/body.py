@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OP_TYPE = "Fp8Matmul"
 INPUTS = ("X", "W", "S", "B", "R")
-ATTRIBUTES = ("activation", "activations", "block")
+ATTRIBUTES = ("activation", "activations", "block", "gated")
 MIN_OPSET = 19  # the first whose Cast knows float8
 STEP = 128  # values of X that share a scale
 LARGEST = 448.0  # of float8e4m3fn
@@ -91,6 +91,7 @@ def node(
     activation: str = "none",
     activations: str = "float",
     block: tuple[int, int] = (128, 128),
+    gated: bool = False,
 ) -> onnx.NodeProto:
     """An Fp8Matmul node between named values; weight is (N, K) float8e4m3fn or float8e5m2, scale float."""
     from onnx import helper
@@ -103,6 +104,7 @@ def node(
         activation=activation,
         activations=activations,
         block=block,
+        gated=int(gated),
     )
 
 
@@ -134,6 +136,7 @@ def schema() -> onnx.defs.OpSchema:
         attributes=[
             defs.OpSchema.Attribute("activation", defs.OpSchema.AttrType.STRING, required=False),
             defs.OpSchema.Attribute("activations", defs.OpSchema.AttrType.STRING, required=False),
+            defs.OpSchema.Attribute("gated", defs.OpSchema.AttrType.INT, required=False),
             defs.OpSchema.Attribute("block", defs.OpSchema.AttrType.INTS, required=False),
         ],
     )

@@ -47,6 +47,9 @@ SHAPES = (
 )
 BLOCK_SHAPE = (6, 150, 333)
 EPILOGUE_SHAPE = (7, 35, 19)  # tails in M, N and K
+# (M, N, K, activation): one column, whole and partial panels, more rows than the two halves take in turn; SHAPES[-3]
+# so that the tests of one size meet it, too.
+GATED = ((1, 1, 1, "relu"), (1, 65, 17, "silu"), (17, 130, 299, "hardswish"), (388, 70, 33, "tanh"), (3, 64, 4, "none"))
 EMPTY_SHAPES = ((0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0))
 
 # A weight takes every finite code. (first code that is none, root mean square of the numbers below it)
@@ -68,15 +71,15 @@ class Case:
     weight: str = "float8_e4m3fn"
     block: tuple[int, int] = (128, 128)
     scale: str = "float32"
+    gated: bool = False  # the weight has 2 N rows
 
     @property
     def id(self) -> str:
         block = "x".join("all" if size < 0 else str(size) for size in self.block)
         words = [f"{self.M}x{self.N}x{self.K}", self.dtype, self.weight.removeprefix("float8_"), block]
         words += [self.scale.removeprefix("float8_"), self.activations, self.activation]
-        return "-".join(
-            words + ["bias"] * self.bias + ([] if self.residual == "none" else [f"residual_{self.residual}"])
-        )
+        words += ["bias"] * self.bias + ([] if self.residual == "none" else [f"residual_{self.residual}"])
+        return "-".join(words + ["gated"] * self.gated)
 
     def inputs(self, generator: torch.Generator) -> dict[str, Any]:
         """Keyword arguments of the op. Outputs are of size 1."""
@@ -85,12 +88,13 @@ class Case:
         def normal(*shape: int) -> torch.Tensor:
             return torch.randn(shape, generator=generator).to(dtype)
 
+        rows = self.N * (1 + self.gated)
         residual_shape = {"none": None, "full": (self.M, self.N), "one": (1,)}[self.residual]
         first_special, size = CODES[self.weight]
-        codes = torch.randint(0, 2 * first_special, (self.N, self.K), generator=generator, dtype=torch.int32)
+        codes = torch.randint(0, 2 * first_special, (rows, self.K), generator=generator, dtype=torch.int32)
         codes = torch.where(codes < first_special, codes, codes - first_special + 128)  # the second half is negative
         parts = [
-            1 if block < 0 else -(-total // block) for total, block in zip((self.N, self.K), self.block, strict=True)
+            1 if block < 0 else -(-total // block) for total, block in zip((rows, self.K), self.block, strict=True)
         ]
         scale = (0.5 + torch.rand(parts, generator=generator)) / (max(self.K, 1) ** 0.5 * size)
         if self.scale == "float8_e8m0fnu":
@@ -100,12 +104,12 @@ class Case:
             "x": normal(self.M, self.K),
             "weight": codes.to(torch.uint8).view(getattr(torch, self.weight)),
             "scale": scale,
-            "bias": normal(self.N) if self.bias else None,
+            "bias": normal(rows) if self.bias else None,
             "block": self.block,
             "activation": self.activation,
             "residual": None if residual_shape is None else normal(*residual_shape),
             "activations": self.activations,
-        }
+        } | ({"gated": True} if self.gated else {})
 
 
 def _cases() -> Iterator[Case]:
@@ -131,6 +135,11 @@ def _cases() -> Iterator[Case]:
         yield Case(*EPILOGUE_SHAPE, dtype, activation, i % 2 == 0, RESIDUALS[i % 3])
     for i, (dtype, activation) in enumerate(product(DTYPES, ACTIVATIONS)):
         yield Case(*EPILOGUE_SHAPE, dtype, activation, i % 2 == 0, RESIDUALS[i % 3], "fp8")
+    for i, ((M, N, K, activation), dtype, mode) in enumerate(product(GATED, DTYPES, MODES)):
+        weight, block = WEIGHTS[i // 4 % 2], BLOCKS[i % len(BLOCKS)]
+        yield Case(M, N, K, dtype, activation, i % 4 < 3, RESIDUALS[i % 3], mode, weight, block, gated=True)
+    for shape, mode in product(EMPTY_SHAPES, MODES):
+        yield Case(*shape, "float32", "silu", activations=mode, gated=True)
     for shape, dtype, mode, block in product(EMPTY_SHAPES, DTYPES, MODES, ((128, 128), (-1, -1))):
         yield Case(*shape, dtype, "silu", True, "full", mode, block=block)
     for i, (shape, mode) in enumerate(product((*SHAPES[::4], EPILOGUE_SHAPE, EMPTY_SHAPES[2]), MODES)):

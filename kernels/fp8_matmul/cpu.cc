@@ -44,7 +44,7 @@ constexpr const char* QUANTIZE = "fp8_quantize_weight";
 Block block_size(const LinearWeight& weight) { return {weight.block_n, weight.block_k}; }
 
 PackedFormat format_of(const LinearWeight& weight) {
-  return {weight.values.dtype, weight.block_k < 0 ? STEP : std::gcd(weight.block_k, STEP)};
+  return {weight.values.dtype, weight.block_k < 0 ? STEP : std::gcd(weight.block_k, STEP), false, weight.gated};
 }
 
 bool check_fp8(const char* op, const char* arg, const TensorView& values, Problem* problem) {
@@ -88,18 +88,17 @@ int64_t workspace_bytes(const LinearArgs& args) {
   return args.float_activations ? widened_x_bytes(args) : Workspace(args).total;
 }
 
-// The p-th panel of target, whose first column is n: of each block the scales, then the codes as packed.h has them.
-void pack_panel(const LinearWeight& weight, int64_t n, const PackedPanels& target, int64_t p) {
+// The p-th panel of target: of each block the scales, then the codes as packed.h has them.
+void pack_panel(const LinearWeight& weight, PanelRows rows, const PackedPanels& target, int64_t p) {
   const TensorView& values = weight.values;
-  const int64_t N = values.sizes[0], K = values.sizes[1], stride = dsf_row_stride(&values);
-  const char* codes = static_cast<const char*>(values.data) + n * stride;
-  const int64_t columns = N - n < PANEL_N ? N - n : PANEL_N;
+  const int64_t K = values.sizes[1], stride = dsf_row_stride(&values), columns = rows.count;
+  const char* codes = static_cast<const char*>(values.data) + rows.first * stride;
   char* block = const_cast<char*>(target.panel(p));
   if (columns < PANEL_N) std::memset(block, 0, size_t(target.panel_bytes));  // else all of it is written below
   for (int64_t k = 0; k < K; k += target.block_k, block += target.block_bytes) {
     auto* scales = reinterpret_cast<float*>(block);
     for (int64_t c = 0; c < columns; ++c)
-      scales[c] = scale_value(*weight.scale, block_of(n + c, weight.block_n), block_of(k, weight.block_k));
+      scales[c] = scale_value(*weight.scale, block_of(rows.first + c, weight.block_n), block_of(k, weight.block_k));
     pack_columns<TransposePairs>(codes + k, stride, columns, K - k < target.block_k ? K - k : target.block_k,
                                  block + PackedPanels::SCALE_BYTES);
   }
@@ -107,7 +106,7 @@ void pack_panel(const LinearWeight& weight, int64_t n, const PackedPanels& targe
 
 template <class Run>
 void walk_packing(const Context& context, const LinearArgs& args, const LinearWeight& weight, const Run& run) {
-  const auto pack = [&](int64_t n, const PackedPanels& target, int64_t p) { pack_panel(weight, n, target, p); };
+  const auto pack = [&](PanelRows rows, const PackedPanels& target, int64_t p) { pack_panel(weight, rows, target, p); };
   // Behind x in FP8 or widened, where there is such.
   char* scratch = static_cast<char*>(context.workspace) + workspace_bytes(args);
   walk_plain(context, args, format_of(weight), scratch, pack, run);
@@ -120,8 +119,7 @@ void run_rows(const Context& context, const LinearArgs& args, const CastRows& ro
     const IeeeSubnormals ieee;
     kernel.run_cast(part, rows, m_begin, m_end, panel);
   };
-  if (plain) return walk_packing(context, args, *plain, run);
-  walk(context, args, [&](int64_t m_begin, int64_t m_end, int64_t panel) { run(args, m_begin, m_end, panel); });
+  plain ? walk_packing(context, args, *plain, run) : walk(context, args, run);
 }
 
 void run_matmul(const Context& context, const LinearArgs& args, const LinearWeight* plain) {
@@ -133,9 +131,7 @@ void run_matmul(const Context& context, const LinearArgs& args, const LinearWeig
       kernel.run(part, m_begin, m_end, panel);
     };
     const LinearArgs widened = with_widened_x(context, args, kernel.widen, context.workspace);
-    if (plain) return walk_packing(context, widened, *plain, run);
-    return walk(context, widened,
-                [&](int64_t m_begin, int64_t m_end, int64_t panel) { run(widened, m_begin, m_end, panel); });
+    return plain ? walk_packing(context, widened, *plain, run) : walk(context, widened, run);
   }
   const CastRows rows = Workspace(args).rows(context.workspace);
   parallel_for(context, args.M, [&](int64_t begin, int64_t end) { kernel.cast(args, begin, end, rows); });
@@ -209,7 +205,8 @@ int32_t dsf_fp8_matmul_pack_check(const LinearWeight* weight, Problem* problem) 
   constexpr const char* OP = "fp8_matmul_pack";
   return check_fp8(OP, "weight", weight->values, problem) && check_block(OP, block_size(*weight), problem) &&
          check_matrix(OP, "weight", weight->values, format_of(*weight), problem) &&
-         check_scaling(OP, *weight, problem) && check_scale_values(OP, "scale", *weight->scale, problem);
+         check_gated(OP, "weight", *weight, problem) && check_scaling(OP, *weight, problem) &&
+         check_scale_values(OP, "scale", *weight->scale, problem);
 }
 
 int64_t dsf_fp8_matmul_packed_bytes(const LinearWeight* weight) {
@@ -220,8 +217,8 @@ void dsf_fp8_matmul_pack(const Context* context, const LinearWeight* weight, voi
   const int64_t N = weight->values.sizes[0];
   write_packed_header(format_of(*weight), N, weight->values.sizes[1], packed);
   const PackedPanels target(packed);
-  parallel_for(*context, round_up(N, PANEL_N) / PANEL_N, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) pack_panel(*weight, p * PANEL_N, target, p);
+  parallel_for(*context, num_panels(N, weight->gated), [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) pack_panel(*weight, rows_of_panel(N, weight->gated, p), target, p);
   });
 }
 

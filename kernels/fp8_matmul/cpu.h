@@ -10,7 +10,7 @@
 //   acc[b]   = sum_{k in step b} x[m, k] * weight[n, k]    as fused_matmul sums: f32 FMA for f32, products and sums in
 //                                                          f32 for bf16
 //   z        = sum_b acc[b] * scale[n, b]                  one FMA a step, in the order of b (scalar: multiply, add)
-//   y        = act(z + bias) + residual, as fused_matmul
+//   y        = act(z + bias) + residual, gated too, as fused_matmul
 // A result depends neither on M, the neighbours, nor the number of threads. NaN and inf follow IEEE.
 // Subnormal numbers count whatever the caller's thread flushes, a scale of 2^-127 too; but for VDPBF16PS and BFDOT,
 // which take a subnormal x and sum as zero.

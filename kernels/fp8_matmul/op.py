@@ -58,6 +58,7 @@ def fp8_matmul(
     activation: str = "none",
     residual: Tensor | None = None,
     activations: str = "float",
+    gated: bool = False,
 ) -> Tensor:
     """act(x @ (weight * scale).T + bias) + residual with an FP8 weight that stays one byte a value.
 
@@ -69,6 +70,8 @@ def fp8_matmul(
     activation: none, relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh. activations: "float" leaves x as
     it is, "fp8" casts it to float8_e4m3fn in blocks of 1 x 128 first, as DeepGEMM does. Returns (..., N) of x's dtype;
     has no gradient.
+    gated: the weight has 2 N rows, bias and scale with it; the first N outputs, through the activation, multiply the
+    last N (SwiGLU: gate_up_proj, then silu_and_mul).
     Raises ValueError for shapes, blocks, scales and names, TypeError for dtypes.
     Numerics: every code is decoded exactly; products and sums in float32, scaled once per 128 values of k or less.
 
@@ -85,6 +88,7 @@ def fp8_matmul(
         "activation": activation,
         "residual": residual,
         "activations": activations,
+        "gated": gated,
     }
     if _linear.needs_grad(x, bias, residual):
         check(x, weight, scale, bias, **options)  # type: ignore[arg-type]
@@ -101,6 +105,7 @@ def fp8_matmul_packed(
     activation: str = "none",
     residual: Tensor | None = None,
     activations: str = "float",
+    gated: bool = False,
 ) -> Tensor:
     """fp8_matmul with a weight and its scale packed by `pack`."""
     options = {
@@ -108,16 +113,18 @@ def fp8_matmul_packed(
         "activation": activation,
         "residual": residual,
         "activations": activations,
+        "gated": gated,
     }
     if _linear.needs_grad(x, bias, residual):
         return _WithoutGradient.apply(_PACKED_OP, options, x, packed, bias)  # type: ignore[no-any-return,no-untyped-call]
     return _PACKED_OP(x, packed, bias, **options)  # type: ignore[no-any-return]
 
 
-def pack(weight: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
+def pack(weight: Tensor, scale: Tensor, block: tuple[int, int], *, gated: bool = False) -> Tensor:
     """The opaque form of a weight and its scale that fp8_matmul_packed takes, (bytes,) uint8."""
     block_n, block_k = as_block("fp8_matmul_pack", block)
-    return _linear.call(_PACK_OP, _check_pack, weight, scale, block_n=block_n, block_k=block_k)  # type: ignore[no-any-return]
+    options = {"block_n": block_n, "block_k": block_k, "gated": gated}
+    return _linear.call(_PACK_OP, _check_pack, weight, scale, **options)  # type: ignore[no-any-return]
 
 
 class _WithoutGradient(torch.autograd.Function):
@@ -154,25 +161,28 @@ def check(
     activation: str = "none",
     residual: Tensor | None = None,
     activations: str = "float",
+    gated: bool = False,
 ) -> None:
     op = "fp8_matmul"
     _linear.check_tensors(op, x=x, weight=weight, scale=scale, bias=bias, residual=residual)
     _linear.check_x(op, x)
     _check_weight_dtype(op, weight)
     _linear.check_matrix(op, "weight", weight, x.shape[-1])
+    _linear.check_gated(op, "weight", weight, gated)
     _check_block(op, block_n, block_k)
     check_scale(op, "scale", scale, weight.shape[0], weight.shape[1], (block_n, block_k))
-    _linear.check_rest(op, x, weight.shape[0], bias, residual, activation)
+    _linear.check_rest(op, x, _linear.out_features_of(weight.shape[0], gated), bias, residual, activation, gated)
     _linear.check_choice(op, "activations", activations, SCHEMES)
 
 
-def _check_pack(weight: Tensor, scale: Tensor, *, block_n: int = 128, block_k: int = 128) -> None:
+def _check_pack(weight: Tensor, scale: Tensor, *, block_n: int = 128, block_k: int = 128, gated: bool = False) -> None:
     op = "fp8_matmul_pack"
     _linear.check_tensors(op, weight=weight, scale=scale)
     _check_weight_dtype(op, weight)
     _check_block(op, block_n, block_k)
     if weight.dim() != 2:
         _linear.shape_error(op, "weight", "have 2 dimensions", weight)
+    _linear.check_gated(op, "weight", weight, gated)
     check_scale(op, "scale", scale, weight.shape[0], weight.shape[1], (block_n, block_k))
 
 
@@ -230,10 +240,11 @@ def _(
     activation: str = "none",
     residual: Tensor | None = None,
     activations: str = "float",
+    gated: bool = False,
 ) -> Tensor:
     options: dict[str, Any] = {"activation": activation, "residual": residual, "activations": activations}
-    check(x, weight, scale, bias, block_n=block_n, block_k=block_k, **options)
-    return _linear.new_output(x, weight.shape[0])
+    check(x, weight, scale, bias, block_n=block_n, block_k=block_k, gated=gated, **options)
+    return _linear.new_output(x, _linear.out_features_of(weight.shape[0], gated))
 
 
 @torch.library.register_fake("deepseek_fast::fp8_matmul_packed")
@@ -246,22 +257,23 @@ def _(
     activation: str = "none",
     residual: Tensor | None = None,
     activations: str = "float",
+    gated: bool = False,
 ) -> Tensor:
     op = "fp8_matmul_packed"
     _linear.check_x(op, x)
-    _linear.check_rest(op, x, out_features, bias, residual, activation)
+    _linear.check_rest(op, x, out_features, bias, residual, activation, gated)
     _linear.check_choice(op, "activations", activations, SCHEMES)
     return _linear.new_output(x, out_features)
 
 
 @torch.library.register_fake("deepseek_fast::fp8_matmul_pack")
-def _(weight: Tensor, scale: Tensor, *, block_n: int = 128, block_k: int = 128) -> Tensor:
-    _check_pack(weight, scale, block_n=block_n, block_k=block_k)
+def _(weight: Tensor, scale: Tensor, *, block_n: int = 128, block_k: int = 128, gated: bool = False) -> Tensor:
+    _check_pack(weight, scale, block_n=block_n, block_k=block_k, gated=gated)
     # As csrc/gemm/packed.h lays it out: a header of 64 bytes, panels of 64 rows, quads of K, an f32 per row and step.
     N, K = weight.shape
     step = STEP if block_k < 0 else math.gcd(block_k, STEP)
     return weight.new_empty(
-        64 + (N + 63) // 64 * 64 * ((K + 3) // 4 * 4 + (K + step - 1) // step * 4), dtype=torch.uint8
+        64 + _linear.padded_rows(N, gated) * ((K + 3) // 4 * 4 + (K + step - 1) // step * 4), dtype=torch.uint8
     )
 
 

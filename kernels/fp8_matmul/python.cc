@@ -27,10 +27,10 @@ std::string format_from(const char* op, const py::object& dtype) {
 
 py::array fp8_matmul(const py::object& x, const py::object& weight, const py::object& scale, const py::object& bias,
                      const py::object& block, const std::string& activation, const py::object& residual,
-                     const std::string& activations) {
+                     const std::string& activations, bool gated) {
   if (scale.is_none()) throw py::type_error("fp8_matmul: scale must be a NumPy array; got NoneType");
   const auto [n, k] = block_from("fp8_matmul", block);
-  return run_linear(*dsf_fp8_matmul_room(), {x, weight, scale, bias, residual, activation, activations, n, k});
+  return run_linear(*dsf_fp8_matmul_room(), {x, weight, scale, bias, residual, activation, activations, gated, n, k});
 }
 
 py::tuple fp8_quantize_weight(const py::object& w, const py::object& block, const py::object& dtype) {
@@ -63,7 +63,7 @@ py::tuple fp8_quantize_weight(const py::object& w, const py::object& block, cons
 void bind_fp8_matmul(py::module_& module, py::dict& variants) {
   module.def("fp8_matmul", &fp8_matmul, py::arg("x"), py::arg("weight"), py::arg("scale"), py::arg("bias") = py::none(),
              py::kw_only(), py::arg("block") = py::make_tuple(128, 128), py::arg("activation") = "none",
-             py::arg("residual") = py::none(), py::arg("activations") = "float");
+             py::arg("residual") = py::none(), py::arg("activations") = "float", py::arg("gated") = false);
   module.def("fp8_quantize_weight", &fp8_quantize_weight, py::arg("w"), py::kw_only(),
              py::arg("block") = py::make_tuple(128, 128), py::arg("dtype") = "float8_e4m3fn");
   variants["fp8_matmul"] = variants_of(dsf_fp8_matmul_variant);

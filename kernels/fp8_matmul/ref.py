@@ -18,8 +18,7 @@ from deepseek_fast.kernels.fused_matmul.ref import (
     F32_MIN_NORMAL,
     F32_MIN_SUBNORMAL,
     U,
-    activate,
-    add_residual,
+    epilogue,
     epilogue_bound,
 )
 
@@ -46,10 +45,11 @@ def fp8_matmul_ref(
     activation: str = "none",
     residual: Tensor | None = None,
     activations: str = "float",
+    gated: bool = False,
 ) -> Tensor:
     """y in float64, not rounded to x's dtype."""
     z = _z(_steps(x, weight, scale, block, activations), x, weight, bias)
-    return add_residual(activate(z, activation), residual)
+    return epilogue(z, activation, residual, gated)
 
 
 def bound(
@@ -62,13 +62,15 @@ def bound(
     activation: str = "none",
     residual: Tensor | None = None,
     activations: str = "float",
+    gated: bool = False,
 ) -> Tensor:
     """Largest |kernel - fp8_matmul_ref| per output, float64; inf where f32 sums may overflow on the way."""
     steps = list(_steps(x, weight, scale, block, activations))
     z = _z(steps, x, weight, bias)
     flushes = x.dtype == torch.bfloat16 and activations == "float"
     error = _sum_bound(steps, flushes, z)
-    return epilogue_bound(z, error, x.dtype, bias=bias is not None, activation=activation, residual=residual)
+    rest = {"activation": activation, "residual": residual, "gated": gated}
+    return epilogue_bound(z, error, x.dtype, bias=bias is not None, **rest)  # type: ignore[arg-type]
 
 
 def fp8_quantize_weight_ref(

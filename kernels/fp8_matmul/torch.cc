@@ -7,19 +7,20 @@ namespace {
 
 Tensor fp8_matmul(const Tensor& x, const Tensor& weight, const Tensor& scale, const std::optional<Tensor>& bias,
                   int64_t block_n, int64_t block_k, std::string activation, const std::optional<Tensor>& residual,
-                  std::string activations) {
+                  std::string activations, bool gated) {
   return run_linear(*dsf_fp8_matmul_room(), {x, weight, scale, bias, residual, std::move(activation),
-                                             std::move(activations), false, -1, block_n, block_k});
+                                             std::move(activations), false, -1, gated, block_n, block_k});
 }
 
 Tensor fp8_matmul_packed(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t out_features,
-                         std::string activation, const std::optional<Tensor>& residual, std::string activations) {
+                         std::string activation, const std::optional<Tensor>& residual, std::string activations,
+                         bool gated) {
   return run_linear(*dsf_fp8_matmul_room(), {x, packed, std::nullopt, bias, residual, std::move(activation),
-                                             std::move(activations), true, out_features});
+                                             std::move(activations), true, out_features, gated});
 }
 
-Tensor fp8_matmul_pack(const Tensor& weight, const Tensor& scale, int64_t block_n, int64_t block_k) {
-  return pack_linear(*dsf_fp8_matmul_room(), weight, scale, block_n, block_k);
+Tensor fp8_matmul_pack(const Tensor& weight, const Tensor& scale, int64_t block_n, int64_t block_k, bool gated) {
+  return pack_linear(*dsf_fp8_matmul_room(), weight, gated, scale, block_n, block_k);
 }
 
 std::tuple<Tensor, Tensor> fp8_quantize_weight(const Tensor& w, int64_t block_n, int64_t block_k, ScalarType dtype) {
@@ -98,11 +99,12 @@ Tensor fp8_scaled_mm(const Tensor& mat_a, const Tensor& mat_b, const Tensor& sca
 STABLE_TORCH_LIBRARY_FRAGMENT(deepseek_fast, library) {
   library.def(
       "fp8_matmul(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None, *, int block_n=128, int block_k=128, str "
-      "activation=\"none\", Tensor? residual=None, str activations=\"float\") -> Tensor");
+      "activation=\"none\", Tensor? residual=None, str activations=\"float\", bool gated=False) -> Tensor");
   library.def(
       "fp8_matmul_packed(Tensor x, Tensor packed, Tensor? bias=None, *, SymInt out_features, str activation=\"none\", "
-      "Tensor? residual=None, str activations=\"float\") -> Tensor");
-  library.def("fp8_matmul_pack(Tensor weight, Tensor scale, *, int block_n=128, int block_k=128) -> Tensor");
+      "Tensor? residual=None, str activations=\"float\", bool gated=False) -> Tensor");
+  library.def(
+      "fp8_matmul_pack(Tensor weight, Tensor scale, *, int block_n=128, int block_k=128, bool gated=False) -> Tensor");
   library.def(
       "fp8_quantize_weight(Tensor w, *, int block_n=128, int block_k=128, ScalarType dtype) -> (Tensor, Tensor)");
   library.def(

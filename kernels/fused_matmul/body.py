@@ -1,7 +1,8 @@
 """FusedMatmul in ONNX: the node, its schema, and its body in plain ai.onnx operators.
 
-Y = activation(X @ W^T + B) + R, all in float32, rounded once to X's type; the meaning is in cpu.h. The body needs all
-four inputs, so a writer passes zeros for a B or R that is not there: B of shape (N,), R of shape (1,).
+Y = activation(X @ W^T + B) + R, all in float32, rounded once to X's type; the meaning is in cpu.h. With gated = 1, W
+and B have 2 N rows, whose first N outputs go through the activation and multiply the last N. The body needs all four
+inputs, so a writer passes zeros for a B or R that is not there: B of shape (N,), R of shape (1,).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 OP_TYPE = "FusedMatmul"
 INPUTS = ("X", "W", "B", "R")
-ATTRIBUTES = ("activation",)
+ATTRIBUTES = ("activation", "gated")
 
 
 def function_proto(opset: int) -> onnx.FunctionProto:
@@ -26,11 +27,14 @@ def function_proto(opset: int) -> onnx.FunctionProto:
     return body.function(OP_TYPE, INPUTS, ATTRIBUTES)
 
 
-def node(x: str, weight: str, bias: str, residual: str, y: str, *, activation: str = "none") -> onnx.NodeProto:
-    """A FusedMatmul node between named values; weight is (N, K)."""
+def node(
+    x: str, weight: str, bias: str, residual: str, y: str, *, activation: str = "none", gated: bool = False
+) -> onnx.NodeProto:
+    """A FusedMatmul node between named values; weight is (N, K), gated (2 N, K)."""
     from onnx import helper
 
-    return helper.make_node(OP_TYPE, [x, weight, bias, residual], [y], domain=DOMAIN, activation=activation)
+    inputs = [x, weight, bias, residual]
+    return helper.make_node(OP_TYPE, inputs, [y], domain=DOMAIN, activation=activation, gated=int(gated))
 
 
 def schema() -> onnx.defs.OpSchema:
@@ -49,5 +53,8 @@ def schema() -> onnx.defs.OpSchema:
         inputs=[parameter("X", single), parameter("W", single), parameter("B", optional), parameter("R", optional)],
         outputs=[parameter("Y", single)],
         type_constraints=[("T", FLOAT_TYPES, "one type for X, W, B, R and Y")],
-        attributes=[defs.OpSchema.Attribute("activation", defs.OpSchema.AttrType.STRING, required=False)],
+        attributes=[
+            defs.OpSchema.Attribute("activation", defs.OpSchema.AttrType.STRING, required=False),
+            defs.OpSchema.Attribute("gated", defs.OpSchema.AttrType.INT, required=False),
+        ],
     )

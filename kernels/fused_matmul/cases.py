@@ -42,6 +42,9 @@ SHAPES = (
     (3, 48, 4099),
 )
 EPILOGUE_SHAPE = (7, 35, 19)  # tails in M, N and K
+# (M, N, K, activation): one column, whole and partial panels, more rows than the two halves take in turn; SHAPES[-3]
+# so that the tests of one size meet it, too.
+GATED = ((1, 1, 1, "relu"), (1, 65, 17, "silu"), (17, 130, 33, "hardswish"), (389, 70, 33, "tanh"), (3, 64, 4, "none"))
 EMPTY_SHAPES = ((0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0))
 
 
@@ -56,12 +59,16 @@ class Case:
     activation: str = "none"
     bias: bool = True
     residual: str = "none"  # "none", "full": the output's shape, "one": one element
+    gated: bool = False  # the weight has 2 N rows
 
     @property
     def id(self) -> str:
         words = [f"{self.M}x{self.N}x{self.K}", self.dtype, self.activation]
         return "-".join(
-            words + ["bias"] * self.bias + ([] if self.residual == "none" else [f"residual_{self.residual}"])
+            words
+            + ["bias"] * self.bias
+            + ([] if self.residual == "none" else [f"residual_{self.residual}"])
+            + ["gated"] * self.gated
         )
 
     def inputs(self, generator: torch.Generator) -> dict[str, Any]:
@@ -71,14 +78,15 @@ class Case:
         def normal(*shape: int, deviation: float = 1.0) -> torch.Tensor:
             return (torch.randn(shape, generator=generator) * deviation).to(dtype)
 
+        rows = self.N * (1 + self.gated)
         residual_shape = {"none": None, "full": (self.M, self.N), "one": (1,)}[self.residual]
         return {
             "x": normal(self.M, self.K),
-            "weight": normal(self.N, self.K, deviation=2 / max(self.K, 1) ** 0.5),
-            "bias": normal(self.N) if self.bias else None,
+            "weight": normal(rows, self.K, deviation=2 / max(self.K, 1) ** 0.5),
+            "bias": normal(rows) if self.bias else None,
             "activation": self.activation,
             "residual": None if residual_shape is None else normal(*residual_shape),
-        }
+        } | ({"gated": True} if self.gated else {})
 
 
 def _cases() -> Iterator[Case]:
@@ -88,6 +96,10 @@ def _cases() -> Iterator[Case]:
         yield Case(*EPILOGUE_SHAPE, dtype, activation, bias, residual)
     for i, (dtype, activation) in enumerate(product(DTYPES, REST)):
         yield Case(*EPILOGUE_SHAPE, dtype, activation, i % 2 == 0, RESIDUALS[i % 3])
+    for i, ((M, N, K, activation), dtype) in enumerate(product(GATED, DTYPES)):
+        yield Case(M, N, K, dtype, activation, i % 4 < 3, RESIDUALS[i % 3], True)
+    for shape in EMPTY_SHAPES:
+        yield Case(*shape, "float32", "silu", gated=True)
     for shape, dtype in product(EMPTY_SHAPES, DTYPES):
         yield Case(*shape, dtype, "silu", True, "full")
     for i, shape in enumerate((*SHAPES, EPILOGUE_SHAPE, EMPTY_SHAPES[2])):
@@ -108,21 +120,27 @@ class Bench:
     activation: str = "none"
     why: str = ""
     quick: bool = False  # in the small set that CI gates on
+    gated: bool = False  # the weight has 2 N rows
 
     @property
     def id(self) -> str:
-        return f"{self.M}x{self.N}x{self.K}-{self.dtype}-{self.activation}"
+        return f"{self.M}x{self.N}x{self.K}-{self.dtype}-{self.activation}" + "-gated" * self.gated
+
+    @property
+    def rows(self) -> int:
+        """Of the weight."""
+        return self.N * (1 + self.gated)
 
     @property
     def flops(self) -> int:
         """A multiplication and an addition per product."""
-        return 2 * self.M * self.N * self.K
+        return 2 * self.M * self.rows * self.K
 
     @property
     def bytes(self) -> int:
         """x, weight and bias read once, y written once."""
         item_bytes = getattr(torch, self.dtype).itemsize
-        return item_bytes * (self.M * self.K + self.N * self.K + self.N + self.M * self.N)
+        return item_bytes * (self.M * self.K + self.rows * (self.K + 1) + self.M * self.N)
 
     @property
     def rate(self) -> str:
@@ -131,13 +149,13 @@ class Bench:
 
     def inputs(self, generator: torch.Generator) -> dict[str, Any]:
         """Keyword arguments of the op: with a bias, without a residual."""
-        return Case(self.M, self.N, self.K, self.dtype, self.activation).inputs(generator)
+        return Case(self.M, self.N, self.K, self.dtype, self.activation, gated=self.gated).inputs(generator)
 
     def call(self, inputs: dict[str, Any]) -> Callable[[], torch.Tensor]:
         """The op as a model runs it, its weight packed: nothing but the call is left."""
         from deepseek_fast.kernels.fused_matmul import op
 
-        packed = torch.ops.deepseek_fast.fused_matmul_pack(inputs["weight"])
+        packed = op.PACK_OP(inputs["weight"], gated=self.gated)
         rest = {name: value for name, value in inputs.items() if name != "weight"}
         return partial(op.fused_matmul_packed, packed=packed, out_features=self.N, **rest)
 
@@ -157,3 +175,4 @@ BENCH = tuple(
     for dtype in (*DTYPES, HALF)
     if dtype != HALF or not quick
 )
+BENCH += (Bench(256, 1376, 4096, "bfloat16", "silu", "Llama-7B feed-forward, an eighth of gate and up", gated=True),)

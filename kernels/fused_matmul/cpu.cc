@@ -32,17 +32,18 @@ const fused_matmul::Kernel& pick(Dtype dtype) {
   return fused_matmul::fused_matmul_f32_nt_scalar;  // not reached: every dtype has a scalar row
 }
 
-// The p-th panel of target, whose first column is n: panel[k / group][n][k % group] = weight[n, k].
-void pack_panel(const TensorView& weight, int64_t n, const PackedPanels& target, int64_t p) {
-  const int64_t N = weight.sizes[0], row_bytes = weight.sizes[1] * value_bytes(weight.dtype);
+PackedFormat format_of(const LinearWeight& weight) { return {.dtype = weight.values.dtype, .gated = weight.gated}; }
+
+// The p-th panel of target: panel[k / group][n][k % group] = weight[rows.first + n, k].
+void pack_panel(const TensorView& weight, PanelRows rows, const PackedPanels& target, int64_t p) {
+  const int64_t row_bytes = weight.sizes[1] * value_bytes(weight.dtype);
   const int64_t stride_bytes = dsf_row_stride(&weight) * value_bytes(weight.dtype);
-  const int64_t columns = N - n < PANEL_N ? N - n : PANEL_N;
   char* panel = const_cast<char*>(target.panel(p));
-  if (columns < PANEL_N) std::memset(panel, 0, size_t(target.panel_bytes));  // else all of it is written below
-  const char* rows = static_cast<const char*>(weight.data) + n * stride_bytes;
+  if (rows.count < PANEL_N) std::memset(panel, 0, size_t(target.panel_bytes));  // else all of it is written below
+  const char* first = static_cast<const char*>(weight.data) + rows.first * stride_bytes;
   const auto pack = k_group(weight.dtype) * value_bytes(weight.dtype) == 2 ? pack_columns<TransposeHalves>
                                                                            : pack_columns<TransposeQuads>;
-  pack(rows, stride_bytes, columns, row_bytes, panel);
+  pack(first, stride_bytes, rows.count, row_bytes, panel);
 }
 
 }  // namespace
@@ -56,45 +57,47 @@ int32_t dsf_fused_matmul_pack_check(const LinearWeight* weight, Problem* problem
   *problem = Problem{};
   constexpr const char* OP = "fused_matmul_pack";
   const TensorView& values = weight->values;
-  return check_float(OP, "weight", values, problem) && check_matrix(OP, "weight", values, {values.dtype}, problem);
+  return check_float(OP, "weight", values, problem) &&
+         check_matrix(OP, "weight", values, format_of(*weight), problem) && check_gated(OP, "weight", *weight, problem);
 }
 
 int64_t dsf_fused_matmul_packed_bytes(const LinearWeight* weight) {
-  const TensorView& values = weight->values;
-  return packed_bytes({values.dtype}, values.sizes[0], values.sizes[1]);
+  return packed_bytes(format_of(*weight), weight->values.sizes[0], weight->values.sizes[1]);
 }
 
 void dsf_fused_matmul_pack(const Context* context, const LinearWeight* weight, void* packed) {
   const TensorView& values = weight->values;
   const int64_t N = values.sizes[0];
-  write_packed_header({values.dtype}, N, values.sizes[1], packed);
+  write_packed_header(format_of(*weight), N, values.sizes[1], packed);
   const PackedPanels target(packed);
-  parallel_for(*context, round_up(N, PANEL_N) / PANEL_N, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) pack_panel(values, p * PANEL_N, target, p);
+  parallel_for(*context, num_panels(N, weight->gated), [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) pack_panel(values, rows_of_panel(N, weight->gated, p), target, p);
   });
 }
 
 int64_t dsf_fused_matmul_workspace_bytes(const Context*, const LinearArgs* args) { return widened_x_bytes(*args); }
 
-void dsf_fused_matmul(const Context* context, const LinearArgs* call) {
-  if (call->M == 0 || call->N == 0) return;
-  const fused_matmul::Kernel& kernel = pick(call->dtype);
-  const LinearArgs args = with_widened_x(*context, *call, kernel.widen, context->workspace);
-  walk(*context, args, [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run(args, m_begin, m_end, panel); });
+void dsf_fused_matmul(const Context* context, const LinearArgs* args) {
+  if (args->M == 0 || args->N == 0) return;
+  const fused_matmul::Kernel& kernel = pick(args->dtype);
+  walk(*context, with_widened_x(*context, *args, kernel.widen, context->workspace), kernel.run);
 }
 
-int64_t dsf_fused_matmul_plain_workspace_bytes(const Context* context, const LinearArgs* args, const LinearWeight*) {
+int64_t dsf_fused_matmul_plain_workspace_bytes(const Context* context, const LinearArgs* args,
+                                               const LinearWeight* weight) {
   const int64_t rows = widened_x_bytes(*args);
-  return rows < 0 ? -1 : rows + plain_scratch_bytes(*context, *args, {args->dtype});
+  return rows < 0 ? -1 : rows + plain_scratch_bytes(*context, *args, format_of(*weight));
 }
 
-void dsf_fused_matmul_plain(const Context* context, const LinearArgs* call, const LinearWeight* weight) {
-  if (call->M == 0 || call->N == 0) return;
-  const fused_matmul::Kernel& kernel = pick(call->dtype);
-  const LinearArgs args = with_widened_x(*context, *call, kernel.widen, context->workspace);
-  const auto pack = [&](int64_t n, const PackedPanels& target, int64_t p) { pack_panel(weight->values, n, target, p); };
-  void* scratch = static_cast<char*>(context->workspace) + widened_x_bytes(*call);
-  walk_plain(*context, args, {args.dtype}, scratch, pack, kernel.run);
+void dsf_fused_matmul_plain(const Context* context, const LinearArgs* args, const LinearWeight* weight) {
+  if (args->M == 0 || args->N == 0) return;
+  const fused_matmul::Kernel& kernel = pick(args->dtype);
+  const LinearArgs widened = with_widened_x(*context, *args, kernel.widen, context->workspace);
+  const auto pack = [&](PanelRows rows, const PackedPanels& target, int64_t p) {
+    pack_panel(weight->values, rows, target, p);
+  };
+  void* scratch = static_cast<char*>(context->workspace) + widened_x_bytes(*args);
+  walk_plain(*context, widened, format_of(*weight), scratch, pack, kernel.run);
 }
 
 const LinearRoom* dsf_fused_matmul_room() {

@@ -10,6 +10,9 @@
 //       kept exactly, in and out, whatever the caller's thread flushes; sizes from 65520 on become inf, NaN a quiet
 //       NaN.
 // Epilogue in f32, in this order: + bias, activation, + residual, round to nearest even.
+// gated: the weight has 2 N rows, bias 2 N values; z1 = the first N sums + bias, z3 = the last N; each operation
+// rounded:
+//   z1 -> act(z1) -> * z3 -> + residual -> one rounding to y's dtype.
 // NaN and inf follow IEEE; relu keeps NaN. K = 0 gives act(bias) + residual. Any M, N, K whose byte counts fit int64.
 #pragma once
 #include <cstdint>

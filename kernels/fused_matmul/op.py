@@ -1,9 +1,11 @@
 """fused_matmul in torch: the public function, its Meta kernels, gradient and autocast rule."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from deepseek_fast import _linear, _load
 
@@ -14,14 +16,21 @@ PACK_OP = torch.ops.deepseek_fast.fused_matmul_pack.default
 
 
 def fused_matmul(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    gated: bool = False,
 ) -> Tensor:
     """act(x @ weight.T + bias) + residual in one pass; takes the arguments of torch.nn.functional.linear.
 
     x: (..., K) float32, bfloat16 or float16. weight: (N, K), bias: (N,), both of x's dtype; the weight is packed on
     each call, nn.FusedLinear packs it once. activation: none, relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or
-    tanh. residual: the output's shape or one element, x's dtype, added after the activation. Returns (..., N) of x's
-    dtype.
+    tanh. residual: the output's shape or one element, x's dtype, added after the activation.
+    gated: weight is (2 N, K) and bias (2 N,); the first N outputs, through the activation, multiply the last N, as in
+    SwiGLU: gate_up_proj, then silu_and_mul. Returns (..., N) of x's dtype.
     Raises ValueError for shapes and names, TypeError for dtypes. Differentiable in all four tensors, once.
     Numerics: sums and epilogue in float32, one rounding at the end; a row's result does not depend on the other rows
     or on the number of threads.
@@ -35,10 +44,11 @@ def fused_matmul(
     if _linear.needs_grad(x, weight, bias, residual):
         if torch.is_autocast_enabled("cpu"):
             x, weight, bias, residual = map(_linear.autocast, (x, weight, bias, residual))
-        check(x, weight, bias, activation, residual)
+        check(x, weight, bias, activation, residual, gated)
         with torch.autocast("cpu", enabled=False):
-            return _Differentiable.apply(x, weight, bias, activation, residual)  # type: ignore[no-any-return,no-untyped-call]
-    return _linear.call(_OP, _check_keywords, x, weight, bias, activation=activation, residual=residual)  # type: ignore[no-any-return]
+            return _Differentiable.apply(x, weight, bias, activation, residual, gated)  # type: ignore[no-any-return,no-untyped-call]
+    options = {"activation": activation, "residual": residual, "gated": gated}
+    return _linear.call(_OP, _check_keywords, x, weight, bias, **options)  # type: ignore[no-any-return]
 
 
 def fused_matmul_packed(
@@ -49,35 +59,52 @@ def fused_matmul_packed(
     out_features: int,
     activation: str = "none",
     residual: Tensor | None = None,
+    gated: bool = False,
 ) -> Tensor:
     """fused_matmul with a weight packed by torch.ops.deepseek_fast.fused_matmul_pack; without gradients."""
     return _PACKED_OP(  # type: ignore[no-any-return]
-        x, packed, bias, out_features=out_features, activation=activation, residual=residual
+        x, packed, bias, out_features=out_features, activation=activation, residual=residual, gated=gated
     )
 
 
-def check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> None:
+def check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None, gated: bool = False
+) -> None:
     op = "fused_matmul"
     _linear.check_tensors(op, x=x, weight=weight, bias=bias, residual=residual)
     _linear.check_x(op, x)
     if weight.dtype != x.dtype:
         _linear.dtype_error(op, "weight", f"have x's dtype {_linear.dtype_name(x.dtype)}", weight)
     _linear.check_matrix(op, "weight", weight, x.shape[-1])
-    _linear.check_rest(op, x, weight.shape[0], bias, residual, activation)
+    _linear.check_gated(op, "weight", weight, gated)
+    out_features = _linear.out_features_of(weight.shape[0], gated)
+    _linear.check_rest(op, x, out_features, bias, residual, activation, gated)
 
 
 def _check_keywords(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    gated: bool = False,
 ) -> None:
-    check(x, weight, bias, activation, residual)
+    check(x, weight, bias, activation, residual, gated)
 
 
 @torch.library.register_fake("deepseek_fast::fused_matmul")
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    gated: bool = False,
 ) -> Tensor:
-    check(x, weight, bias, activation, residual)
-    return _linear.new_output(x, weight.shape[0])
+    check(x, weight, bias, activation, residual, gated)
+    return _linear.new_output(x, _linear.out_features_of(weight.shape[0], gated))
 
 
 @torch.library.register_fake("deepseek_fast::fused_matmul_packed")
@@ -89,22 +116,23 @@ def _(
     out_features: int,
     activation: str = "none",
     residual: Tensor | None = None,
+    gated: bool = False,
 ) -> Tensor:
     _linear.check_x("fused_matmul_packed", x)
-    _linear.check_rest("fused_matmul_packed", x, out_features, bias, residual, activation)
+    _linear.check_rest("fused_matmul_packed", x, out_features, bias, residual, activation, gated)
     return _linear.new_output(x, out_features)
 
 
 @torch.library.register_fake("deepseek_fast::fused_matmul_pack")
-def _(weight: Tensor) -> Tensor:
-    return weight.new_empty(_packed_bytes(weight), dtype=torch.uint8)
+def _(weight: Tensor, *, gated: bool = False) -> Tensor:
+    return weight.new_empty(_packed_bytes(weight, gated), dtype=torch.uint8)
 
 
-def _packed_bytes(weight: Tensor) -> Any:
+def _packed_bytes(weight: Tensor, gated: bool) -> Any:
     """As csrc/gemm/packed.h lays a weight out: a header of 64 bytes, panels of 64 rows, pairs of bf16."""
     N, K = weight.shape
     group = 2 if weight.dtype == torch.bfloat16 else 1
-    return 64 + (N + 63) // 64 * 64 * ((K + group - 1) // group * group) * weight.element_size()
+    return 64 + _linear.padded_rows(N, gated) * ((K + group - 1) // group * group) * weight.element_size()
 
 
 _linear.register_autocast("fused_matmul")
@@ -116,12 +144,18 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu")
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        residual: Tensor | None,
+        gated: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
-        ctx.activation = activation
+        ctx.activation, ctx.gated = activation, gated
         ctx.residual_shape = None if residual is None else residual.shape
-        return _OP(x, weight, bias, activation=activation, residual=residual)  # type: ignore[no-any-return]
+        return _OP(x, weight, bias, activation=activation, residual=residual, gated=gated)  # type: ignore[no-any-return]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -131,28 +165,33 @@ class _Differentiable(torch.autograd.Function):
         grad_residual = grad_y
         if ctx.residual_shape is not None and ctx.residual_shape != grad_y.shape:
             grad_residual = grad_y.sum().reshape(ctx.residual_shape)
+        activate, activate_backward = _FUNCTIONS[ctx.activation]
         grad_z = grad_y
-        if ctx.activation != "none":
-            grad_z = _activation_backward(ctx.activation, grad_y, _OP(x, weight, bias))
+        if ctx.gated:
+            gate, up = _OP(x, weight, bias).chunk(2, -1)
+            grad_z = torch.cat([activate_backward(grad_y * up, gate), grad_y * activate(gate)], -1)
+        elif ctx.activation != "none":
+            grad_z = activate_backward(grad_y, _OP(x, weight, bias))
         grad_x = grad_z @ weight if ctx.needs_input_grad[0] else None
         grad_rows = grad_z.reshape(-1, weight.shape[0])
         grad_weight = grad_rows.T @ x.reshape(-1, weight.shape[1]) if ctx.needs_input_grad[1] else None
         grad_bias = grad_rows.sum(0) if bias is not None else None
-        return grad_x, grad_weight, grad_bias, None, grad_residual if ctx.residual_shape is not None else None
+        return grad_x, grad_weight, grad_bias, None, grad_residual if ctx.residual_shape is not None else None, None
 
 
-def _activation_backward(activation: str, grad: Tensor, z: Tensor) -> Tensor:
-    aten = torch.ops.aten
-    if activation == "relu":
-        return aten.threshold_backward(grad, z, 0)
-    if activation == "relu6":
-        return aten.hardtanh_backward(grad, z, 0, 6)
-    if activation == "silu":
-        return aten.silu_backward(grad, z)
-    if activation == "hardswish":
-        return aten.hardswish_backward(grad, z)
-    if activation == "sigmoid":
-        return aten.sigmoid_backward(grad, z.sigmoid())
-    if activation == "tanh":
-        return aten.tanh_backward(grad, z.tanh())
-    return aten.gelu_backward(grad, z, approximate="tanh" if activation == "gelu_tanh" else "none")
+_ATEN = torch.ops.aten
+# activation: act(z), and its backward pass from (gradient, z)
+_FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "none": (lambda z: z, lambda grad, z: grad),
+    "relu": (torch.relu, lambda grad, z: _ATEN.threshold_backward(grad, z, 0)),
+    "relu6": (F.relu6, lambda grad, z: _ATEN.hardtanh_backward(grad, z, 0, 6)),
+    "gelu": (F.gelu, lambda grad, z: _ATEN.gelu_backward(grad, z)),
+    "gelu_tanh": (
+        lambda z: F.gelu(z, approximate="tanh"),
+        lambda grad, z: _ATEN.gelu_backward(grad, z, approximate="tanh"),
+    ),
+    "silu": (F.silu, lambda grad, z: _ATEN.silu_backward(grad, z)),
+    "hardswish": (F.hardswish, lambda grad, z: _ATEN.hardswish_backward(grad, z)),
+    "sigmoid": (torch.sigmoid, lambda grad, z: _ATEN.sigmoid_backward(grad, z.sigmoid())),
+    "tanh": (torch.tanh, lambda grad, z: _ATEN.tanh_backward(grad, z.tanh())),
+}

@@ -28,13 +28,27 @@ SMOOTH_TAIL = 2.0**-100
 
 
 def fused_matmul_ref(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    gated: bool = False,
 ) -> Tensor:
     """y in float64, not rounded to x's dtype; a one-element residual is added to every output."""
     z = x.double() @ weight.double().T
     if bias is not None:
         z = z + bias.double()
-    return add_residual(activate(z, activation), residual)
+    return epilogue(z, activation, residual, gated)
+
+
+def epilogue(z: Tensor, activation: str, residual: Tensor | None, gated: bool) -> Tensor:
+    """act(z) + residual, or act(the first half of z's columns) * the second half + residual, in z's dtype."""
+    if not gated:
+        return add_residual(activate(z, activation), residual)
+    gate, up = z.chunk(2, -1) if z.shape[-1] else (z, z)
+    return add_residual(activate(gate, activation) * up, residual)
 
 
 def activate(z: Tensor, activation: str) -> Tensor:
@@ -74,14 +88,21 @@ def add_residual(y: Tensor, residual: Tensor | None) -> Tensor:
 
 
 def bound(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    gated: bool = False,
 ) -> Tensor:
     """Largest |kernel - fused_matmul_ref| per output, float64; inf where f32 sums may overflow on the way."""
     z = x.double() @ weight.double().T
     if bias is not None:
         z = z + bias.double()
     error = matmul_bound(x, weight)
-    return epilogue_bound(z, error, x.dtype, bias=bias is not None, activation=activation, residual=residual)
+    rest = {"activation": activation, "residual": residual, "gated": gated}
+    return epilogue_bound(z, error, x.dtype, bias=bias is not None, **rest)  # type: ignore[arg-type]
 
 
 def matmul_bound(x: Tensor, weight: Tensor) -> Tensor:
@@ -104,13 +125,20 @@ def matmul_bound(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def epilogue_bound(
-    z: Tensor, error: Tensor, dtype: torch.dtype, *, bias: bool, activation: str, residual: Tensor | None
+    z: Tensor,
+    error: Tensor,
+    dtype: torch.dtype,
+    *,
+    bias: bool,
+    activation: str,
+    residual: Tensor | None,
+    gated: bool = False,
 ) -> Tensor:
     """Error of the output, from the exact z before the activation and the error of the sum without the bias."""
     if bias:  # one rounding of acc + bias
         error = error + U * (z.abs() + error)
-    error = activation_bound(z, error, activation)
-    y = add_residual(activate(z, activation), residual)
+    error = gated_bound(z, error, activation) if gated else activation_bound(z, error, activation)
+    y = epilogue(z, activation, residual, gated)
     if residual is not None:  # one rounding of act + residual
         error = error + U * (y.abs() + error)
     if dtype != torch.float32:
@@ -127,6 +155,15 @@ def activation_bound(z: Tensor, error: Tensor, activation: str) -> Tensor:
     if activation in SMOOTH or activation == "hardswish":
         return carried + ACTIVATION_ERROR * (activate(z, activation).abs() + carried) + SMOOTH_TAIL
     return carried
+
+
+def gated_bound(z: Tensor, error: Tensor, activation: str) -> Tensor:
+    """Error of act(gate) * up, from that of z: each factor's error times the other, and one rounding of the product."""
+    (gate, up), (of_gate, of_up) = ((t.chunk(2, -1) if t.shape[-1] else (t, t)) for t in (z, error))
+    of_gate, factor = activation_bound(gate, of_gate, activation), activate(gate, activation)
+    carried = factor.abs() * of_up + (up.abs() + of_up) * of_gate
+    total = carried + U * ((factor * up).abs() + carried) + F32_MIN_SUBNORMAL
+    return torch.where(total.isnan(), math.inf, total)  # 0 times an error without bound
 
 
 def half_ulp(magnitude: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,30 +6,33 @@ namespace dsf::torch_door {
 namespace {
 
 Tensor fused_matmul(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, std::string activation,
-                    const std::optional<Tensor>& residual) {
+                    const std::optional<Tensor>& residual, bool gated) {
   return run_linear(*dsf_fused_matmul_room(),
-                    {x, weight, std::nullopt, bias, residual, std::move(activation), "", false, -1});
+                    {x, weight, std::nullopt, bias, residual, std::move(activation), "", false, -1, gated});
 }
 
 Tensor fused_matmul_packed(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
-                           int64_t out_features, std::string activation, const std::optional<Tensor>& residual) {
+                           int64_t out_features, std::string activation, const std::optional<Tensor>& residual,
+                           bool gated) {
   return run_linear(*dsf_fused_matmul_room(),
-                    {x, packed, std::nullopt, bias, residual, std::move(activation), "", true, out_features});
+                    {x, packed, std::nullopt, bias, residual, std::move(activation), "", true, out_features, gated});
 }
 
-Tensor fused_matmul_pack(const Tensor& weight) { return pack_linear(*dsf_fused_matmul_room(), weight); }
+Tensor fused_matmul_pack(const Tensor& weight, bool gated) {
+  return pack_linear(*dsf_fused_matmul_room(), weight, gated);
+}
 
 }  // namespace
 }  // namespace dsf::torch_door
 
 STABLE_TORCH_LIBRARY_FRAGMENT(deepseek_fast, library) {
   library.def(
-      "fused_matmul(Tensor x, Tensor weight, Tensor? bias=None, *, str activation=\"none\", Tensor? residual=None) -> "
-      "Tensor");
+      "fused_matmul(Tensor x, Tensor weight, Tensor? bias=None, *, str activation=\"none\", Tensor? residual=None, "
+      "bool gated=False) -> Tensor");
   library.def(
       "fused_matmul_packed(Tensor x, Tensor packed, Tensor? bias=None, *, SymInt out_features, str "
-      "activation=\"none\", Tensor? residual=None) -> Tensor");
-  library.def("fused_matmul_pack(Tensor weight) -> Tensor");
+      "activation=\"none\", Tensor? residual=None, bool gated=False) -> Tensor");
+  library.def("fused_matmul_pack(Tensor weight, *, bool gated=False) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(deepseek_fast, CPU, library) {

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OP_TYPE = "Int4Matmul"
 INPUTS = ("X", "Q", "S", "Z", "B", "R")
-ATTRIBUTES = ("activation", "compute", "group_size", "in_features")
+ATTRIBUTES = ("activation", "compute", "gated", "group_size", "in_features")
 MIN_OPSET = 14  # Reshape takes a size of zero as it is from here on
 NO_ZERO_POINT = 8  # the zero point of a weight without any
 WHOLE_ROW_BLOCK = 128  # values of k in a block where group_size is -1
@@ -141,6 +141,7 @@ def node(
     compute: str = "int8",
     group_size: int = 32,
     in_features: int = -1,
+    gated: bool = False,
 ) -> onnx.NodeProto:
     """An Int4Matmul node between named values; q is (N, ceil(K / 2)) uint8, scale (N, groups) float, zeros uint8."""
     from onnx import helper
@@ -154,6 +155,7 @@ def node(
         compute=compute,
         group_size=group_size,
         in_features=in_features,
+        gated=int(gated),
     )
 
 
@@ -165,7 +167,7 @@ def schema() -> onnx.defs.OpSchema:
         options = defs.OpSchema.FormalParameterOption
         return defs.OpSchema.FormalParameter(name, kind, param_option=options.Optional if optional else options.Single)
 
-    kinds = {"activation": "STRING", "compute": "STRING", "group_size": "INT", "in_features": "INT"}
+    kinds = {"activation": "STRING", "compute": "STRING", "gated": "INT", "group_size": "INT", "in_features": "INT"}
     return defs.OpSchema(
         OP_TYPE,
         DOMAIN,

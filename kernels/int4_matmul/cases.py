@@ -44,6 +44,9 @@ SHAPES = (
     (3, 48, 4099),
 )
 EPILOGUE_SHAPE = (7, 35, 41)  # tails in M, N and K
+# (M, N, K, activation): one column, whole and partial panels, more rows than the two halves take in turn; SHAPES[-3]
+# so that the tests of one size meet it, too.
+GATED = ((1, 1, 1, "relu"), (1, 65, 17, "silu"), (17, 130, 301, "hardswish"), (389, 70, 33, "tanh"), (3, 64, 4, "none"))
 EMPTY_SHAPES = ((0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0))
 CODE_DEVIATION = 4.6  # standard deviation of the 16 codes
 
@@ -62,12 +65,14 @@ class Case:
     compute: str = "int8"
     group_size: int = 32
     zeros: bool = False
+    gated: bool = False  # the weight has 2 N rows
 
     @property
     def id(self) -> str:
         words = [f"{self.M}x{self.N}x{self.K}", self.dtype, f"w4_{self.compute}", _group(self.group_size, self.zeros)]
         words += [self.activation] + ["bias"] * self.bias
-        return "-".join(words + ([] if self.residual == "none" else [f"residual_{self.residual}"]))
+        words += [] if self.residual == "none" else [f"residual_{self.residual}"]
+        return "-".join(words + ["gated"] * self.gated)
 
     def inputs(self, generator: torch.Generator) -> dict[str, Any]:
         """Keyword arguments of the op. Codes and zero points take all values; outputs are of size 1.
@@ -79,27 +84,28 @@ class Case:
         def normal(*shape: int) -> torch.Tensor:
             return torch.randn(shape, generator=generator).to(dtype)
 
+        rows = self.N * (1 + self.gated)
         residual_shape = {"none": None, "full": (self.M, self.N), "one": (1,)}[self.residual]
         groups = 1 if self.group_size < 0 else -(-self.K // self.group_size)
         deviation = 1 / max(self.K, 1) ** 0.5 / CODE_DEVIATION
-        kind = torch.randint(0, 16, (self.N, groups), generator=generator)
+        kind = torch.randint(0, 16, (rows, groups), generator=generator)
         sign = torch.where(kind < 4, -1.0, torch.where(kind == 4, 0.0, 1.0))
         x = normal(self.M, self.K)
-        q = torch.randint(0, 256, (self.N, (self.K + 1) // 2), generator=generator, dtype=torch.uint8)
-        scale = (0.5 + torch.rand(self.N, groups, generator=generator)) * deviation * sign
-        zeros = torch.randint(0, 16, (self.N, groups), generator=generator, dtype=torch.uint8)
+        q = torch.randint(0, 256, (rows, (self.K + 1) // 2), generator=generator, dtype=torch.uint8)
+        scale = (0.5 + torch.rand(rows, groups, generator=generator)) * deviation * sign
+        zeros = torch.randint(0, 16, (rows, groups), generator=generator, dtype=torch.uint8)
         return {
             "x": x,
             "q": q,
             "scale": scale,
             "zeros": zeros if self.zeros else None,
-            "bias": normal(self.N) if self.bias else None,
+            "bias": normal(rows) if self.bias else None,
             "group_size": self.group_size,
             "in_features": self.K,
             "activation": self.activation,
             "residual": None if residual_shape is None else normal(*residual_shape),
             "compute": self.compute,
-        }
+        } | ({"gated": True} if self.gated else {})
 
 
 def _group(group_size: int, zeros: bool) -> str:
@@ -122,6 +128,11 @@ def _cases() -> Iterator[Case]:
     for i, (dtype, activation, mode) in enumerate(product(DTYPES, REST, MODES)):
         group_size, zeros = GROUPS[(i + i // 8) % 8]
         yield Case(*EPILOGUE_SHAPE, dtype, activation, i // 2 % 2 == 0, RESIDUALS[i % 3], mode, group_size, zeros)
+    for i, ((M, N, K, activation), dtype, mode) in enumerate(product(GATED, DTYPES, MODES)):
+        group = GROUPS[(i + i // 8) % 8]
+        yield Case(M, N, K, dtype, activation, i % 4 < 3, RESIDUALS[i % 3], mode, *group, True)
+    for shape, mode in product(EMPTY_SHAPES, MODES):
+        yield Case(*shape, "float32", "silu", compute=mode, gated=True)
     for i, (shape, dtype, mode) in enumerate(product(EMPTY_SHAPES, DTYPES, MODES)):
         group_size, zeros = GROUPS[i % 8]
         yield Case(*shape, dtype, "silu", True, "full", mode, group_size, zeros)

@@ -49,7 +49,7 @@ int64_t columns_of(const LinearWeight& weight) {
 int64_t groups_of(const LinearWeight& weight) { return dsf_int4_groups(columns_of(weight), weight.block_k); }
 
 PackedFormat format_of(const LinearWeight& weight) {
-  return {Dtype::u4, weight.block_k < 0 ? WHOLE_ROW_BLOCK : weight.block_k, weight.zeros != nullptr};
+  return {Dtype::u4, weight.block_k < 0 ? WHOLE_ROW_BLOCK : weight.block_k, weight.zeros != nullptr, weight.gated};
 }
 
 bool check_group_size(const char* op, int64_t group_size, Problem* problem) {
@@ -152,8 +152,7 @@ bool check_plain(const LinearCall& call, const char* op, LinearArgs* args, Probl
     return value_error(problem, op, "q", rule, got);
   }
   if (!check_group_size(op, weight.block_k, problem) || !check_scale_and_zeros(op, weight, problem)) return false;
-  args->N = weight.values.sizes[0];
-  return true;
+  return check_linear_rows(weight, op, "q", args, problem);
 }
 
 // Workspace of compute = "int8", in bytes; total is -1 where that overflows.
@@ -169,10 +168,10 @@ struct Workspace {
 };
 
 // panel: of each block the scales, the zero points where there are some, then the codes as packed.h has them.
-void pack_panel(const LinearWeight& weight, int64_t first, const PackedPanels& target, char* block) {
+void pack_panel(const LinearWeight& weight, int64_t panel, const PackedPanels& target, char* block) {
   const TensorView& q = weight.values;
-  const int64_t N = q.sizes[0], K = columns_of(weight), stride = dsf_row_stride(&q);
-  const int64_t columns = N - first < PANEL_N ? N - first : PANEL_N;
+  const int64_t K = columns_of(weight), stride = dsf_row_stride(&q);
+  const auto [first, columns] = rows_of_panel(q.sizes[0], weight.gated, panel);
   std::memset(block, 0, size_t(target.panel_bytes));
   for (int64_t k = 0; k < K; k += target.block_k, block += target.block_bytes) {
     const int64_t group = weight.block_k < 0 ? 0 : k / weight.block_k;
@@ -228,7 +227,8 @@ int32_t dsf_int4_matmul_pack_check(const LinearWeight* weight, Problem* problem)
   const int64_t bytes = packed_bytes(format_of(*weight), weight->values.sizes[0], columns_of(*weight));
   if (bytes < 0) return shape_error(problem, OP, "q", "have fewer than 2^60 elements", weight->values);
   if (!dsf_fits_memory(bytes)) return shape_error(problem, OP, "q", "fit into memory", weight->values);
-  return check_scale_and_zeros(OP, *weight, problem) && check_scale_and_zero_values(OP, *weight, problem);
+  return check_gated(OP, "q", *weight, problem) && check_scale_and_zeros(OP, *weight, problem) &&
+         check_scale_and_zero_values(OP, *weight, problem);
 }
 
 int64_t dsf_int4_matmul_packed_bytes(const LinearWeight* weight) {
@@ -239,8 +239,8 @@ void dsf_int4_matmul_pack(const Context* context, const LinearWeight* weight, vo
   const int64_t N = weight->values.sizes[0];
   write_packed_header(format_of(*weight), N, columns_of(*weight), packed);
   const PackedPanels target(packed);
-  parallel_for(*context, round_up(N, PANEL_N) / PANEL_N, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) pack_panel(*weight, p * PANEL_N, target, const_cast<char*>(target.panel(p)));
+  parallel_for(*context, num_panels(N, weight->gated), [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) pack_panel(*weight, p, target, const_cast<char*>(target.panel(p)));
   });
 }
 
@@ -251,20 +251,17 @@ int64_t dsf_int4_matmul_workspace_bytes(const Context*, const LinearArgs* args) 
 void dsf_int4_matmul(const Context* context, const LinearArgs* args) {
   if (args->M == 0 || args->N == 0) return;
   const int4_matmul::Kernel& kernel = pick();
-  if (args->float_activations) {
-    const LinearArgs widened = with_widened_x(*context, *args, kernel.widen, context->workspace);
-    return walk(*context, widened, [&](int64_t m_begin, int64_t m_end, int64_t panel) {
-      kernel.run_float(widened, m_begin, m_end, panel);
-    });
-  }
+  if (args->float_activations)
+    return walk(*context, with_widened_x(*context, *args, kernel.widen, context->workspace), kernel.run_float);
   const int4_matmul::QuantizedRows rows{static_cast<char*>(context->workspace), Workspace(*args).row_bytes};
   const int64_t rows_per_task = 8 * kernel.tile_rows;
   parallel_for(*context, ceil_div(args->M, rows_per_task), [&](int64_t begin, int64_t end) {
     const int64_t m_end = end * rows_per_task < args->M ? end * rows_per_task : args->M;
     kernel.quantize(*args, begin * rows_per_task, m_end, rows);
   });
-  walk(*context, *args,
-       [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run(*args, rows, m_begin, m_end, panel); });
+  walk(*context, *args, [&](const LinearArgs& part, int64_t m_begin, int64_t m_end, int64_t panel) {
+    kernel.run(part, rows, m_begin, m_end, panel);
+  });
 }
 
 int32_t dsf_int4_quantize_weight_check(const TensorView* w, int64_t group_size, Problem* problem) {

@@ -16,7 +16,8 @@
 //   x_q     = round_half_even(x * inverse)              in [-127, 127], no clamp needed
 //   acc[b]  = sum_{k in b} x_q[m, k] * (q[n, k] - zero) exact in int32: at most 128 * 127 * 15 < 2^18
 //   z       = 0; for b in order: z = z + (float(acc[b]) * x_scale[m, b]) * scale[n, b]
-//   y       = act(z + bias) + residual, one rounding to y's dtype
+//   y       = act(z + bias) + residual, one rounding to y's dtype; gated: q, scale, zeros and bias have 2 N rows, and
+//             act(z1 + bias1) -> * (z3 + bias3) -> + residual -> one rounding, of the first N and the last N outputs
 //   Each operation is rounded to f32, none contracted. NaN or inf in a row of x makes its block's x_scale NaN, hence
 //   the row of y. Every step is an exactly rounded operation in a fixed order, so results are bit-equal on every ISA
 //   level, thread count and door.

@@ -28,8 +28,7 @@ void run_panel(const LinearArgs& args, const PackedPanels& packed, const Quantiz
   using Tile = TileU4<Vec>;
   constexpr int BLOCK = Tile::NV * Vec::LANES;  // columns of a register tile
   alignas(64) float z[Tile::MR * PANEL_N];
-  const int64_t left = args.N - panel * PANEL_N;
-  const int columns = int(left < PANEL_N ? left : PANEL_N);
+  const int columns = columns_of(args, panel);
   for (int64_t m = m_begin; m < m_end; m += Tile::MR) {
     const int count = int(m_end - m < Tile::MR ? m_end - m : Tile::MR);
     for (int i = 0; i < count * PANEL_N; i += Vec::LANES) Vec::store(z + i, Vec::zero());

@@ -52,6 +52,7 @@ def int4_matmul(
     activation: str = "none",
     residual: Tensor | None = None,
     compute: str = "int8",
+    gated: bool = False,
 ) -> Tensor:
     """act(x @ ((q - zeros) * scale).T + bias) + residual with a 4-bit weight, scaled by row and group of columns.
 
@@ -61,6 +62,8 @@ def int4_matmul(
     group_size: 32, 64, 128, or -1 for one group a row. in_features: K, where it is odd; -1 for two values a byte.
     activation: none, relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh. compute: "int8" quantizes x to
     int8 by row and group (W4A8), "float" leaves x as it is (W4A16). Returns (..., N) of x's dtype; has no gradient.
+    gated: the weight has 2 N rows, bias and scale with it; the first N outputs, through the activation, multiply the
+    last N (SwiGLU: gate_up_proj, then silu_and_mul).
     Raises ValueError for shapes, values and names, TypeError for dtypes.
     Numerics: "int8" gives the same bits on every CPU, number of threads and runtime; a row with NaN or inf gives NaN.
 
@@ -76,6 +79,7 @@ def int4_matmul(
         "activation": activation,
         "residual": residual,
         "compute": compute,
+        "gated": gated,
     }
     if _linear.needs_grad(x, bias, residual):
         check(x, q, scale, zeros, bias, **options)  # type: ignore[arg-type]
@@ -92,19 +96,33 @@ def int4_matmul_packed(
     activation: str = "none",
     residual: Tensor | None = None,
     compute: str = "int8",
+    gated: bool = False,
 ) -> Tensor:
     """int4_matmul with a weight packed, scale and zeros with it, by int4_matmul_pack."""
-    options = {"out_features": out_features, "activation": activation, "residual": residual, "compute": compute}
+    options = {
+        "out_features": out_features,
+        "activation": activation,
+        "residual": residual,
+        "compute": compute,
+        "gated": gated,
+    }
     if _linear.needs_grad(x, bias, residual):
         return _WithoutGradient.apply(_PACKED_OP, options, x, packed, bias)  # type: ignore[no-any-return,no-untyped-call]
     return _PACKED_OP(x, packed, bias, **options)  # type: ignore[no-any-return]
 
 
 def int4_matmul_pack(
-    q: Tensor, scale: Tensor, zeros: Tensor | None = None, *, group_size: int = 32, in_features: int = -1
+    q: Tensor,
+    scale: Tensor,
+    zeros: Tensor | None = None,
+    *,
+    group_size: int = 32,
+    in_features: int = -1,
+    gated: bool = False,
 ) -> Tensor:
     """The opaque form of a weight that int4_matmul_packed takes, (bytes,) uint8; of this version, never to be saved."""
-    return _linear.call(_PACK_OP, _check_pack, q, scale, zeros, group_size=group_size, in_features=in_features)  # type: ignore[no-any-return]
+    options = {"group_size": group_size, "in_features": in_features, "gated": gated}
+    return _linear.call(_PACK_OP, _check_pack, q, scale, zeros, **options)  # type: ignore[no-any-return]
 
 
 class _WithoutGradient(torch.autograd.Function):
@@ -131,6 +149,7 @@ def check(
     activation: str = "none",
     residual: Tensor | None = None,
     compute: str = "int8",
+    gated: bool = False,
 ) -> None:
     op = "int4_matmul"
     _linear.check_tensors(op, x=x, q=q, scale=scale, zeros=zeros, bias=bias, residual=residual)
@@ -140,7 +159,8 @@ def check(
         raise ValueError(f"{op}: q must hold {x.shape[-1]} values a row, as x's last dimension; got {K}")
     _check_group_size(op, group_size)
     _check_scale_and_zeros(op, q.shape[0], num_groups(K, group_size), scale, zeros)
-    _linear.check_rest(op, x, q.shape[0], bias, residual, activation)
+    _linear.check_gated(op, "q", q, gated)
+    _linear.check_rest(op, x, _linear.out_features_of(q.shape[0], gated), bias, residual, activation, gated)
     _linear.check_choice(op, "compute", compute, COMPUTE)
 
 
@@ -186,13 +206,20 @@ def _check_group_shape(op: str, arg: str, N: Any, groups: Any, values: Tensor) -
 
 
 def _check_pack(
-    q: Tensor, scale: Tensor, zeros: Tensor | None = None, *, group_size: int = 32, in_features: int = -1
+    q: Tensor,
+    scale: Tensor,
+    zeros: Tensor | None = None,
+    *,
+    group_size: int = 32,
+    in_features: int = -1,
+    gated: bool = False,
 ) -> Any:
     """Returns K."""
     op = "int4_matmul_pack"
     _linear.check_tensors(op, q=q, scale=scale, zeros=zeros)
     K = _check_q(op, q, in_features)
     _check_group_size(op, group_size)
+    _linear.check_gated(op, "q", q, gated)
     _check_scale_and_zeros(op, q.shape[0], num_groups(K, group_size), scale, zeros)
     return K
 
@@ -219,10 +246,11 @@ def _(
     activation: str = "none",
     residual: Tensor | None = None,
     compute: str = "int8",
+    gated: bool = False,
 ) -> Tensor:
-    options = {"activation": activation, "residual": residual, "compute": compute}
+    options = {"activation": activation, "residual": residual, "compute": compute, "gated": gated}
     check(x, q, scale, zeros, bias, group_size=group_size, in_features=in_features, **options)  # type: ignore[arg-type]
-    return _linear.new_output(x, q.shape[0])
+    return _linear.new_output(x, _linear.out_features_of(q.shape[0], gated))
 
 
 @torch.library.register_fake("deepseek_fast::int4_matmul_packed")
@@ -235,20 +263,29 @@ def _(
     activation: str = "none",
     residual: Tensor | None = None,
     compute: str = "int8",
+    gated: bool = False,
 ) -> Tensor:
     op = "int4_matmul_packed"
     _linear.check_x(op, x)
-    _linear.check_rest(op, x, out_features, bias, residual, activation)
+    _linear.check_rest(op, x, out_features, bias, residual, activation, gated)
     _linear.check_choice(op, "compute", compute, COMPUTE)
     return _linear.new_output(x, out_features)
 
 
 @torch.library.register_fake("deepseek_fast::int4_matmul_pack")
-def _(q: Tensor, scale: Tensor, zeros: Tensor | None = None, *, group_size: int = 32, in_features: int = -1) -> Tensor:
+def _(
+    q: Tensor,
+    scale: Tensor,
+    zeros: Tensor | None = None,
+    *,
+    group_size: int = 32,
+    in_features: int = -1,
+    gated: bool = False,
+) -> Tensor:
     # As csrc/gemm/packed.h lays it out: a header of 64 bytes; panels of 64 rows: steps of 8 values of K in 4 bytes, and
     # for each block of K a scale and perhaps a zero point.
-    K = _check_pack(q, scale, zeros, group_size=group_size, in_features=in_features)
-    padded_N = (q.shape[0] + 63) // 64 * 64
+    K = _check_pack(q, scale, zeros, group_size=group_size, in_features=in_features, gated=gated)
+    padded_N = _linear.padded_rows(q.shape[0], gated)
     blocks = num_groups(K, WHOLE_ROW_BLOCK if group_size < 0 else group_size)
     block_bytes = 4 if zeros is None else 5
     return q.new_empty(64 + padded_N * ((K + 7) // 8 * 4 + blocks * block_bytes), dtype=torch.uint8)

@@ -8,10 +8,10 @@ namespace {
 
 py::array int4_matmul(const py::object& x, const py::object& q, const py::object& scale, const py::object& zeros,
                       const py::object& bias, int64_t group_size, int64_t in_features, const std::string& activation,
-                      const py::object& residual, const std::string& compute) {
+                      const py::object& residual, const std::string& compute, bool gated) {
   if (scale.is_none()) throw py::type_error("int4_matmul: scale must be a NumPy array; got NoneType");
   return run_linear(*dsf_int4_matmul_room(),
-                    {x, q, scale, bias, residual, activation, compute, 1, group_size, zeros, in_features});
+                    {x, q, scale, bias, residual, activation, compute, gated, 1, group_size, zeros, in_features});
 }
 
 py::tuple int4_quantize_weight(const py::object& w, int64_t group_size, bool symmetric) {
@@ -41,7 +41,8 @@ py::tuple int4_quantize_weight(const py::object& w, int64_t group_size, bool sym
 void bind_int4_matmul(py::module_& module, py::dict& variants) {
   module.def("int4_matmul", &int4_matmul, py::arg("x"), py::arg("q"), py::arg("scale"), py::arg("zeros") = py::none(),
              py::arg("bias") = py::none(), py::kw_only(), py::arg("group_size") = 32, py::arg("in_features") = -1,
-             py::arg("activation") = "none", py::arg("residual") = py::none(), py::arg("compute") = "int8");
+             py::arg("activation") = "none", py::arg("residual") = py::none(), py::arg("compute") = "int8",
+             py::arg("gated") = false);
   module.def("int4_quantize_weight", &int4_quantize_weight, py::arg("w"), py::kw_only(), py::arg("group_size") = 32,
              py::arg("symmetric") = true);
   variants["int4_matmul"] = variants_of(dsf_int4_matmul_variant);

@@ -13,8 +13,7 @@ from deepseek_fast.kernels.fused_matmul.ref import (
     F32_MIN_SUBNORMAL,
     SMOOTH,
     U,
-    activate,
-    add_residual,
+    epilogue,
     epilogue_bound,
     matmul_bound,
 )
@@ -104,11 +103,12 @@ def int4_matmul_ref(
     activation: str = "none",
     residual: Tensor | None = None,
     compute: str = "int8",
+    gated: bool = False,
 ) -> Tensor:
     """y in x's dtype, bit for bit, where every step is exactly rounded ("int8", no smooth act); else float64."""
     z = preactivation(x, blocks_of(q, scale, zeros, group_size, in_features), bias, compute, q.shape[0])
     exact = compute == "int8" and activation not in SMOOTH
-    y = add_residual(activate(z if exact else z.double(), activation), residual)
+    y = epilogue(z if exact else z.double(), activation, residual, gated)
     return y.to(x.dtype) if exact else y
 
 
@@ -140,6 +140,7 @@ def bound(
     activation: str = "none",
     residual: Tensor | None = None,
     compute: str = "int8",
+    gated: bool = False,
 ) -> Tensor:
     """Largest |kernel - int4_matmul_ref| per output, float64, where the reference is float64.
 
@@ -161,7 +162,8 @@ def bound(
         error = error + roundings / (1 - roundings) * magnitude
         error = torch.where(magnitude + error > F32_MAX, torch.inf, error)
     bias_rounds = compute == "float" and bias is not None
-    return epilogue_bound(z, error, x.dtype, bias=bias_rounds, activation=activation, residual=residual)
+    rest = {"activation": activation, "residual": residual, "gated": gated}
+    return epilogue_bound(z, error, x.dtype, bias=bias_rounds, **rest)  # type: ignore[arg-type]
 
 
 def _times(size: Tensor, factor: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def test_a_bare_node_is_completed(constant: Any) -> None:
     complete = optimize(model)
     (node,) = [node for node in complete.graph.node if node.op_type == "Int4Matmul"]
     assert len(node.input) == 6 and all(node.input)
-    assert {a.name for a in node.attribute} == set(ATTRIBUTES)
+    assert {a.name for a in node.attribute} == set(body.ATTRIBUTES)
     feeds = {value.name: to_numpy(inputs[value.name]) for value in complete.graph.input}
     want = call("int4_matmul", "numpy", inputs)
     for runtime, got in run_everywhere(complete, feeds).items():

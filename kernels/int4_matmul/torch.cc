@@ -7,21 +7,21 @@ namespace {
 
 Tensor int4_matmul(const Tensor& x, const Tensor& q, const Tensor& scale, const std::optional<Tensor>& zeros,
                    const std::optional<Tensor>& bias, int64_t group_size, int64_t in_features, std::string activation,
-                   const std::optional<Tensor>& residual, std::string compute) {
+                   const std::optional<Tensor>& residual, std::string compute, bool gated) {
   return run_linear(*dsf_int4_matmul_room(), {x, q, scale, bias, residual, std::move(activation), std::move(compute),
-                                              false, -1, 1, group_size, &zeros, in_features});
+                                              false, -1, gated, 1, group_size, &zeros, in_features});
 }
 
 Tensor int4_matmul_packed(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
                           int64_t out_features, std::string activation, const std::optional<Tensor>& residual,
-                          std::string compute) {
+                          std::string compute, bool gated) {
   return run_linear(*dsf_int4_matmul_room(), {x, packed, std::nullopt, bias, residual, std::move(activation),
-                                              std::move(compute), true, out_features});
+                                              std::move(compute), true, out_features, gated});
 }
 
 Tensor int4_matmul_pack(const Tensor& q, const Tensor& scale, const std::optional<Tensor>& zeros, int64_t group_size,
-                        int64_t in_features) {
-  return pack_linear(*dsf_int4_matmul_room(), q, scale, 1, group_size, zeros, in_features);
+                        int64_t in_features, bool gated) {
+  return pack_linear(*dsf_int4_matmul_room(), q, gated, scale, 1, group_size, zeros, in_features);
 }
 
 // zeros too where symmetric: 8 everywhere.
@@ -47,13 +47,14 @@ std::tuple<Tensor, Tensor, Tensor> int4_quantize_weight(const Tensor& w, int64_t
 STABLE_TORCH_LIBRARY_FRAGMENT(deepseek_fast, library) {
   library.def(
       "int4_matmul(Tensor x, Tensor q, Tensor scale, Tensor? zeros=None, Tensor? bias=None, *, int group_size=32, "
-      "SymInt in_features=-1, str activation=\"none\", Tensor? residual=None, str compute=\"int8\") -> Tensor");
+      "SymInt in_features=-1, str activation=\"none\", Tensor? residual=None, str compute=\"int8\", bool gated=False) "
+      "-> Tensor");
   library.def(
       "int4_matmul_packed(Tensor x, Tensor packed, Tensor? bias=None, *, SymInt out_features, str "
-      "activation=\"none\", Tensor? residual=None, str compute=\"int8\") -> Tensor");
+      "activation=\"none\", Tensor? residual=None, str compute=\"int8\", bool gated=False) -> Tensor");
   library.def(
-      "int4_matmul_pack(Tensor q, Tensor scale, Tensor? zeros=None, *, int group_size=32, SymInt in_features=-1) -> "
-      "Tensor");
+      "int4_matmul_pack(Tensor q, Tensor scale, Tensor? zeros=None, *, int group_size=32, SymInt in_features=-1, "
+      "bool gated=False) -> Tensor");
   library.def("int4_quantize_weight(Tensor w, *, int group_size=32, bool symmetric=True) -> (Tensor, Tensor, Tensor)");
 }
 

@@ -1,8 +1,8 @@
 """Int8Matmul in ONNX: the node, its schema, and its body in plain ai.onnx operators.
 
 Y = activation(X @ (Q * S)^T + B) + R; the meaning, and the order of the float32 operations that the body replays, are
-in cpu.h. The body needs all five inputs, so a writer passes zeros for a B or R that is not there: B of shape (N,),
-R of shape (1,).
+in cpu.h. With gated = 1, Q, S and B have 2 N rows. The body needs all five inputs, so a writer passes zeros for a B or
+R that is not there: B of shape (N,), R of shape (1,).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 OP_TYPE = "Int8Matmul"
 INPUTS = ("X", "Q", "S", "B", "R")
-ATTRIBUTES = ("activation", "activations")
+ATTRIBUTES = ("activation", "activations", "gated")
 MAX_K = 131071  # columns of Q whose W8A8 sums fit int32
 INT8_MAX = 127.0
 MIN_AMAX = 2.0**-100  # a row whose largest magnitude is below this counts as zeros
@@ -86,12 +86,15 @@ def node(
     *,
     activation: str = "none",
     activations: str = "int8",
+    gated: bool = False,
 ) -> onnx.NodeProto:
     """An Int8Matmul node between named values; q is (N, K) int8, scale (N,) float."""
     from onnx import helper
 
     inputs = [x, q, scale, bias, residual]
-    return helper.make_node(OP_TYPE, inputs, [y], domain=DOMAIN, activation=activation, activations=activations)
+    return helper.make_node(
+        OP_TYPE, inputs, [y], domain=DOMAIN, activation=activation, activations=activations, gated=int(gated)
+    )
 
 
 def schema() -> onnx.defs.OpSchema:
@@ -119,5 +122,6 @@ def schema() -> onnx.defs.OpSchema:
         attributes=[
             defs.OpSchema.Attribute("activation", defs.OpSchema.AttrType.STRING, required=False),
             defs.OpSchema.Attribute("activations", defs.OpSchema.AttrType.STRING, required=False),
+            defs.OpSchema.Attribute("gated", defs.OpSchema.AttrType.INT, required=False),
         ],
     )

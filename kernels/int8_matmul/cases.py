@@ -43,6 +43,9 @@ SHAPES = (
     (3, 48, 4099),
 )
 EPILOGUE_SHAPE = (7, 35, 19)  # tails in M, N and K
+# (M, N, K, activation): one column, whole and partial panels, more rows than the two halves take in turn; SHAPES[-3]
+# so that the tests of one size meet it, too.
+GATED = ((1, 1, 1, "relu"), (1, 65, 17, "silu"), (17, 130, 65, "hardswish"), (389, 70, 33, "tanh"), (3, 64, 4, "none"))
 EMPTY_SHAPES = ((0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0))
 
 
@@ -58,12 +61,16 @@ class Case:
     bias: bool = True
     residual: str = "none"  # "none", "full": the output's shape, "one": one element
     activations: str = "int8"
+    gated: bool = False  # the weight has 2 N rows
 
     @property
     def id(self) -> str:
         words = [f"{self.M}x{self.N}x{self.K}", self.dtype, f"w8_{self.activations}", self.activation]
         return "-".join(
-            words + ["bias"] * self.bias + ([] if self.residual == "none" else [f"residual_{self.residual}"])
+            words
+            + ["bias"] * self.bias
+            + ([] if self.residual == "none" else [f"residual_{self.residual}"])
+            + ["gated"] * self.gated
         )
 
     def inputs(self, generator: torch.Generator) -> dict[str, Any]:
@@ -73,17 +80,18 @@ class Case:
         def normal(*shape: int) -> torch.Tensor:
             return torch.randn(shape, generator=generator).to(dtype)
 
+        rows = self.N * (1 + self.gated)
         residual_shape = {"none": None, "full": (self.M, self.N), "one": (1,)}[self.residual]
         deviation = 2 / max(self.K, 1) ** 0.5 / 74  # 74: deviation of the 256 codes
         return {
             "x": normal(self.M, self.K),
-            "q": torch.randint(-128, 128, (self.N, self.K), generator=generator, dtype=torch.int8),
-            "scale": (0.5 + torch.rand(self.N, generator=generator)) * deviation,
-            "bias": normal(self.N) if self.bias else None,
+            "q": torch.randint(-128, 128, (rows, self.K), generator=generator, dtype=torch.int8),
+            "scale": (0.5 + torch.rand(rows, generator=generator)) * deviation,
+            "bias": normal(rows) if self.bias else None,
             "activation": self.activation,
             "residual": None if residual_shape is None else normal(*residual_shape),
             "activations": self.activations,
-        }
+        } | ({"gated": True} if self.gated else {})
 
 
 def _cases() -> Iterator[Case]:
@@ -93,6 +101,10 @@ def _cases() -> Iterator[Case]:
         yield Case(*EPILOGUE_SHAPE, dtype, activation, bias, residual, mode)
     for i, (dtype, activation, mode) in enumerate(product(DTYPES, REST, MODES)):
         yield Case(*EPILOGUE_SHAPE, dtype, activation, i // 2 % 2 == 0, RESIDUALS[i % 3], mode)
+    for i, ((M, N, K, activation), dtype, mode) in enumerate(product(GATED, DTYPES, MODES)):
+        yield Case(M, N, K, dtype, activation, i % 4 < 3, RESIDUALS[i % 3], mode, True)
+    for shape, mode in product(EMPTY_SHAPES, MODES):
+        yield Case(*shape, "float32", "silu", activations=mode, gated=True)
     for shape, dtype, mode in product(EMPTY_SHAPES, DTYPES, MODES):
         yield Case(*shape, dtype, "silu", True, "full", mode)
     for i, (shape, mode) in enumerate(product((*SHAPES[::4], EPILOGUE_SHAPE, EMPTY_SHAPES[2]), MODES)):
@@ -114,23 +126,30 @@ class Bench:
     activations: str = "int8"
     why: str = ""
     quick: bool = False  # in the small set that CI gates on
+    gated: bool = False  # the weight has 2 N rows
     cold: bool = False  # its weights come from memory, not from a cache
 
     @property
     def id(self) -> str:
-        return f"{self.M}x{self.N}x{self.K}-{self.dtype}-w8_{self.activations}-{self.activation}" + "-cold" * self.cold
+        words = f"{self.M}x{self.N}x{self.K}-{self.dtype}-w8_{self.activations}-{self.activation}"
+        return words + "-gated" * self.gated + "-cold" * self.cold
+
+    @property
+    def rows(self) -> int:
+        """Of the weight."""
+        return self.N * (1 + self.gated)
 
     @property
     def flops(self) -> int:
         """A multiplication and an addition per product."""
-        return 2 * self.M * self.N * self.K
+        return 2 * self.M * self.rows * self.K
 
     @property
     def bytes(self) -> int:
         """x, q, scale and bias read once, y written once."""
         item_bytes = getattr(torch, self.dtype).itemsize
         scale_bytes = torch.float32.itemsize
-        return self.N * (self.K + scale_bytes) + item_bytes * (self.M * self.K + self.N + self.M * self.N)
+        return self.rows * (self.K + scale_bytes + item_bytes) + item_bytes * self.M * (self.K + self.N)
 
     @property
     def rate(self) -> str:
@@ -141,14 +160,15 @@ class Bench:
 
     def inputs(self, generator: torch.Generator) -> dict[str, Any]:
         """Keyword arguments of the op: with a bias, without a residual."""
-        return Case(self.M, self.N, self.K, self.dtype, self.activation, activations=self.activations).inputs(generator)
+        options = {"activations": self.activations, "gated": self.gated}
+        return Case(self.M, self.N, self.K, self.dtype, self.activation, **options).inputs(generator)  # type: ignore[arg-type]
 
     def call(self, inputs: dict[str, Any]) -> Callable[[], torch.Tensor]:
         """The op as a model runs it, its weight packed: nothing but the call is left."""
         from deepseek_fast.bench.cold import in_turn
         from deepseek_fast.kernels.int8_matmul import op
 
-        packed = torch.ops.deepseek_fast.int8_matmul_pack(inputs["q"])
+        packed = op.PACK_OP(inputs["q"], gated=self.gated)
         rest = {name: value for name, value in inputs.items() if name != "q"}
         return in_turn(partial(op.int8_matmul_packed, out_features=self.N, **rest), packed, cold=self.cold)
 
@@ -170,3 +190,4 @@ BENCH = (
     ),
     Bench(1, 4096, 4096, "bfloat16", why="decoding one token of a model that no cache holds", cold=True),
 )
+BENCH += (Bench(256, 1376, 4096, "float32", "silu", why="Llama-7B feed-forward, an eighth of gate and up", gated=True),)

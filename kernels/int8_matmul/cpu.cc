@@ -34,6 +34,8 @@ const int8_matmul::Kernel& pick() {
 constexpr int64_t ALIGNMENT = 64;          // bytes: a cache line, and a 512-bit vector
 constexpr int64_t LARGEST_CODE_BYTES = 2;  // of any level: the level may change between the question and the run
 
+PackedFormat format_of(const LinearWeight& q) { return {.dtype = Dtype::i8, .gated = q.gated}; }
+
 // The parts of the workspace of activations = "int8", in bytes; total is -1 where that overflows.
 struct Workspace {
   int64_t codes = 0, scales = 0, total = -1;
@@ -62,23 +64,46 @@ int8_matmul::QuantizedRows quantize_rows(const Context& context, const LinearArg
   return rows;
 }
 
-// The p-th panel of target, whose first column is n: panel[k / 4][n][k % 4] = q[n, k]; and its columns' excess.
-void pack_panel(const TensorView& q, int64_t n, const PackedPanels& target, int64_t p) {
-  const int64_t N = q.sizes[0], K = q.sizes[1], stride = dsf_row_stride(&q);
-  const int64_t columns = N - n < PANEL_N ? N - n : PANEL_N;
+// The p-th panel of target: panel[k / 4][n][k % 4] = q[rows.first + n, k]; and its columns' excess.
+void pack_panel(const TensorView& q, PanelRows rows, const PackedPanels& target, int64_t p) {
+  const int64_t K = q.sizes[1], stride = dsf_row_stride(&q);
   char* panel = const_cast<char*>(target.panel(p));
   auto* excess = const_cast<int32_t*>(target.excess) + p * PANEL_N;
-  if (columns < PANEL_N) {  // else all of both is written below
+  if (rows.count < PANEL_N) {  // else all of both is written below
     std::memset(panel, 0, size_t(target.panel_bytes));
     std::memset(excess, 0, PANEL_N * sizeof *excess);
   }
-  const auto* rows = static_cast<const int8_t*>(q.data) + n * stride;
-  pack_columns<TransposeQuads>(reinterpret_cast<const char*>(rows), stride, columns, K, panel);
-  for (int64_t c = 0; c < columns; ++c) {
+  const auto* codes = static_cast<const int8_t*>(q.data) + rows.first * stride;
+  pack_columns<TransposeQuads>(reinterpret_cast<const char*>(codes), stride, rows.count, K, panel);
+  for (int64_t c = 0; c < rows.count; ++c) {
     uint32_t sum = 0;  // modulo 2^32
-    for (int64_t k = 0; k < K; ++k) sum += uint32_t(int32_t(rows[c * stride + k]));
+    for (int64_t k = 0; k < K; ++k) sum += uint32_t(int32_t(codes[c * stride + k]));
     excess[c] = int32_t(0u - 128u * sum);
   }
+}
+
+int64_t workspace_bytes(const LinearArgs& args) {
+  return args.float_activations ? widened_x_bytes(args) : Workspace(args).total;
+}
+
+// y from a packed weight, or a plain one where there is one.
+void run_matmul(const Context& context, const LinearArgs& args, const LinearWeight* plain) {
+  if (args.M == 0 || args.N == 0) return;
+  const int8_matmul::Kernel& kernel = pick();
+  const auto walk_with = [&](const LinearArgs& all, const auto& run) {
+    if (!plain) return walk(context, all, run);
+    const auto pack = [&](PanelRows rows, const PackedPanels& target, int64_t p) {
+      pack_panel(plain->values, rows, target, p);
+    };
+    void* scratch = static_cast<char*>(context.workspace) + workspace_bytes(args);
+    walk_plain(context, all, format_of(*plain), scratch, pack, run);
+  };
+  if (args.float_activations)
+    return walk_with(with_widened_x(context, args, kernel.widen, context.workspace), kernel.run_float);
+  const int8_matmul::QuantizedRows rows = quantize_rows(context, args);
+  walk_with(args, [&](const LinearArgs& part, int64_t m_begin, int64_t m_end, int64_t panel) {
+    kernel.run(part, rows, m_begin, m_end, panel);
+  });
 }
 
 }  // namespace
@@ -108,60 +133,36 @@ int32_t dsf_int8_matmul_pack_check(const LinearWeight* q, Problem* problem) {
   *problem = Problem{};
   const TensorView& values = q->values;
   if (values.dtype != Dtype::i8) return dtype_error(problem, "int8_matmul_pack", "q", "be int8", values);
-  return check_matrix("int8_matmul_pack", "q", values, {Dtype::i8}, problem);
+  return check_matrix("int8_matmul_pack", "q", values, format_of(*q), problem) &&
+         check_gated("int8_matmul_pack", "q", *q, problem);
 }
 
 int64_t dsf_int8_matmul_packed_bytes(const LinearWeight* q) {
-  return packed_bytes({Dtype::i8}, q->values.sizes[0], q->values.sizes[1]);
+  return packed_bytes(format_of(*q), q->values.sizes[0], q->values.sizes[1]);
 }
 
 void dsf_int8_matmul_pack(const Context* context, const LinearWeight* weight, void* packed) {
   const TensorView& values = weight->values;
   const int64_t N = values.sizes[0];
-  write_packed_header({Dtype::i8}, N, values.sizes[1], packed);
+  write_packed_header(format_of(*weight), N, values.sizes[1], packed);
   const PackedPanels target(packed);
-  parallel_for(*context, round_up(N, PANEL_N) / PANEL_N, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) pack_panel(values, p * PANEL_N, target, p);
+  parallel_for(*context, num_panels(N, weight->gated), [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) pack_panel(values, rows_of_panel(N, weight->gated, p), target, p);
   });
 }
 
-int64_t dsf_int8_matmul_workspace_bytes(const Context*, const LinearArgs* args) {
-  return args->float_activations ? widened_x_bytes(*args) : Workspace(*args).total;
-}
+int64_t dsf_int8_matmul_workspace_bytes(const Context*, const LinearArgs* args) { return workspace_bytes(*args); }
 
-void dsf_int8_matmul(const Context* context, const LinearArgs* args) {
-  if (args->M == 0 || args->N == 0) return;
-  const int8_matmul::Kernel& kernel = pick();
-  if (args->float_activations) {
-    const LinearArgs widened = with_widened_x(*context, *args, kernel.widen, context->workspace);
-    return walk(*context, widened, [&](int64_t m_begin, int64_t m_end, int64_t panel) {
-      kernel.run_float(widened, m_begin, m_end, panel);
-    });
-  }
-  const int8_matmul::QuantizedRows rows = quantize_rows(*context, *args);
-  walk(*context, *args,
-       [&](int64_t m_begin, int64_t m_end, int64_t panel) { kernel.run(*args, rows, m_begin, m_end, panel); });
-}
+void dsf_int8_matmul(const Context* context, const LinearArgs* args) { run_matmul(*context, *args, nullptr); }
 
-int64_t dsf_int8_matmul_plain_workspace_bytes(const Context* context, const LinearArgs* args, const LinearWeight*) {
-  const int64_t rows = dsf_int8_matmul_workspace_bytes(context, args);
-  return rows < 0 ? -1 : rows + plain_scratch_bytes(*context, *args, {Dtype::i8});
+int64_t dsf_int8_matmul_plain_workspace_bytes(const Context* context, const LinearArgs* args,
+                                              const LinearWeight* weight) {
+  const int64_t rows = workspace_bytes(*args);
+  return rows < 0 ? -1 : rows + plain_scratch_bytes(*context, *args, format_of(*weight));
 }
 
 void dsf_int8_matmul_plain(const Context* context, const LinearArgs* args, const LinearWeight* weight) {
-  if (args->M == 0 || args->N == 0) return;
-  const int8_matmul::Kernel& kernel = pick();
-  const auto pack = [&](int64_t n, const PackedPanels& target, int64_t p) { pack_panel(weight->values, n, target, p); };
-  void* scratch = static_cast<char*>(context->workspace) + dsf_int8_matmul_workspace_bytes(context, args);
-  if (args->float_activations) {
-    const LinearArgs widened = with_widened_x(*context, *args, kernel.widen, context->workspace);
-    return walk_plain(*context, widened, {Dtype::i8}, scratch, pack, kernel.run_float);
-  }
-  const int8_matmul::QuantizedRows rows = quantize_rows(*context, *args);
-  walk_plain(*context, *args, {Dtype::i8}, scratch, pack,
-             [&](const LinearArgs& part, int64_t m_begin, int64_t m_end, int64_t p) {
-               kernel.run(part, rows, m_begin, m_end, p);
-             });
+  run_matmul(*context, *args, weight);
 }
 
 int32_t dsf_int8_quantize_weight_check(const TensorView* weight, Problem* problem) {

@@ -7,7 +7,8 @@
 //   x_q       = round_half_even(x * inverse)          in [-127, 127], no clamp needed
 //   acc       = sum_k x_q[m, k] * q[n, k]             exact in int32 for K <= 131,071 (127 * 128 * K < 2^31)
 //   y         = (float(acc) * x_scale) * scale[n] + bias[n]      each operation rounded to f32, no contraction
-//   then activation, + residual, one rounding to y's dtype.
+//   then activation, + residual, one rounding to y's dtype. gated: q, scale and bias have 2 N rows;
+//   y1 -> act(y1) -> * y3 -> + residual -> one rounding, y1 being the first N outputs and y3 the last.
 //   A row with NaN or inf gives a row of NaN. Every step is an exactly rounded operation in a fixed order, so results
 //   are bit-equal on every ISA level, thread count and door.
 // activations = "float" (W8A16): acc = sum_k x[m, k] * float(q[n, k]) as in fused_matmul, y = acc * scale[n] + bias[n].

@@ -82,11 +82,10 @@ void run_widened(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t
       widen_bf16(quads + k * PANEL_N, count, reinterpret_cast<int32_t*>(weights));
     return weights;
   };
-  const int64_t left = args.N - panel * PANEL_N;
   const DotScope scope;
   // y = act(x @ q.float().T * scale + bias) + residual
   walk_panel_in_steps<Tile>(args.K, WIDEN_K, static_cast<const typename Tile::X*>(args.x), args.x_stride, widened,
-                            int(left < PANEL_N ? left : PANEL_N), m_begin, m_end,
+                            columns_of(args, panel), m_begin, m_end,
                             Finish<Vec, dtype, Sums::f32_scaled, false>{args, nullptr, panel});
 }
 

@@ -43,14 +43,16 @@ def int8_matmul(
     activation: str = "none",
     residual: Tensor | None = None,
     activations: str = "int8",
+    gated: bool = False,
 ) -> Tensor:
     """act(x @ (q * scale).T + bias) + residual with an int8 weight.
 
     x: (..., K) float32, bfloat16 or float16. q: (N, K) int8 and scale: (N,) float32 from int8_quantize_weight; q is
     packed on each call, nn.Int8Linear packs it once. bias: (N,), residual: the output's shape or one element, both of
     x's dtype. activation: none, relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh. activations: "int8"
-    quantizes each row of x with its own scale (W8A8; K <= 131071), "float" leaves x as it is (W8A16). Returns (..., N)
-    of x's dtype; has no gradient.
+    quantizes each row of x with its own scale (W8A8; K <= 131071), "float" leaves x as it is (W8A16).
+    gated: the weight has 2 N rows, bias and scale with it; the first N outputs, through the activation, multiply the
+    last N (SwiGLU: gate_up_proj, then silu_and_mul). Returns (..., N) of x's dtype; has no gradient.
     Raises ValueError for shapes and names, TypeError for dtypes.
     Numerics: "int8" gives the same bits on every CPU, number of threads and runtime; a row with NaN or inf gives NaN.
 
@@ -60,7 +62,7 @@ def int8_matmul(
 
     Source: kernels/int8_matmul/README.md.
     """
-    options = {"activation": activation, "residual": residual, "activations": activations}
+    options = {"activation": activation, "residual": residual, "activations": activations, "gated": gated}
     if _linear.needs_grad(x, bias, residual):
         check(x, q, scale, bias, **options)  # type: ignore[arg-type]
         return _WithoutGradient.apply(_OP, x, q, scale, bias, options)  # type: ignore[no-any-return,no-untyped-call]
@@ -77,6 +79,7 @@ def int8_matmul_packed(
     activation: str = "none",
     residual: Tensor | None = None,
     activations: str = "int8",
+    gated: bool = False,
 ) -> Tensor:
     """int8_matmul with a weight packed by torch.ops.deepseek_fast.int8_matmul_pack."""
     options = {
@@ -84,6 +87,7 @@ def int8_matmul_packed(
         "activation": activation,
         "residual": residual,
         "activations": activations,
+        "gated": gated,
     }
     if _linear.needs_grad(x, bias, residual):
         return _WithoutGradient.apply(_PACKED_OP, x, packed, scale, bias, options)  # type: ignore[no-any-return,no-untyped-call]
@@ -111,6 +115,7 @@ def check(
     activation: str = "none",
     residual: Tensor | None = None,
     activations: str = "int8",
+    gated: bool = False,
 ) -> None:
     op = "int8_matmul"
     _linear.check_tensors(op, x=x, q=q, scale=scale, bias=bias, residual=residual)
@@ -118,8 +123,9 @@ def check(
     if q.dtype != torch.int8:
         _linear.dtype_error(op, "q", "be int8", q)
     _linear.check_matrix(op, "q", q, x.shape[-1])
+    _linear.check_gated(op, "q", q, gated)
     _check_scale(op, scale, q.shape[0])
-    _linear.check_rest(op, x, q.shape[0], bias, residual, activation)
+    _linear.check_rest(op, x, _linear.out_features_of(q.shape[0], gated), bias, residual, activation, gated)
     _linear.check_choice(op, "activations", activations, SCHEMES)
     if activations == "int8" and q.shape[1] > MAX_K:
         _linear.shape_error(op, "q", f"have at most {MAX_K} columns for activations 'int8'", q)
@@ -149,9 +155,10 @@ def _(
     activation: str = "none",
     residual: Tensor | None = None,
     activations: str = "int8",
+    gated: bool = False,
 ) -> Tensor:
-    check(x, q, scale, bias, activation=activation, residual=residual, activations=activations)
-    return _linear.new_output(x, q.shape[0])
+    check(x, q, scale, bias, activation=activation, residual=residual, activations=activations, gated=gated)
+    return _linear.new_output(x, _linear.out_features_of(q.shape[0], gated))
 
 
 @torch.library.register_fake("deepseek_fast::int8_matmul_packed")
@@ -165,11 +172,12 @@ def _(
     activation: str = "none",
     residual: Tensor | None = None,
     activations: str = "int8",
+    gated: bool = False,
 ) -> Tensor:
     op = "int8_matmul_packed"
     _linear.check_x(op, x)
-    _check_scale(op, scale, out_features)
-    _linear.check_rest(op, x, out_features, bias, residual, activation)
+    _check_scale(op, scale, 2 * out_features if gated else out_features)
+    _linear.check_rest(op, x, out_features, bias, residual, activation, gated)
     _linear.check_choice(op, "activations", activations, SCHEMES)
     if activations == "int8" and x.shape[-1] > MAX_K:
         raise ValueError(f"{op}: packed must have at most {MAX_K} columns for activations 'int8'; got {x.shape[-1]}")
@@ -177,10 +185,10 @@ def _(
 
 
 @torch.library.register_fake("deepseek_fast::int8_matmul_pack")
-def _(q: Tensor) -> Tensor:
+def _(q: Tensor, *, gated: bool = False) -> Tensor:
     # As csrc/gemm/packed.h lays it out: a header of 64 bytes, an int32 per row, panels of 64 rows, quads of K.
     N, K = q.shape
-    padded_N = (N + 63) // 64 * 64
+    padded_N = _linear.padded_rows(N, gated)
     return q.new_empty(64 + padded_N * 4 + padded_N * ((K + 3) // 4 * 4), dtype=torch.uint8)
 
 

@@ -7,9 +7,10 @@ namespace dsf::python_door {
 namespace {
 
 py::array int8_matmul(const py::object& x, const py::object& q, const py::object& scale, const py::object& bias,
-                      const std::string& activation, const py::object& residual, const std::string& activations) {
+                      const std::string& activation, const py::object& residual, const std::string& activations,
+                      bool gated) {
   if (scale.is_none()) throw py::type_error("int8_matmul: scale must be a NumPy array; got NoneType");
-  return run_linear(*dsf_int8_matmul_room(), {x, q, scale, bias, residual, activation, activations});
+  return run_linear(*dsf_int8_matmul_room(), {x, q, scale, bias, residual, activation, activations, gated});
 }
 
 py::tuple int8_quantize_weight(const py::object& w) {
@@ -38,7 +39,7 @@ py::tuple int8_quantize_weight(const py::object& w) {
 void bind_int8_matmul(py::module_& module, py::dict& variants) {
   module.def("int8_matmul", &int8_matmul, py::arg("x"), py::arg("q"), py::arg("scale"), py::arg("bias") = py::none(),
              py::kw_only(), py::arg("activation") = "none", py::arg("residual") = py::none(),
-             py::arg("activations") = "int8");
+             py::arg("activations") = "int8", py::arg("gated") = false);
   module.def("int8_quantize_weight", &int8_quantize_weight, py::arg("w"));
   variants["int8_matmul"] = variants_of(dsf_int8_matmul_variant);
 }

@@ -12,8 +12,7 @@ from deepseek_fast.kernels.fused_matmul.ref import (
     F32_MIN_SUBNORMAL,
     SMOOTH,
     U,
-    activate,
-    add_residual,
+    epilogue,
     epilogue_bound,
     matmul_bound,
 )
@@ -51,11 +50,12 @@ def int8_matmul_ref(
     activation: str = "none",
     residual: Tensor | None = None,
     activations: str = "int8",
+    gated: bool = False,
 ) -> Tensor:
     """y in x's dtype, bit for bit, where every step is exactly rounded ("int8", no smooth act); else float64."""
     z = preactivation(x, q, scale, bias, activations)
     exact = activations == "int8" and activation not in SMOOTH
-    y = add_residual(activate(z if exact else z.double(), activation), residual)
+    y = epilogue(z if exact else z.double(), activation, residual, gated)
     return y.to(x.dtype) if exact else y
 
 
@@ -79,6 +79,7 @@ def bound(
     activation: str = "none",
     residual: Tensor | None = None,
     activations: str = "int8",
+    gated: bool = False,
 ) -> Tensor:
     """Largest |kernel - int8_matmul_ref| per output, float64, where the reference is float64.
 
@@ -92,4 +93,5 @@ def bound(
         product = (x.double() @ q.double().T).abs()
         error = (matmul_bound(x, q) * (1 + U) + U * product) * scale.double().abs() + F32_MIN_SUBNORMAL
         bias_rounds = bias is not None
-    return epilogue_bound(z, error, x.dtype, bias=bias_rounds, activation=activation, residual=residual)
+    rest = {"activation": activation, "residual": residual, "gated": gated}
+    return epilogue_bound(z, error, x.dtype, bias=bias_rounds, **rest)  # type: ignore[arg-type]

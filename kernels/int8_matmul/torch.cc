@@ -6,19 +6,19 @@ namespace dsf::torch_door {
 namespace {
 
 Tensor int8_matmul(const Tensor& x, const Tensor& q, const Tensor& scale, const std::optional<Tensor>& bias,
-                   std::string activation, const std::optional<Tensor>& residual, std::string activations) {
+                   std::string activation, const std::optional<Tensor>& residual, std::string activations, bool gated) {
   return run_linear(*dsf_int8_matmul_room(),
-                    {x, q, scale, bias, residual, std::move(activation), std::move(activations), false, -1});
+                    {x, q, scale, bias, residual, std::move(activation), std::move(activations), false, -1, gated});
 }
 
 Tensor int8_matmul_packed(const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
                           int64_t out_features, std::string activation, const std::optional<Tensor>& residual,
-                          std::string activations) {
+                          std::string activations, bool gated) {
   return run_linear(*dsf_int8_matmul_room(), {x, packed, scale, bias, residual, std::move(activation),
-                                              std::move(activations), true, out_features});
+                                              std::move(activations), true, out_features, gated});
 }
 
-Tensor int8_matmul_pack(const Tensor& q) { return pack_linear(*dsf_int8_matmul_room(), q); }
+Tensor int8_matmul_pack(const Tensor& q, bool gated) { return pack_linear(*dsf_int8_matmul_room(), q, gated); }
 
 std::tuple<Tensor, Tensor> int8_quantize_weight(const Tensor& w) {
   Operand weight("int8_quantize_weight", "w", w);
@@ -41,11 +41,11 @@ std::tuple<Tensor, Tensor> int8_quantize_weight(const Tensor& w) {
 STABLE_TORCH_LIBRARY_FRAGMENT(deepseek_fast, library) {
   library.def(
       "int8_matmul(Tensor x, Tensor q, Tensor scale, Tensor? bias=None, *, str activation=\"none\", Tensor? "
-      "residual=None, str activations=\"int8\") -> Tensor");
+      "residual=None, str activations=\"int8\", bool gated=False) -> Tensor");
   library.def(
       "int8_matmul_packed(Tensor x, Tensor packed, Tensor scale, Tensor? bias=None, *, SymInt out_features, str "
-      "activation=\"none\", Tensor? residual=None, str activations=\"int8\") -> Tensor");
-  library.def("int8_matmul_pack(Tensor q) -> Tensor");
+      "activation=\"none\", Tensor? residual=None, str activations=\"int8\", bool gated=False) -> Tensor");
+  library.def("int8_matmul_pack(Tensor q, *, bool gated=False) -> Tensor");
   library.def("int8_quantize_weight(Tensor w) -> (Tensor, Tensor)");
 }
 

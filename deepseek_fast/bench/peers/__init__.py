@@ -7,6 +7,7 @@ A plug-in has
 A room without a function has no such peer. A function raises Unsupported(sentence) for inputs that its library refuses.
 """
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -103,7 +104,7 @@ def of(
         if make is None:
             continue
         try:
-            made = make(inputs)
+            made = _made(make, inputs)
             for peer in made.values():
                 peer.call()  # what it refuses, it refuses now
         except Unsupported as reason:
@@ -117,6 +118,25 @@ def of(
             label = next(iter(found))
             return {label: found[label]}, failed
     return found, failed
+
+
+def _made(make: Callable[[dict[str, Any]], dict[str, Peer]], inputs: dict[str, Any]) -> dict[str, Peer]:
+    """A plug-in's peers. Of a gated product they compute all 2 N columns, and torch the rest, as models have it."""
+    if not inputs.get("gated"):
+        return make(inputs)
+    from deepseek_fast.bench.peers._common import ACTIVATIONS
+
+    activate = ACTIVATIONS[inputs["activation"]]
+
+    def finished(call: Callable[[], Any]) -> Any:
+        gate, up = call().chunk(2, -1)
+        return activate(gate) * up
+
+    whole = {name: value for name, value in inputs.items() if name != "gated"} | {"activation": "none"}
+    return {
+        label: dataclasses.replace(peer, call=functools.partial(finished, peer.call))
+        for label, peer in make(whole).items()
+    }
 
 
 def _sentence(error: Exception) -> str:

@@ -27,7 +27,7 @@ RESIDUAL_INPUT = -1  # of FusedMatmul and of Int8Matmul
 
 
 def rewrite(node: ir.Node, rewriter: Rewriter) -> str | None:
-    if not is_fused(node) or text(node, "activation", "none") != "none":
+    if not is_fused(node) or text(node, "activation", "none") != "none" or number(node, "gated", 0):
         return None
     if rewriter.constants.scalar(node.inputs[RESIDUAL_INPUT]) != 0:
         return None  # the activation would come before the residual

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from deepseek_fast.onnx._attach import DEFAULTS
 from deepseek_fast.onnx._notes import Refusal
 from deepseek_fast.onnx._rewriter import number
 
@@ -38,7 +39,7 @@ def rewrite(node: ir.Node, rewriter: Rewriter) -> str | None:
     N, dtype = weight.N, weight.dtype
     bias_row = rewriter.zeros(N, dtype) if scaled_bias is None else rewriter.bias(scaled_bias, N)
     inputs = [x, rewriter.weight(scaled), bias_row, rewriter.zeros(1, dtype)]
-    rewriter.fuse("FusedMatmul", inputs, {"activation": "none"}, [node])
+    rewriter.fuse("FusedMatmul", inputs, DEFAULTS["FusedMatmul"], [node])
     return "FusedMatmul"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deepseek_fast.onnx._attach import DEFAULTS
 from deepseek_fast.onnx._constants import is_overridable
 
 if TYPE_CHECKING:
@@ -27,5 +28,5 @@ def rewrite(node: ir.Node, rewriter: Rewriter) -> str | None:
     x = rewriter.check_input(node.inputs[0])
     weight = rewriter.check_weight(node.inputs[1], transposed=False)
     inputs = [x, rewriter.weight(weight), rewriter.zeros(weight.N, weight.dtype), rewriter.zeros(1, weight.dtype)]
-    rewriter.fuse("FusedMatmul", inputs, {"activation": "none"}, [node])
+    rewriter.fuse("FusedMatmul", inputs, DEFAULTS["FusedMatmul"], [node])
     return "FusedMatmul"

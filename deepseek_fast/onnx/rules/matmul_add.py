@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deepseek_fast.onnx._attach import DEFAULTS
 from deepseek_fast.onnx._constants import is_overridable
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def rewrite(node: ir.Node, rewriter: Rewriter) -> str | None:
     rewriter.check_only_consumer(product)
     bias = rewriter.check_bias(bias, weight.N, product)
     inputs = [x, rewriter.weight(weight), rewriter.bias(bias, weight.N), rewriter.zeros(1, weight.dtype)]
-    rewriter.fuse("FusedMatmul", inputs, {"activation": "none"}, [matmul, node])
+    rewriter.fuse("FusedMatmul", inputs, DEFAULTS["FusedMatmul"], [matmul, node])
     return "FusedMatmul with bias"
 
 
