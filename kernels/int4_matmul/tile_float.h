@@ -12,22 +12,21 @@
 namespace dsf::int4_matmul {
 namespace {
 
+// The bf16 of an index: two's complement of 5 bits; or, where all zero points are 8, a code below whatever bit.
+struct Numbers {
+  alignas(64) uint16_t bf16x32[32];
+  constexpr explicit Numbers(bool zeros) : bf16x32() {
+    for (int i = 0; i < 32; ++i)
+      bf16x32[i] = uint16_t(__builtin_bit_cast(uint32_t, float(zeros ? (i < 16 ? i : i - 32) : (i & 15) - 8)) >> 16);
+  }
+};
+
 // Codes to pairs of bf16. VPERMW looks 32 numbers up by the low 5 bits of every 16: the layout (packed.h) puts the
 // codes of k and k + 1 there, a shift by 8, 4 and 12 those of the next pairs.
 template <bool zeros>
 class PairDecoder {
  public:
-  // The numbers of an index: two's complement of 5 bits; or, where all zero points are 8, a code below whatever bit.
-  PairDecoder() {
-    alignas(64) uint16_t numbers[32];
-    for (int i = 0; i < 32; ++i) {
-      const float number = float(zeros ? (i < 16 ? i : i - 32) : (i & 15) - 8);
-      uint32_t bits;
-      std::memcpy(&bits, &number, 4);
-      numbers[i] = uint16_t(bits >> 16);
-    }
-    table_bf16x32_ = _mm512_load_si512(numbers);
-  }
+  PairDecoder() : table_bf16x32_(_mm512_load_si512(NUMBERS.bf16x32)) {}
   // q - zero of k = 2 * pair and 2 * pair + 1 of a step, for 16 columns. zero_u8x64: four times each column's.
   template <int pair>
   [[gnu::always_inline]] __m512i pairs(const char* codes, const char* zero_u8x64) const {
@@ -45,6 +44,7 @@ class PairDecoder {
   }
 
  private:
+  static constexpr Numbers NUMBERS{zeros};
   __m512i table_bf16x32_;
 };
 
@@ -194,7 +194,8 @@ template <class V, Dtype dtype, bool zeros, int rows, int vectors, int blocks>
   DSF_UNROLL
   for (int b = 0; b < blocks; ++b) x[b] = {values + b * block_K, x_stride};
   const int64_t whole = block_K / STEP_K * STEP_K;
-  const int64_t ahead = blocks * block_bytes;  // the same place of the next blocks: 82 GB/s at 1024, 96 so (L3, Zen 5)
+  const int64_t ahead =
+      blocks * block_bytes;  // the same place of the next blocks: 82 GB/s at 1024, 96 so (L3, Zen 5, 2026-11)
   for (; count > 0; count -= blocks, block += blocks * block_bytes) {
     const char* codes = block + PackedPanels::SCALE_BYTES + (zeros ? PANEL_N : 0);
     if constexpr (Tile::LOOKS_AHEAD) {
