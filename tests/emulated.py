@@ -57,10 +57,11 @@ class Emulated:
     """One process at one level, which answers one call after another."""
 
     def __init__(self, cpu: Cpu, level: str) -> None:
+        command = [*emulator(cpu), str(runner(cpu.architecture)), str(library(cpu.architecture))]
         self.cpu = cpu
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by __exit__)
         self.process = subprocess.Popen(
-            [*emulator(cpu), str(runner(cpu.architecture)), str(library(cpu.architecture))],
+            command,
             env={"DSF_MAX_ISA": level},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

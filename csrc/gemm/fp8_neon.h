@@ -1,7 +1,8 @@
 // Fp8Decoder of Advanced SIMD: 16 codes at a time, the two bytes of their bf16 numbers apart.
 // A normal number's bytes come from shifts; TBX, which leaves a lane alone where its index is past the table, puts
-// those of the first 16 magnitudes (zero and the subnormals among them) and of the last 16 (infinity and NaN) in their
-// place.
+// those of the first 16 magnitudes (zero and the subnormals among them) in their place. Of the last 16 (infinity and
+// NaN) only the high byte is another: the low one is their mantissa, and a bit of the exponent that is set in both
+// formats.
 #pragma once
 #include <arm_neon.h>
 
@@ -17,7 +18,7 @@ struct Fp8Decoder<Vec, dtype> {
   static constexpr int LAST = 0x70;  // first magnitude of the second table
   static_assert((1 << F::MANTISSA) <= 16 && F::FIRST_SPECIAL >= LAST);
   const uint8x16_t first_low = vld1q_u8(TABLE.low), first_high = vld1q_u8(TABLE.high);
-  const uint8x16_t last_low = vld1q_u8(TABLE.low + LAST), last_high = vld1q_u8(TABLE.high + LAST);
+  const uint8x16_t last_high = vld1q_u8(TABLE.high + LAST);
 
   [[gnu::always_inline]] void pairs(const char* codes, int32x4_t* first, int32x4_t* second) const {
     const uint8x16_t code = vld1q_u8(reinterpret_cast<const uint8_t*>(codes));
@@ -26,7 +27,7 @@ struct Fp8Decoder<Vec, dtype> {
     uint8x16_t low = vshlq_n_u8(magnitude, 7 - F::MANTISSA);
     uint8x16_t high = vaddq_u8(vshrq_n_u8(magnitude, F::MANTISSA + 1), vdupq_n_u8((127 - F::BIAS) >> 1));
     static_assert((127 - F::BIAS) % 2 == 0);  // the exponents' difference is a whole number of the high byte
-    low = vqtbx1q_u8(vqtbx1q_u8(low, first_low, magnitude), last_low, from_last);
+    low = vqtbx1q_u8(low, first_low, magnitude);
     high = vqtbx1q_u8(vqtbx1q_u8(high, first_high, magnitude), last_high, from_last);
     high = vbslq_u8(vdupq_n_u8(0x80), code, high);  // the sign
     *first = vreinterpretq_s32_u8(vzip1q_u8(low, high));
