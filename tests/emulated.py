@@ -1,6 +1,7 @@
 """The rooms on CPUs that are not here: _C_core under qemu-user, its plain C ABI called by tests/native/runner.cc.
 
-An aarch64 library is cross-compiled; the x86-64 one is the one that this Python loads.
+An aarch64 library is cross-compiled; the x86-64 one is the one that this Python loads. qemu-user knows no AMX: level
+amx runs here, in a library with a model of its instructions (csrc/core/amx_model.h).
 """
 
 import inspect
@@ -20,7 +21,7 @@ from tests.doors import ROOT, WEIGHT, raw
 
 BUILD = ROOT / "build" / "emulated"
 RUNNER = ROOT / "tests" / "native" / "runner.cc"
-COMPILER = {"x86_64": "g++", "aarch64": "aarch64-linux-gnu-g++"}
+COMPILER = {"x86_64": "g++", "aarch64": "aarch64-linux-gnu-g++", "amx_model": "g++"}
 PACKAGES = "g++-aarch64-linux-gnu and qemu-user"  # Debian's
 # Kinds of an argument, as runner.cc numbers them.
 NOTHING, INTEGER, TEXT, TENSOR = range(4)
@@ -48,9 +49,10 @@ CPUS = (
     Cpu("x86_64", "Haswell", "avx2"),  # x86-64-v3
     Cpu("aarch64", "cortex-a53", "neon"),  # ARMv8.0
     Cpu("aarch64", "neoverse-n1", "neon_dotprod"),  # ARMv8.2, DotProd, without I8MM
+    Cpu("amx_model", "this", "amx"),
     Cpu("aarch64", "max", "neon_i8mm"),
 )
-LEVELS = {"x86_64": ("scalar", "avx2"), "aarch64": ("scalar", "neon", "neon_dotprod", "neon_i8mm")}
+LEVELS = {"x86_64": ("scalar", "avx2"), "amx_model": ("amx",), "aarch64": ("scalar", "neon", "neon_dotprod", "neon_i8mm")}
 
 
 class Emulated:
@@ -85,7 +87,8 @@ class Emulated:
         defaults = {n: p.default for n, p in inspect.signature(getattr(deepseek_fast, room)).parameters.items()}
         (values,) = self.run(room, {n: v for n, v in defaults.items() if v is not inspect.Parameter.empty} | inputs)
         x = inputs["x"]
-        return as_tensor(values, x.dtype).reshape(*x.shape[:-1], inputs[WEIGHT[room]].shape[0])
+        rows = inputs[WEIGHT[room]].shape[0]
+        return as_tensor(values, x.dtype).reshape(*x.shape[:-1], rows // 2 if inputs.get("gated") else rows)
 
     def run(self, function: str, arguments: dict[str, Any]) -> list[bytes]:
         """The bytes of the results of a function of runner.cc."""
@@ -162,6 +165,12 @@ def tool(name: str) -> str:
 
 
 def emulator(cpu: Cpu) -> list[str]:
+    if cpu.architecture == "amx_model":
+        import deepseek_fast
+
+        if "avx512bf16" not in deepseek_fast.supported_isas():
+            raise Unavailable("the model of AMX runs where avx512bf16 does")
+        return []
     command = [tool(f"qemu-{cpu.architecture}"), "-cpu", cpu.model]
     if cpu.architecture == "aarch64":
         command += ["-L", "/usr/aarch64-linux-gnu"]  # where the cross compiler's libc lies

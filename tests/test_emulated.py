@@ -1,4 +1,4 @@
-"""The numerics suite on emulated CPUs: every aarch64 level, and x86-64 without AVX and with AVX2 but no more.
+"""The numerics suite on emulated CPUs: every aarch64 level, x86-64 without AVX, with AVX2 but no more, and with AMX.
 
 An instruction above the CPU's level ends the emulated process with SIGILL, be it at load, in dispatch or in a kernel.
 """
@@ -136,6 +136,7 @@ def test_the_sentences_are_those_of_the_other_doors(emulated: Emulated) -> None:
 INSTRUCTIONS = {  # of fma_f32, bf16_dot, int8_dot
     ("x86_64", "scalar"): ("MULPS + ADDPS xmm", "MULPS + ADDPS xmm", "PMADDWD + PADDD xmm"),
     ("x86_64", "avx2"): ("VFMADD231PS ymm", "VFMADD231PS ymm", "VPMADDWD + VPADDD ymm"),
+    ("amx_model", "amx"): ("VFMADD231PS zmm", "TDPBF16PS tmm", "TDPBSSD tmm"),
     ("aarch64", "scalar"): ("FMUL + FADD 4s", "FMUL + FADD 4s", "SMLAL 4s"),
     ("aarch64", "neon"): ("FMLA 4s", "FMLA 4s", "SMULL + SMLAL + SADALP 4s"),
     ("aarch64", "neon_dotprod"): ("FMLA 4s", "FMLA 4s", "SDOT 4s"),

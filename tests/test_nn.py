@@ -208,6 +208,7 @@ def test_repr_names_the_sizes(name: str) -> None:
 
 def test_only_a_linear_is_taken() -> None:
     for name in deepseek_fast.nn.__all__:
-        kind = getattr(deepseek_fast.nn, name)
-        with pytest.raises(TypeError, match=f"^{kind.__name__}: linear must .*; got "):
-            kind.from_float(torch.nn.Conv2d(3, 3, 3))
+        take = getattr(deepseek_fast.nn, name)
+        convolution = torch.nn.Conv2d(3, 3, 3)
+        with pytest.raises(TypeError, match=f"^{name}: linear must .*; got "):
+            take.from_float(convolution) if isinstance(take, type) else take(convolution, convolution)

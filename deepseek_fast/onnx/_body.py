@@ -125,9 +125,12 @@ class BodyWriter:
         z = whole = self.op("Add", total, self.to_float("B"))
         gated = self.op("Not", self.op("Equal", self._scalar("gated"), self.constant(0, "int64")))
         first, last, axis = (self.constant([value], "int64") for value in (0, MAX_INT64, -1))
-        columns = self.op("Slice", self.op("Shape", whole), axis, last)
-        half = self.op("Div", columns, self.constant([2], "int64"))
-        z = self.choose(gated, lambda: self.op("Slice", whole, first, half, axis), lambda: self.op("Identity", whole))
+
+        def half() -> str:  # within a branch: a stock runtime keeps nothing of the branch that is not taken
+            columns = self.op("Slice", self.op("Shape", whole), axis, last)
+            return self.op("Div", columns, self.constant([2], "int64"))
+
+        z = self.choose(gated, lambda: self.op("Slice", whole, first, half(), axis), lambda: self.op("Identity", whole))
         activation = self.attribute("activation")
         for value, write in ACTIVATIONS.items():
             here = z
@@ -139,7 +142,7 @@ class BodyWriter:
         factor = z
         z = self.choose(
             gated,
-            lambda: self.op("Mul", factor, self.op("Slice", whole, half, last, axis)),
+            lambda: self.op("Mul", factor, self.op("Slice", whole, half(), last, axis)),
             lambda: self.op("Identity", factor),
         )
         y = self.op("Add", z, self.to_float("R"))

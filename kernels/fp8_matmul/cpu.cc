@@ -88,6 +88,16 @@ int64_t workspace_bytes(const LinearArgs& args) {
   return args.float_activations ? widened_x_bytes(args) : Workspace(args).total;
 }
 
+// Of columns n to n + count, in the given block of k: a value for each run of columns that share one.
+void write_scales(const LinearWeight& weight, int64_t n, int64_t count, int64_t block_of_k, float* scales) {
+  int64_t row = block_of(n, weight.block_n);
+  for (int64_t c = 0; c < count; ++row) {
+    const float value = scale_value(*weight.scale, row, block_of_k);
+    const int64_t end = weight.block_n < 0 ? count : (row + 1) * weight.block_n - n;
+    for (; c < count && c < end; ++c) scales[c] = value;
+  }
+}
+
 // The p-th panel of target: of each block the scales, then the codes as packed.h has them.
 void pack_panel(const LinearWeight& weight, PanelRows rows, const PackedPanels& target, int64_t p) {
   const TensorView& values = weight.values;
@@ -96,9 +106,10 @@ void pack_panel(const LinearWeight& weight, PanelRows rows, const PackedPanels& 
   char* block = const_cast<char*>(target.panel(p));
   if (columns < PANEL_N) std::memset(block, 0, size_t(target.panel_bytes));  // else all of it is written below
   for (int64_t k = 0; k < K; k += target.block_k, block += target.block_bytes) {
-    auto* scales = reinterpret_cast<float*>(block);
-    for (int64_t c = 0; c < columns; ++c)
-      scales[c] = scale_value(*weight.scale, block_of(rows.first + c, weight.block_n), block_of(k, weight.block_k));
+    if (k > 0 && weight.block_k < 0)  // the same for all of K
+      std::memcpy(block, target.panel(p), PackedPanels::SCALE_BYTES);
+    else
+      write_scales(weight, rows.first, columns, block_of(k, weight.block_k), reinterpret_cast<float*>(block));
     pack_columns<TransposePairs>(codes + k, stride, columns, K - k < target.block_k ? K - k : target.block_k,
                                  block + PackedPanels::SCALE_BYTES);
   }

@@ -101,6 +101,7 @@ struct DtypeName {
 constexpr DtypeName DTYPES[] = {
     {"float32", Dtype::f32, 4},
     {"bfloat16", Dtype::bf16, 2},
+    {"float16", Dtype::f16, 2},
     {"int8", Dtype::i8, 1},
     {"uint8", Dtype::u8, 1},
     {"float8_e4m3fn", Dtype::f8e4m3, 1},
@@ -203,6 +204,7 @@ void run_linear(const LinearRoom& room, const Arguments& arguments) {
   call.weight.block_n = arguments.integer("block_n", 1);
   call.weight.block_k = arguments.integer("block_k", arguments.integer("group_size", -1));
   call.weight.in_features = arguments.integer("in_features", -1);
+  call.weight.gated = arguments.integer("gated", 0) != 0;
   call.out_features = -1;
   call.bias = arguments.tensor("bias");
   call.residual = arguments.tensor("residual");
