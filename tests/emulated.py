@@ -52,7 +52,11 @@ CPUS = (
     Cpu("amx_model", "this", "amx"),
     Cpu("aarch64", "max", "neon_i8mm"),
 )
-LEVELS = {"x86_64": ("scalar", "avx2"), "amx_model": ("amx",), "aarch64": ("scalar", "neon", "neon_dotprod", "neon_i8mm")}
+LEVELS = {
+    "x86_64": ("scalar", "avx2"),
+    "amx_model": ("amx",),
+    "aarch64": ("scalar", "neon", "neon_dotprod", "neon_i8mm"),
+}
 
 
 class Emulated:

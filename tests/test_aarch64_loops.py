@@ -10,6 +10,7 @@ import pytest
 
 from tests.emulated import BUILD, Unavailable, library, tool
 
+pytestmark = pytest.mark.slow  # `make test-emulated` runs them
 LINE = re.compile(r"^ *([0-9a-f]+):\t(\S+)\s*(.*)$")
 BACK = re.compile(r"(?:[^<]*, )?([0-9a-f]+) <")  # a branch's operands
 # (object, its whole register tile, the instruction that adds, how many of it a loop has, instructions in all)

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from deepseek_fast._activations import ACTIVATIONS
 from tests import test_contract, test_errors, test_sizes, test_special_values
 from tests.doors import ROOMS, call, part, prepared
 from tests.emulated import CPUS, LEVELS, Cpu, Emulated, Unavailable, as_tensor
 from tests.oracle import assert_equal, assert_matches
 from tests.plugin import isa_cap
 
+pytestmark = pytest.mark.slow  # `make test-emulated` runs them
 # Each CPU at its own level, and the level that aarch64 only runs when it is asked to.
 RUNS = [(cpu, cpu.level) for cpu in CPUS] + [(CPUS[-1], "scalar")]
 BORROWED = (
@@ -73,14 +75,12 @@ def test_a_case_of_every_scheme(emulated: Emulated, room: str) -> None:
             check(emulated, *parameters.values)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_case(emulated: Emulated, room: str) -> None:
     for case in part(room, "cases").CASES:
         check(emulated, room, case)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("room", "scheme"), test_sizes.SWEEPS, ids=str)
 def test_every_tail_is_a_corner_of_a_larger_product(emulated: Emulated, room: str, scheme: dict[str, Any]) -> None:
     M, N = 9, 70
@@ -107,7 +107,6 @@ def arguments_of(test: Any) -> Iterator[dict[str, Any]]:
         yield {name: value for part in chosen for name, value in part.items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("test", BORROWED, ids=lambda test: test.__name__)
 def test_what_holds_at_the_other_doors(emulated: Emulated, test: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (test_contract, test_special_values):
@@ -117,15 +116,13 @@ def test_what_holds_at_the_other_doors(emulated: Emulated, test: Any, monkeypatc
         test(**arguments, **({"isa": emulated.level} if "isa" in test.__code__.co_varnames else {}))
 
 
-@pytest.mark.slow
 def test_activations_have_the_bits_of_x86(emulated: Emulated) -> None:
     z = test_special_values.spread_f32().reshape(-1, 1)
-    for activation in test_special_values.SMOOTH:
+    for activation in ACTIVATIONS:
         inputs = {"x": z, "weight": torch.ones(1, 1), "activation": activation}
         assert_equal(emulated.call("fused_matmul", inputs), call("fused_matmul", "torch", inputs), activation)
 
 
-@pytest.mark.slow
 def test_the_sentences_are_those_of_the_other_doors(emulated: Emulated) -> None:
     for room, changes, _, sentence in test_errors.BAD:
         with pytest.raises(RuntimeError) as raised:
@@ -164,7 +161,6 @@ QUANTIZERS = [
 ]
 
 
-@pytest.mark.slow
 def test_quantizers_give_the_bits_of_x86(emulated: Emulated, generator: torch.Generator) -> None:
     import deepseek_fast
 
@@ -179,7 +175,6 @@ def test_quantizers_give_the_bits_of_x86(emulated: Emulated, generator: torch.Ge
                     assert_equal(got, tensor, f"{name} {options} 2^{exponent}, result {i}")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
 def test_all_codes_of_fp8_are_decoded_exactly(emulated: Emulated, dtype: torch.dtype) -> None:
     """Rows of the weight hold the codes, one place further each; one-hot rows of x give them back.
@@ -199,7 +194,6 @@ def test_all_codes_of_fp8_are_decoded_exactly(emulated: Emulated, dtype: torch.d
             assert_equal(emulated.call("fp8_matmul", inputs), want, f"{dtype} in {x_dtype}")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("activations", ["float", "fp8"])
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_subnormal_scales_count_where_the_caller_flushes_them(
