@@ -99,14 +99,10 @@ struct DtypeName {
   int64_t bytes;
 };
 constexpr DtypeName DTYPES[] = {
-    {"float32", Dtype::f32, 4},
-    {"bfloat16", Dtype::bf16, 2},
-    {"float16", Dtype::f16, 2},
-    {"int8", Dtype::i8, 1},
-    {"uint8", Dtype::u8, 1},
-    {"float8_e4m3fn", Dtype::f8e4m3, 1},
-    {"float8_e5m2", Dtype::f8e5m2, 1},
-    {"float8_e8m0fnu", Dtype::f8e8m0, 1},
+    {"float32", Dtype::f32, 4},        {"bfloat16", Dtype::bf16, 2},
+    {"float16", Dtype::f16, 2},        {"int8", Dtype::i8, 1},
+    {"uint8", Dtype::u8, 1},           {"float8_e4m3fn", Dtype::f8e4m3, 1},
+    {"float8_e5m2", Dtype::f8e5m2, 1}, {"float8_e8m0fnu", Dtype::f8e8m0, 1},
 };
 
 DtypeName dtype_of(const std::string& name) {
