@@ -19,9 +19,12 @@ LOWER_ROW_SECONDS = 0.3  # the same below the highest level: for the ladder, whi
 MIN_ROUNDS, MAX_ROUNDS = 3, 50
 SLOW_PEER = 3  # times the fastest peer's time
 HOPELESS_PEER = 10  # times that: two rounds are enough to say so
-# A larger working set may have left the caches while the others ran: one untimed call brings it back. The roofline's
-# probe reads its bytes again and again, too.
+# A larger working set may have left the caches while the others ran: untimed calls bring it back, as the roofline's
+# probe reads its bytes again and again, too. An L3 that takes what L2 evicts keeps a peer's lines for a while: 16 MiB
+# of FP8 behind a peer of 32 MiB take 380 us after one call, 226 after three, 203 after eight, 190 alone (Zen 5).
 WARM_BYTES = 512 << 10
+WARM_CALLS = 8
+QUICK_SECONDS = 2e-3  # a longer call finds most of what it reads where it has just put it: one is enough
 LONG_SECONDS = 50e-3  # beside a longer call, that and a second look at how long it takes are nothing
 SAMPLE_SECONDS = 200e-6  # a sample repeats shorter calls up to this, so that the clock and the call of Python vanish
 
@@ -32,13 +35,13 @@ class Contestant:
 
     call: Callable[[], Any]
     repeats: int
-    warm: bool  # before each sample
+    warm: int  # untimed calls before each sample
     period: int = 1
     seconds: list[float] = field(default_factory=list)
 
     def sample(self) -> float:
         """Seconds of one call, from one sample."""
-        if self.warm:
+        for _ in range(self.warm):
             self.call()
         return timed(self.call, self.repeats)
 
@@ -66,22 +69,23 @@ class Measurement:
         peer_names = () if is_cold(row.case) else peer_names
         found, self.failed = peers.of(row.room, inputs, peer_names, only_first=only_reference or not row.best)
         self._peers = found
-        warm = row.case.bytes > WARM_BYTES
-        self.ours = Contestant(slowdown(ours, inputs) if slowdown else ours, 1, warm)
+        large = row.case.bytes > WARM_BYTES
+        self.ours = Contestant(slowdown(ours, inputs) if slowdown else ours, 1, large)
         seconds: dict[str, float] = {}
         self._errors: dict[str, float] = {}
         for name, peer in found.items():
             seconds[name], answer = _warm_seconds(peer.call)
             self._errors[name] = _relative_error(answer, wanted.double())
         ours_seconds, _ = _warm_seconds(self.ours.call)
-        self.ours.repeats = _repeats(ours_seconds)
+        self.ours.repeats, self.ours.warm = _repeats(ours_seconds), _warm_calls(ours_seconds, large)
         self._others = {
-            name: Contestant(peer.call, _repeats(seconds[name]), warm and seconds[name] < LONG_SECONDS)
+            name: Contestant(peer.call, _repeats(seconds[name]), _warm_calls(seconds[name], large))
             for name, peer in found.items()
         }
-        turn = {name: seconds[name] * (other.repeats + warm) for name, other in self._others.items()}
+        turn = {name: seconds[name] * (other.repeats + other.warm) for name, other in self._others.items()}
         share = SLOW_PEER * min(turn.values(), default=0.0)  # of a round, for one peer
-        budget = (ROW_SECONDS if row.best else LOWER_ROW_SECONDS) / (ours_seconds * (self.ours.repeats + warm) + share)
+        turn_of_ours = ours_seconds * (self.ours.repeats + self.ours.warm)
+        budget = (ROW_SECONDS if row.best else LOWER_ROW_SECONDS) / (turn_of_ours + share)
         self.rounds = int(min(max(budget, MIN_ROUNDS), MAX_ROUNDS))
         for name, other in self._others.items():
             # A peer far slower than the fastest would eat the row's time: it takes only every n-th turn.
@@ -95,7 +99,7 @@ class Measurement:
             if self._turn % other.period == 0:
                 other.seconds.append(other.sample())
         self._turn += 1
-        if self.ours.warm:
+        for _ in range(self.ours.warm):
             self.ours.call()
 
     def round(self) -> None:
@@ -226,6 +230,13 @@ def _error_over_bound(y: Any, wanted: Any, bound: Any) -> float:
 
 def _relative_error(y: Any, wanted: Any) -> float:
     return float((y.double() - wanted).norm() / wanted.norm())
+
+
+def _warm_calls(seconds: float, large: bool) -> int:
+    """Untimed calls before a sample of a call that takes `seconds`; large: its working set may leave the caches."""
+    if not large or seconds >= LONG_SECONDS:
+        return 0
+    return WARM_CALLS if seconds < QUICK_SECONDS else 1
 
 
 def _warm_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
