@@ -12,6 +12,9 @@ from typing import Any
 import deepseek_fast
 from deepseek_fast.cli import machine
 
+# Of a case at the levels below the highest: a larger one takes seconds there and shows nothing that this one does not.
+LADDER_FLOPS = 1 << 30
+
 
 @dataclass(frozen=True)
 class Row:
@@ -40,10 +43,16 @@ def part(room: str, name: str) -> ModuleType:
 
 
 def rows(rooms: Sequence[str], *, quick: bool = False) -> list[Row]:
-    """Rows of some rooms, those of a case together; quick: the main cases at the highest level on one thread."""
+    """Rows of some rooms, those of a case together; quick: the main cases at the highest level on one thread.
+
+    Lower levels are those that a room has kernels of its own for.
+    """
+    from deepseek_fast._load import native
+
     best = deepseek_fast.isa()
     supported = deepseek_fast.supported_isas()
-    levels = supported[: supported.index(best) + 1]
+    lower = supported[: supported.index(best)]
+    own = {room: {level for level, _ in native().variants(room)} for room in rooms}
     cases = [(room, case) for room in rooms for case in part(room, "cases").BENCH if case.quick or not quick]
     threads = machine.usable_cpus()
     found = []
@@ -53,7 +62,8 @@ def rows(rooms: Sequence[str], *, quick: bool = False) -> list[Row]:
             continue
         if threads > 1:
             found.append(Row(room, case, best, threads, True))
-        found += [Row(room, case, level, 1, False) for level in reversed(levels[:-1])]
+        if case.flops <= LADDER_FLOPS:
+            found += [Row(room, case, level, 1, False) for level in reversed(lower) if level in own[room]]
     return found
 
 
