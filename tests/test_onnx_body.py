@@ -196,6 +196,26 @@ def test_stock_onnx_runtime_folds_the_choice(tmp_path, opset, activation, want):
     assert [op_type for op_type in left if op_type != "Cast"] == want
 
 
+def test_stock_onnx_runtime_knows_the_columns_of_a_plain_body():
+    """Attention makes 0 columns of an unknown number, and the product behind it would be refused."""
+    import onnxruntime
+
+    opset, names, nodes = 23, ("q", "k", "v"), []
+    constants = {"w": normal(K, K), "b": normal(K, seed=2), "r": np.zeros(1, np.float32)}
+    for name in names:
+        nodes.append(fused_matmul.node("x", "w", "b", "r", name))
+    nodes.append(helper.make_node("Attention", list(names), ["z"], q_num_heads=1, kv_num_heads=1))
+    nodes.append(fused_matmul.node("z", "w", "b", "r", "y"))
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["batch", "rows", K]) for n in "xy")
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("ai.deepseek_fast", 1)]
+    functions = [fused_matmul.function_proto(opset)]
+    graph = helper.make_graph(nodes, "test", [x], [y], tensors)
+    model = helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    assert session.run(None, {"x": normal(2, 3, K)})[0].shape == (2, 3, K)
+
+
 def fp8_model(opset, inputs):
     """A call of fp8_matmul with what its body needs: zeros in place of None, scales in float32."""
     dtype = inputs["x"].dtype

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepseek_fast.onnx import _opset
 from deepseek_fast.onnx._body import DOMAIN, MIN_OPSET
+from deepseek_fast.onnx._rewriter import number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +49,9 @@ def attach_bodies(rewriter: Rewriter, rule: str = "optimize: model must import a
 
     model = rewriter.model
     nodes = [node for graph in model.graphs() for node in graph]
-    used = {node.op_type for node in nodes if node.domain == DOMAIN and node.op_type in ROOMS}
+    ours = [node for node in nodes if node.domain == DOMAIN and node.op_type in ROOMS]
+    used = {node.op_type for node in ours}
+    gated = {node.op_type for node in ours if number(node, "gated", 0)}
     for identifier in [i for i in model.functions if i[0] == DOMAIN and i[1] in ROOMS]:
         del model.functions[identifier]
     for op_type in sorted(used):
@@ -56,7 +59,7 @@ def attach_bodies(rewriter: Rewriter, rule: str = "optimize: model must import a
         lowest = getattr(room, "MIN_OPSET", MIN_OPSET)
         if rewriter.opset < lowest:
             raise ValueError(f"{rule} from {lowest} on for {op_type}; got {rewriter.opset}")
-        function = ir.serde.deserialize_function(room.function_proto(rewriter.opset))
+        function = ir.serde.deserialize_function(room.function_proto(rewriter.opset, gated=op_type in gated))
         model.functions[function.identifier()] = function
     opsets = model.graph.opset_imports
     if used:

@@ -30,10 +30,11 @@ GELU_CUBIC = 0.044715
 class BodyWriter:
     """Collects the nodes of one body; every method returns the name of the value it makes."""
 
-    def __init__(self, opset: int, min_opset: int = MIN_OPSET) -> None:
+    def __init__(self, opset: int, min_opset: int = MIN_OPSET, *, gated: bool = False) -> None:
         if not min_opset <= opset <= MAX_OPSET:
             raise ValueError(f"function_proto: opset must be from {min_opset} to {MAX_OPSET}; got {opset}")
         self.opset = opset
+        self.gated = gated
         self.nodes: list[onnx.NodeProto] = []
         self._names = 0
 
@@ -118,19 +119,21 @@ class BodyWriter:
     def epilogue(self, total: str) -> None:
         """Y = activation(total + B) + R in float32, rounded once to X's type.
 
-        Gated: Y = activation(the first half of its columns) * the second half + R.
+        In a body for gated nodes too, Y of those = activation(first half of the columns) * second half + R. Such a body
+        leaves the number of Y's columns open; where nothing is gated it must not: ai.onnx's Attention takes an unknown
+        number for 0 (ONNX 1.23), and ONNX Runtime refuses what follows.
         """
         from onnx import TensorProto
 
-        z = whole = self.op("Add", total, self.to_float("B"))
-        gated = self.op("Not", self.op("Equal", self._scalar("gated"), self.constant(0, "int64")))
-        first, last, axis = (self.constant([value], "int64") for value in (0, MAX_INT64, -1))
+        z = self.op("Add", total, self.to_float("B"))
+        z = self._gated_activation(z) if self.gated else self._activation(z)
+        y = self.op("Add", z, self.to_float("R"))
+        if self.opset >= MIN_16_BIT_OPSET:
+            self.op("CastLike", y, "X", output="Y")
+        else:
+            self.op("Cast", y, output="Y", to=TensorProto.FLOAT)
 
-        def half() -> str:  # within a branch: a stock runtime keeps nothing of the branch that is not taken
-            columns = self.op("Slice", self.op("Shape", whole), axis, last)
-            return self.op("Div", columns, self.constant([2], "int64"))
-
-        z = self.choose(gated, lambda: self.op("Slice", whole, first, half(), axis), lambda: self.op("Identity", whole))
+    def _activation(self, z: str) -> str:
         activation = self.attribute("activation")
         for value, write in ACTIVATIONS.items():
             here = z
@@ -139,17 +142,23 @@ class BodyWriter:
                 lambda here=here, write=write: write(self, here),  # type: ignore[misc]
                 lambda here=here: self.op("Identity", here),  # type: ignore[misc]
             )
-        factor = z
-        z = self.choose(
-            gated,
-            lambda: self.op("Mul", factor, self.op("Slice", whole, half(), last, axis)),
-            lambda: self.op("Identity", factor),
+        return z
+
+    def _gated_activation(self, whole: str) -> str:
+        gated = self.op("Not", self.op("Equal", self._scalar("gated"), self.constant(0, "int64")))
+        first, last, axis, one = (self.constant([value], "int64") for value in (0, MAX_INT64, -1, 1))
+
+        def half() -> str:  # within a branch: a stock runtime keeps nothing of the branch that is not taken
+            return self.op("Reshape", self.op("Div", self.op("Size", "B"), self.constant(2, "int64")), one)
+
+        def up() -> str:
+            return self.op("Slice", whole, half(), last, axis)
+
+        gate = self.choose(
+            gated, lambda: self.op("Slice", whole, first, half(), axis), lambda: self.op("Identity", whole)
         )
-        y = self.op("Add", z, self.to_float("R"))
-        if self.opset >= MIN_16_BIT_OPSET:
-            self.op("CastLike", y, "X", output="Y")
-        else:
-            self.op("Cast", y, output="Y", to=TensorProto.FLOAT)
+        factor = self._activation(gate)
+        return self.choose(gated, lambda: self.op("Mul", factor, up()), lambda: self.op("Identity", factor))
 
     def function(self, op_type: str, inputs: Sequence[str], attributes: Sequence[str]) -> onnx.FunctionProto:
         from onnx import helper

@@ -24,9 +24,9 @@ LARGEST = 448.0  # of float8e4m3fn
 MIN_AMAX = 1e-4  # DeepGEMM's floor of a block's largest magnitude
 
 
-def function_proto(opset: int) -> onnx.FunctionProto:
-    """The body of Fp8Matmul in the ai.onnx operators of `opset`, 19 to 25."""
-    body = BodyWriter(opset, MIN_OPSET)
+def function_proto(opset: int, *, gated: bool = False) -> onnx.FunctionProto:
+    """The body of Fp8Matmul in the ai.onnx operators of `opset`, 19 to 25; gated: for gated nodes, and the others."""
+    body = BodyWriter(opset, MIN_OPSET, gated=gated)
     x = body.to_float("X")
     as_fp8 = body.equals(body.attribute("activations"), "fp8")
     x = body.choose(as_fp8, lambda: _cast(body, x), lambda: body.op("Identity", x))

@@ -19,9 +19,9 @@ INPUTS = ("X", "W", "B", "R")
 ATTRIBUTES = ("activation", "gated")
 
 
-def function_proto(opset: int) -> onnx.FunctionProto:
-    """The body of FusedMatmul in the ai.onnx operators of `opset`, 13 to 25."""
-    body = BodyWriter(opset)
+def function_proto(opset: int, *, gated: bool = False) -> onnx.FunctionProto:
+    """The body of FusedMatmul in the ai.onnx operators of `opset`, 13 to 25; gated: for gated nodes, and the others."""
+    body = BodyWriter(opset, gated=gated)
     weight = body.op("Transpose", body.to_float("W"), perm=[1, 0])
     body.epilogue(body.op("MatMul", body.to_float("X"), weight))
     return body.function(OP_TYPE, INPUTS, ATTRIBUTES)

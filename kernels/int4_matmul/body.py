@@ -25,9 +25,9 @@ INT8_MAX = 127.0
 MIN_AMAX = 2.0**-100  # a block whose largest magnitude is below this counts as zeros
 
 
-def function_proto(opset: int) -> onnx.FunctionProto:
-    """The body of Int4Matmul in the ai.onnx operators of `opset`, 14 to 25."""
-    body = BodyWriter(opset, MIN_OPSET)
+def function_proto(opset: int, *, gated: bool = False) -> onnx.FunctionProto:
+    """The body of Int4Matmul in the ai.onnx operators of `opset`, 14 to 25; gated: for gated nodes, and the others."""
+    body = BodyWriter(opset, MIN_OPSET, gated=gated)
     x = body.to_float("X")
     is_float = body.equals(body.attribute("compute"), "float")
     body.epilogue(body.choose(is_float, lambda: _float_product(body, x), lambda: _int8_product(body, x)))

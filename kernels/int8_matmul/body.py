@@ -23,9 +23,9 @@ MIN_AMAX = 2.0**-100  # a row whose largest magnitude is below this counts as ze
 UINT8_OFFSET = 128.0  # both factors are multiplied as uint8 with this zero point, see _int8_product
 
 
-def function_proto(opset: int) -> onnx.FunctionProto:
-    """The body of Int8Matmul in the ai.onnx operators of `opset`, 13 to 25."""
-    body = BodyWriter(opset)
+def function_proto(opset: int, *, gated: bool = False) -> onnx.FunctionProto:
+    """The body of Int8Matmul in the ai.onnx operators of `opset`, 13 to 25; gated: for gated nodes, and the others."""
+    body = BodyWriter(opset, gated=gated)
     x = body.to_float("X")
     is_float = body.equals(body.attribute("activations"), "float")
     acc = body.choose(is_float, lambda: _float_product(body, x), lambda: _int8_product(body, x))
