@@ -138,6 +138,25 @@ def needs_grad(*tensors: Any) -> bool:
     return torch.is_grad_enabled() and any(getattr(tensor, "requires_grad", False) for tensor in tensors)
 
 
+def without_gradient(op: Any, options: dict[str, Any], *tensors: Tensor | None, name: str, arg: str = "x") -> Any:
+    """op(*tensors, **options), part of autograd's graph, so that a backward pass through any of them is refused."""
+    return _WithoutGradient.apply(op, name, arg, options, options.get("residual"), *tensors)  # type: ignore[no-untyped-call]
+
+
+class _WithoutGradient(torch.autograd.Function):
+    """Lets inference run without torch.no_grad(), and says on a backward pass why there is none."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Any, name: str, arg: str, options: Any, residual: Any, *tensors: Tensor | None) -> Any:
+        ctx.name, ctx.arg = name, arg
+        return op(*tensors, **options)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        rule = "must be used without a backward pass; got one, and the op has no gradient"
+        raise RuntimeError(f"{ctx.name}: {ctx.arg} {rule}")
+
+
 def call(op: Any, check: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
     """op(...), with a failed check as ValueError or TypeError."""
     if torch.compiler.is_compiling():

@@ -1,11 +1,10 @@
 """Modules that hold their packed weight, so that a call packs nothing."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from deepseek_fast import _linear
+from deepseek_fast._packed_linear import PackedLinear, QuantizedLinear, check_linear
 from deepseek_fast.kernels.fp8_matmul import op as fp8_matmul_op
 from deepseek_fast.kernels.fused_matmul import op as fused_matmul_op
 from deepseek_fast.kernels.int4_matmul import op as int4_matmul_op
@@ -21,8 +20,8 @@ def gate_and_up(gate: nn.Linear, up: nn.Linear) -> nn.Linear:
     >>> FusedLinear.from_float(both, activation="silu", gated=True)(torch.randn(8, 64, 384)).shape
     torch.Size([8, 64, 1024])
     """
-    _check_linear("gate_and_up", gate)
-    _check_linear("gate_and_up", up)
+    check_linear("gate_and_up", gate)
+    check_linear("gate_and_up", up)
     if gate.weight.shape != up.weight.shape or (gate.bias is None) != (up.bias is None):
         got = f"{tuple(up.weight.shape)} and bias={up.bias is not None}"
         rule = f"have gate's shape {tuple(gate.weight.shape)} and bias={gate.bias is not None}"
@@ -34,77 +33,7 @@ def gate_and_up(gate: nn.Linear, up: nn.Linear) -> nn.Linear:
     return both
 
 
-class _PackedLinear(nn.Module):
-    """Keeps `packed`, an opaque form of the weight: never saved, made again when the weight changes."""
-
-    packed: Tensor | None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("packed", None, persistent=False)
-        self._packed_from: tuple[Any, ...] | None = None
-        self.register_load_state_dict_post_hook(_repack_after_load)
-
-    def _plain(self) -> tuple[Tensor, ...]:
-        """What is packed: the weight, then perhaps what turns it into numbers."""
-        raise NotImplementedError
-
-    def _pack(self, *plain: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _repack(self) -> None:
-        plain = self._plain()
-        on_cpu = all(tensor.device.type == "cpu" for tensor in plain)
-        self.packed = self._pack(*(tensor.detach() for tensor in plain)) if on_cpu else None
-        self._packed_from = self._state_of(*plain)
-
-    @staticmethod
-    def _state_of(*plain: Tensor) -> tuple[Any, ...]:
-        return tuple((id(t), None if t.is_inference() else t._version, t.data_ptr(), t.dtype) for t in plain)
-
-    def _current_packed(self) -> Tensor:
-        """Notices assignment, in-place change and load_state_dict; not `weight.data.mul_()`, which torch hides."""
-        plain = self._plain()
-        # Compiled code cannot see a tensor's version: it takes what the last eager moment packed.
-        if not torch.compiler.is_compiling() and self._state_of(*plain) != self._packed_from:
-            self._repack()
-        return self._pack(*plain) if self.packed is None else self.packed
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self.packed = None  # not fn's to move or cast: packed anew from what fn makes of the weight
-        module = super()._apply(fn, recurse)
-        self._repack()
-        return module
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_buffers": {**self._buffers, "packed": None}, "_packed_from": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._repack()
-
-
-def _repack_after_load(module: Any, incompatible_keys: Any) -> None:
-    module._repack()
-
-
-def _check_linear(name: str, linear: nn.Module) -> None:
-    if not isinstance(linear, nn.Linear):
-        raise TypeError(f"{name}: linear must be an nn.Linear; got {type(linear).__name__}")
-
-
-def _without_cast(fn: Any, *exact: Tensor) -> Any:
-    """fn, which moves or casts a tensor, but only moves these: .bfloat16() and .half() cast all floating buffers."""
-    kept = {id(tensor) for tensor in exact}
-
-    def moved(tensor: Tensor) -> Tensor:
-        made: Tensor = fn(tensor)
-        return tensor.to(made.device) if id(tensor) in kept and made.dtype != tensor.dtype else made
-
-    return moved
-
-
-class FusedLinear(_PackedLinear):
+class FusedLinear(PackedLinear):
     """nn.Linear with the activation fused in: act(x @ weight.T + bias) + residual.
 
     x: (..., in_features) of the weight's dtype, float32, bfloat16 or float16; returns (..., out_features).
@@ -130,7 +59,7 @@ class FusedLinear(_PackedLinear):
     @classmethod
     def from_float(cls, linear: nn.Linear, activation: str = "none", *, gated: bool = False) -> "FusedLinear":
         """The same layer as linear, sharing its parameters; gated: linear's outputs are the gate's, then the others."""
-        _check_linear(cls.__name__, linear)
+        check_linear(cls.__name__, linear)
         return cls(linear.weight, linear.bias, activation=activation, gated=gated)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -163,7 +92,7 @@ class FusedLinear(_PackedLinear):
         )
 
 
-class Fp8Linear(_PackedLinear):
+class Fp8Linear(QuantizedLinear):
     """nn.Linear with an FP8 weight and a scale per block, as DeepSeek's checkpoints hold them: a byte a value.
 
     x: (..., in_features) float32, bfloat16 or float16; returns (..., out_features) of x's dtype. The state dict holds
@@ -176,7 +105,8 @@ class Fp8Linear(_PackedLinear):
 
     weight: Tensor
     scale: Tensor
-    bias: Tensor | None
+    EXACT = ("weight", "scale")
+    SCHEME = "activations"
 
     def __init__(
         self,
@@ -190,15 +120,10 @@ class Fp8Linear(_PackedLinear):
         gated: bool = False,
     ) -> None:
         super().__init__()
-        _linear.check_choice("Fp8Linear", "activation", activation, _linear.ACTIVATIONS)
         _linear.check_choice("Fp8Linear", "activations", activations, fp8_matmul_op.SCHEMES)
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", bias)
+        self._hold(activation, gated, weight=weight, scale=scale, bias=bias)
         self.block = fp8_matmul_op.as_block("Fp8Linear", block)
-        self.activation = activation
         self.activations = activations
-        self.gated = gated
         self._repack()
         self.out_features, self.in_features = _linear.out_features_of(weight.shape[0], gated), weight.shape[1]
 
@@ -229,23 +154,17 @@ class Fp8Linear(_PackedLinear):
         gated: bool = False,
     ) -> "Fp8Linear":
         """linear with its weight quantized by fp8_quantize_weight; bias as it is."""
-        _check_linear(cls.__name__, linear)
+        check_linear(cls.__name__, linear)
         weight, scale = fp8_matmul_op.fp8_quantize_weight(linear.weight, block=block, dtype=dtype)
         bias = None if linear.bias is None else linear.bias.detach().clone()
         return cls(weight, scale, bias, block=block, activation=activation, activations=activations, gated=gated)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        bias = self.bias if self.bias is None or self.bias.dtype == x.dtype else self.bias.to(x.dtype)
-        options = {
-            "activation": self.activation,
-            "residual": residual,
-            "activations": self.activations,
-            "gated": self.gated,
-        }
+        bias, options = self._bias_like(x), self._options(residual)
         if torch.compiler.is_exporting():
-            return fp8_matmul_op.fp8_matmul(x, self.weight, self.scale, bias, block=self.block, **options)  # type: ignore[arg-type]
+            return fp8_matmul_op.fp8_matmul(x, self.weight, self.scale, bias, block=self.block, **options)
         packed = self._current_packed()
-        return fp8_matmul_op.fp8_matmul_packed(x, packed, bias, out_features=self.out_features, **options)  # type: ignore[arg-type]
+        return fp8_matmul_op.fp8_matmul_packed(x, packed, bias, out_features=self.out_features, **options)
 
     def _plain(self) -> tuple[Tensor, ...]:
         return self.weight, self.scale
@@ -254,18 +173,11 @@ class Fp8Linear(_PackedLinear):
         weight, scale = plain
         return fp8_matmul_op.pack(weight, scale, self.block, gated=self.gated)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        return super()._apply(_without_cast(fn, self.weight, self.scale), recurse)
-
     def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"block={self.block}, activation={self.activation!r}, activations={self.activations!r}, "
-            f"gated={self.gated}"
-        )
+        return self._described(block=self.block)
 
 
-class Int4Linear(_PackedLinear):
+class Int4Linear(QuantizedLinear):
     """nn.Linear with a 4-bit weight: two values a byte, a scale and perhaps a zero point per row and group of columns.
 
     x: (..., in_features) float32, bfloat16 or float16; returns (..., out_features) of x's dtype. The state dict holds
@@ -280,7 +192,8 @@ class Int4Linear(_PackedLinear):
     q: Tensor
     scale: Tensor
     zeros: Tensor | None
-    bias: Tensor | None
+    EXACT = ("scale",)
+    SCHEME = "compute"
 
     def __init__(
         self,
@@ -296,17 +209,11 @@ class Int4Linear(_PackedLinear):
         gated: bool = False,
     ) -> None:
         super().__init__()
-        _linear.check_choice("Int4Linear", "activation", activation, _linear.ACTIVATIONS)
         _linear.check_choice("Int4Linear", "compute", compute, int4_matmul_op.COMPUTE)
-        self.register_buffer("q", q)
-        self.register_buffer("scale", scale)
-        self.register_buffer("zeros", zeros)
-        self.register_buffer("bias", bias)
+        self._hold(activation, gated, q=q, scale=scale, zeros=zeros, bias=bias)
         self.group_size = group_size
         self.in_features = in_features
-        self.activation = activation
         self.compute = compute
-        self.gated = gated
         self._repack()
         self.out_features = _linear.out_features_of(q.shape[0], gated)
         self.in_features = 2 * q.shape[1] if in_features < 0 else in_features
@@ -323,7 +230,7 @@ class Int4Linear(_PackedLinear):
         gated: bool = False,
     ) -> "Int4Linear":
         """linear with its weight quantized by int4_quantize_weight; bias as it is."""
-        _check_linear(cls.__name__, linear)
+        check_linear(cls.__name__, linear)
         weight = int4_matmul_op.int4_quantize_weight(linear.weight, group_size=group_size, symmetric=symmetric)
         q, scale, zeros = weight if len(weight) == 3 else (*weight, None)
         bias = None if linear.bias is None else linear.bias.detach().clone()
@@ -331,18 +238,12 @@ class Int4Linear(_PackedLinear):
         return cls(q, scale, zeros, bias, **sizes, compute=compute, activation=activation, gated=gated)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        bias = self.bias if self.bias is None or self.bias.dtype == x.dtype else self.bias.to(x.dtype)
-        options = {
-            "activation": self.activation,
-            "residual": residual,
-            "compute": self.compute,
-            "gated": self.gated,
-        }
+        bias, options = self._bias_like(x), self._options(residual)
         if torch.compiler.is_exporting():
             sizes = {"group_size": self.group_size, "in_features": self.in_features}
-            return int4_matmul_op.int4_matmul(x, self.q, self.scale, self.zeros, bias, **sizes, **options)  # type: ignore[arg-type]
+            return int4_matmul_op.int4_matmul(x, self.q, self.scale, self.zeros, bias, **sizes, **options)
         packed = self._current_packed()
-        return int4_matmul_op.int4_matmul_packed(x, packed, bias, out_features=self.out_features, **options)  # type: ignore[arg-type]
+        return int4_matmul_op.int4_matmul_packed(x, packed, bias, out_features=self.out_features, **options)
 
     def _plain(self) -> tuple[Tensor, ...]:
         return (self.q, self.scale) if self.zeros is None else (self.q, self.scale, self.zeros)
@@ -351,18 +252,11 @@ class Int4Linear(_PackedLinear):
         sizes = {"group_size": self.group_size, "in_features": self.in_features}
         return int4_matmul_op.int4_matmul_pack(*plain, **sizes, gated=self.gated)  # type: ignore[arg-type]
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        return super()._apply(_without_cast(fn, self.scale), recurse)
-
     def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"group_size={self.group_size}, zeros={self.zeros is not None}, activation={self.activation!r}, "
-            f"compute={self.compute!r}, gated={self.gated}"
-        )
+        return self._described(group_size=self.group_size, zeros=self.zeros is not None)
 
 
-class Int8Linear(_PackedLinear):
+class Int8Linear(QuantizedLinear):
     """nn.Linear with an int8 weight and a scale per output channel; activations quantized per row, or left as they are.
 
     x: (..., in_features) float32, bfloat16 or float16; returns (..., out_features) of x's dtype. The state dict holds
@@ -375,7 +269,8 @@ class Int8Linear(_PackedLinear):
 
     q: Tensor
     scale: Tensor
-    bias: Tensor | None
+    EXACT = ("scale",)
+    SCHEME = "activations"
 
     def __init__(
         self,
@@ -388,14 +283,9 @@ class Int8Linear(_PackedLinear):
         gated: bool = False,
     ) -> None:
         super().__init__()
-        _linear.check_choice("Int8Linear", "activation", activation, _linear.ACTIVATIONS)
         _linear.check_choice("Int8Linear", "activations", activations, int8_matmul_op.SCHEMES)
-        self.register_buffer("q", q)
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", bias)
-        self.activation = activation
+        self._hold(activation, gated, q=q, scale=scale, bias=bias)
         self.activations = activations
-        self.gated = gated
         self.out_features, self.in_features = _linear.out_features_of(q.shape[0], gated), q.shape[1]
         self._repack()
 
@@ -404,28 +294,22 @@ class Int8Linear(_PackedLinear):
         cls, linear: nn.Linear, activation: str = "none", activations: str = "int8", *, gated: bool = False
     ) -> "Int8Linear":
         """linear with its weight quantized by int8_quantize_weight; bias as it is."""
-        _check_linear(cls.__name__, linear)
+        check_linear(cls.__name__, linear)
         q, scale = int8_matmul_op.int8_quantize_weight(linear.weight)
         bias = None if linear.bias is None else linear.bias.detach().clone()
         return cls(q, scale, bias, activation=activation, activations=activations, gated=gated)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        bias = self.bias if self.bias is None or self.bias.dtype == x.dtype else self.bias.to(x.dtype)
-        options = {
-            "activation": self.activation,
-            "residual": residual,
-            "activations": self.activations,
-            "gated": self.gated,
-        }
+        bias, options = self._bias_like(x), self._options(residual)
         if torch.compiler.is_exporting():
-            return int8_matmul_op.int8_matmul(x, self.q, self.scale, bias, **options)  # type: ignore[arg-type]
+            return int8_matmul_op.int8_matmul(x, self.q, self.scale, bias, **options)
         return int8_matmul_op.int8_matmul_packed(
             x,
             self._current_packed(),
             self.scale,
             bias,
             out_features=self.out_features,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
 
     def _plain(self) -> tuple[Tensor, ...]:
@@ -434,16 +318,5 @@ class Int8Linear(_PackedLinear):
     def _pack(self, *plain: Tensor) -> Tensor:
         return int8_matmul_op.PACK_OP(*plain, gated=self.gated)  # type: ignore[no-any-return]
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        scale = self.scale
-        module = super()._apply(fn, recurse)
-        if self.scale.dtype != torch.float32:  # .bfloat16() and .half() cast floating buffers; the scale stays exact
-            self.scale = scale.to(self.scale.device)
-        return module
-
     def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"activation={self.activation!r}, activations={self.activations!r}, "
-            f"gated={self.gated}"
-        )
+        return self._described()

@@ -184,15 +184,17 @@ def test_gradients_through_leading_dimensions_and_compile() -> None:
         torch.testing.assert_close(g, w)
 
 
+@pytest.mark.parametrize("wanted", ["x", "bias", "residual"])
 @pytest.mark.parametrize("room", [room for room in ROOMS if room != "fused_matmul"])
-def test_a_quantized_room_says_that_it_has_no_gradient(room: str) -> None:
+def test_a_quantized_room_says_that_it_has_no_gradient(room: str, wanted: str) -> None:
+    """Whichever tensor asks for one: a gradient that is silently not there would be worse."""
     inputs = inputs_of(room, {"dtype": "float32"})
-    inputs["x"].requires_grad_()
+    packed = packed_inputs(room, inputs)
+    tensor = inputs[wanted].requires_grad_()
     with pytest.raises(RuntimeError, match=rf"{room}: x must .*; got "):
         getattr(deepseek_fast, room)(**inputs).sum().backward()
     with pytest.raises(RuntimeError, match=rf"{room}: x must .*; got "):
-        packed = packed_inputs(room, {**inputs, "x": inputs["x"].detach()}) | {"x": inputs["x"]}
-        getattr(part(room, "op"), f"{room}_packed")(**packed).sum().backward()
+        getattr(part(room, "op"), f"{room}_packed")(**packed | {wanted: tensor}).sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

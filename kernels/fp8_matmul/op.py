@@ -92,7 +92,7 @@ def fp8_matmul(
     }
     if _linear.needs_grad(x, bias, residual):
         check(x, weight, scale, bias, **options)  # type: ignore[arg-type]
-        return _WithoutGradient.apply(_OP, options, x, weight, scale, bias)  # type: ignore[no-any-return,no-untyped-call]
+        return _linear.without_gradient(_OP, options, x, weight, scale, bias, name="fp8_matmul")  # type: ignore[no-any-return]
     return _linear.call(_OP, check, x, weight, scale, bias, **options)  # type: ignore[no-any-return]
 
 
@@ -116,7 +116,7 @@ def fp8_matmul_packed(
         "gated": gated,
     }
     if _linear.needs_grad(x, bias, residual):
-        return _WithoutGradient.apply(_PACKED_OP, options, x, packed, bias)  # type: ignore[no-any-return,no-untyped-call]
+        return _linear.without_gradient(_PACKED_OP, options, x, packed, bias, name="fp8_matmul")  # type: ignore[no-any-return]
     return _PACKED_OP(x, packed, bias, **options)  # type: ignore[no-any-return]
 
 
@@ -125,18 +125,6 @@ def pack(weight: Tensor, scale: Tensor, block: tuple[int, int], *, gated: bool =
     block_n, block_k = as_block("fp8_matmul_pack", block)
     options = {"block_n": block_n, "block_k": block_k, "gated": gated}
     return _linear.call(_PACK_OP, _check_pack, weight, scale, **options)  # type: ignore[no-any-return]
-
-
-class _WithoutGradient(torch.autograd.Function):
-    """Lets inference run without torch.no_grad(), and says on a backward pass why there is none."""
-
-    @staticmethod
-    def forward(ctx: Any, op: Any, options: Any, *tensors: Tensor | None) -> Any:
-        return op(*tensors, **options)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError("fp8_matmul: x must be used without a backward pass; got one, and the op has no gradient")
 
 
 def as_block(op: str, block: Any) -> tuple[int, int]:

@@ -81,7 +81,7 @@ def fp8_scaled_mm(
     tensors = mat_a, mat_b.t(), a.values, b.values, bias
     if _linear.needs_grad(a.values, b.values, bias):
         check(*tensors, **options)  # type: ignore[arg-type]
-        return _WithoutGradient.apply(options, *tensors)  # type: ignore[no-any-return,no-untyped-call]
+        return _linear.without_gradient(_OP, options, *tensors, name=OP, arg="mat_a")  # type: ignore[no-any-return]
     return _linear.call(_OP, check, *tensors, **options)  # type: ignore[no-any-return]
 
 
@@ -173,18 +173,6 @@ def _check_contraction(contraction_dim: Any) -> None:
     dims = tuple(contraction_dim)
     if dims and not (len(dims) == 2 and dims[0] in (1, -1) and dims[1] in (0, -2)):
         raise ValueError(f"{OP}: contraction_dim must be (1, 0), the dimensions of K; got {dims}")
-
-
-class _WithoutGradient(torch.autograd.Function):
-    """Lets inference run without torch.no_grad(), and says on a backward pass why there is none."""
-
-    @staticmethod
-    def forward(ctx: Any, options: Any, *tensors: Tensor | None) -> Any:
-        return _OP(*tensors, **options)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(f"{OP}: mat_a must be used without a backward pass; got one, and the op has no gradient")
 
 
 def check(

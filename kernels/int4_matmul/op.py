@@ -83,7 +83,7 @@ def int4_matmul(
     }
     if _linear.needs_grad(x, bias, residual):
         check(x, q, scale, zeros, bias, **options)  # type: ignore[arg-type]
-        return _WithoutGradient.apply(_OP, options, x, q, scale, zeros, bias)  # type: ignore[no-any-return,no-untyped-call]
+        return _linear.without_gradient(_OP, options, x, q, scale, zeros, bias, name="int4_matmul")  # type: ignore[no-any-return]
     return _linear.call(_OP, check, x, q, scale, zeros, bias, **options)  # type: ignore[no-any-return]
 
 
@@ -107,7 +107,7 @@ def int4_matmul_packed(
         "gated": gated,
     }
     if _linear.needs_grad(x, bias, residual):
-        return _WithoutGradient.apply(_PACKED_OP, options, x, packed, bias)  # type: ignore[no-any-return,no-untyped-call]
+        return _linear.without_gradient(_PACKED_OP, options, x, packed, bias, name="int4_matmul")  # type: ignore[no-any-return]
     return _PACKED_OP(x, packed, bias, **options)  # type: ignore[no-any-return]
 
 
@@ -123,18 +123,6 @@ def int4_matmul_pack(
     """The opaque form of a weight that int4_matmul_packed takes, (bytes,) uint8; of this version, never to be saved."""
     options = {"group_size": group_size, "in_features": in_features, "gated": gated}
     return _linear.call(_PACK_OP, _check_pack, q, scale, zeros, **options)  # type: ignore[no-any-return]
-
-
-class _WithoutGradient(torch.autograd.Function):
-    """Lets inference run without torch.no_grad(), and says on a backward pass why there is none."""
-
-    @staticmethod
-    def forward(ctx: Any, op: Any, options: Any, *tensors: Tensor | None) -> Any:
-        return op(*tensors, **options)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError("int4_matmul: x must be used without a backward pass; got one, and the op has no gradient")
 
 
 def check(

@@ -65,7 +65,7 @@ def int8_matmul(
     options = {"activation": activation, "residual": residual, "activations": activations, "gated": gated}
     if _linear.needs_grad(x, bias, residual):
         check(x, q, scale, bias, **options)  # type: ignore[arg-type]
-        return _WithoutGradient.apply(_OP, x, q, scale, bias, options)  # type: ignore[no-any-return,no-untyped-call]
+        return _linear.without_gradient(_OP, options, x, q, scale, bias, name="int8_matmul")  # type: ignore[no-any-return]
     return _linear.call(_OP, check, x, q, scale, bias, **options)  # type: ignore[no-any-return]
 
 
@@ -90,20 +90,8 @@ def int8_matmul_packed(
         "gated": gated,
     }
     if _linear.needs_grad(x, bias, residual):
-        return _WithoutGradient.apply(_PACKED_OP, x, packed, scale, bias, options)  # type: ignore[no-any-return,no-untyped-call]
+        return _linear.without_gradient(_PACKED_OP, options, x, packed, scale, bias, name="int8_matmul")  # type: ignore[no-any-return]
     return _PACKED_OP(x, packed, scale, bias, **options)  # type: ignore[no-any-return]
-
-
-class _WithoutGradient(torch.autograd.Function):
-    """Lets inference run without torch.no_grad(), and says on a backward pass why there is none."""
-
-    @staticmethod
-    def forward(ctx: Any, op: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, options: Any) -> Any:
-        return op(x, weight, scale, bias, **options)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError("int8_matmul: x must be used without a backward pass; got one, and the op has no gradient")
 
 
 def check(
