@@ -14,7 +14,11 @@ enum class Dtype : int32_t {
   f8e8m0 = 6,
   u4 = 7,
   f16 = 8,
-  other = 9
+  f8e4m3fnuz = 9,
+  f8e5m2fnuz = 10,
+  f4e2m1x2 = 11,  // two values a byte, the first in the low half
+  i32 = 12,
+  other = 13
 };
 
 struct TensorView {

@@ -23,6 +23,25 @@ struct Fp8<Dtype::f8e5m2> {  // 1-5-2, bias 15; as IEEE: S.11111.00 is infinity,
   static constexpr int32_t FIRST_SPECIAL = 0x7C;
   static constexpr float LARGEST = 57344.0f;
 };
+// FNUZ: one zero and no infinity; the one NaN is 0x80, the code that -0 would have.
+template <>
+struct Fp8<Dtype::f8e4m3fnuz> {  // 1-4-3, bias 8
+  static constexpr int MANTISSA = 3, BIAS = 8;
+  static constexpr int32_t FIRST_SPECIAL = 0x80;
+  static constexpr float LARGEST = 240.0f;
+};
+template <>
+struct Fp8<Dtype::f8e5m2fnuz> {  // 1-5-2, bias 16
+  static constexpr int MANTISSA = 2, BIAS = 16;
+  static constexpr int32_t FIRST_SPECIAL = 0x80;
+  static constexpr float LARGEST = 57344.0f;
+};
+template <>
+struct Fp8<Dtype::f4e2m1x2> {  // 1-2-1, bias 1; neither infinity nor NaN
+  static constexpr int MANTISSA = 1, BIAS = 1;
+  static constexpr int32_t FIRST_SPECIAL = 0x8;
+  static constexpr float LARGEST = 6.0f;
+};
 
 template <class V>
 [[gnu::always_inline]] inline typename V::f32 f32_of(int32_t bits) {

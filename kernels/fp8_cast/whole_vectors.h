@@ -1,0 +1,256 @@
+// The whole vectors of a block: 64 values at a time with AVX-512, four vectors at a time elsewhere. What is left of a
+// block, and every unusual rule, goes through encode.h.
+#pragma once
+#include "csrc/gemm/quantize.h"
+#include "kernels/fp8_cast/encode.h"
+
+namespace dsf::fp8_cast {
+namespace {
+
+inline constexpr int64_t STEP = 64;  // values
+
+// ---- amax ----
+
+// Of [*i, the last whole step of the block); *i moves there.
+template <class V, Dtype dtype>
+inline typename V::i32 amax_of_whole_vectors(const void* x, int64_t* i, int64_t end, bool ignore_nan) {
+  if (ignore_nan) return V::zero_i32();
+#ifdef __AVX512BW__
+  if constexpr (dtype != Dtype::f32) {
+    // |x| of two bytes orders as its bits do: 32 at a time.
+    const auto* p = static_cast<const uint16_t*>(x);
+    const __m512i size = _mm512_set1_epi16(0x7FFF);
+    __m512i most[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (; *i + STEP <= end; *i += STEP) {
+      DSF_UNROLL
+      for (int v = 0; v < 2; ++v)
+        most[v] = _mm512_max_epu16(most[v], _mm512_and_si512(size, _mm512_loadu_si512(p + *i + 32 * v)));
+    }
+    const __m512i both = _mm512_max_epu16(most[0], most[1]);
+    const __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64(both, 1));
+    if constexpr (dtype == Dtype::bf16) return _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+    return _mm512_castps_si512(_mm512_cvtph_ps(half));
+  }
+#endif
+  typename V::i32 most[4] = {V::zero_i32(), V::zero_i32(), V::zero_i32(), V::zero_i32()};
+  for (; *i + 4 * V::LANES <= end; *i += 4 * V::LANES) {
+    DSF_UNROLL
+    for (int v = 0; v < 4; ++v)
+      most[v] = V::max_magnitude(most[v], load_value<V, dtype>(x, *i + v * V::LANES, V::LANES));
+  }
+  const auto pair = [](typename V::i32 a, typename V::i32 b) { return V::max_magnitude(a, V::f32_of_bits(b)); };
+  return pair(pair(most[0], most[1]), pair(most[2], most[3]));
+}
+
+#if defined(__AVX512VBMI__)
+// ---- encode ----
+
+// 64 values as four vectors, and the bytes of a pair of vectors in the order of the values. Two-byte numbers come as the
+// even and the odd ones of 32: one operation each widens them, and the last step orders them for nothing.
+template <Dtype dtype, bool by_16>
+struct Values64 {
+  static constexpr bool INTERLEAVED = dtype == Dtype::bf16 && !by_16;
+  __m512 v[4];
+
+  [[gnu::always_inline]] explicit Values64(const void* x, int64_t i) {
+    if constexpr (INTERLEAVED) {
+      DSF_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        const __m512i pairs = _mm512_loadu_si512(static_cast<const uint16_t*>(x) + i + 32 * h);
+        v[2 * h] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+        v[2 * h + 1] = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(int(0xFFFF0000))));
+      }
+    } else {
+      DSF_UNROLL
+      for (int q = 0; q < 4; ++q) v[q] = load_value<Vec, dtype>(x, i + 16 * q, 16);
+    }
+  }
+  [[gnu::always_inline]] bool has_nan() const {
+    const __mmask16 nan = _mm512_cmp_ps_mask(v[0], v[1], _CMP_UNORD_Q) | _mm512_cmp_ps_mask(v[2], v[3], _CMP_UNORD_Q);
+    return nan != 0;
+  }
+};
+
+// Byte 1 of every lane of a pair of vectors, in the order of the values, then byte 3 of every lane.
+template <bool interleaved>
+struct BytesOfPair {
+  alignas(64) uint8_t index[64];
+  constexpr BytesOfPair() : index{} {
+    for (int j = 0; j < 32; ++j) {
+      const int lane = interleaved ? j / 2 : j % 16, vector = interleaved ? j % 2 : j / 16;
+      index[j] = uint8_t(64 * vector + 4 * lane + 1);
+      index[32 + j] = uint8_t(64 * vector + 4 * lane + 3);
+    }
+  }
+};
+
+// nearest_code, saturating, of 64 numbers none of which is NaN, with six and a half operations for 16 of them: the sum's
+// exponent field and units are the halves of each lane, which one VPMADDWD puts together as a code in byte 1; the sum's
+// sign fills byte 3; one VPERMI2B takes both bytes of two vectors.
+template <Dtype format, bool interleaved>
+struct Codes64 {
+  using C = Format<format>;
+  static constexpr BytesOfPair<interleaved> BYTES{};
+  const __m512 largest = _mm512_set1_ps(C::F::LARGEST), unit = _mm512_set1_ps(float(1 << C::KEPT));
+  const __m512 smallest = _mm512_castsi512_ps(_mm512_set1_epi32(C::MIN_NORMAL));
+  const __m512i fields = _mm512_set1_epi32((256 << C::F::MANTISSA) / 128 << 16 | 256);
+  const __m512i order = _mm512_load_si512(BYTES.index);
+
+  [[gnu::always_inline]] __m512i lanes(__m512 v) const {
+    constexpr int LESS = 2, MORE = 3;  // of the two sizes, with the first one's sign
+    const __m512 size = _mm512_range_ps(v, largest, LESS);
+    const __m512 power = _mm512_and_ps(size, _mm512_castsi512_ps(_mm512_set1_epi32(F32_SIGN | F32_EXPONENT)));
+    const __m512 sum = _mm512_fmadd_ps(_mm512_range_ps(power, smallest, MORE), unit, size);
+    return _mm512_madd_epi16(_mm512_castps_si512(sum), fields);
+  }
+  [[gnu::always_inline]] __m512i codes(const __m512 (&v)[4]) const {
+    const __m512i first = _mm512_permutex2var_epi8(lanes(v[0]), order, lanes(v[1]));
+    const __m512i last = _mm512_permutex2var_epi8(lanes(v[2]), order, lanes(v[3]));
+    const __m512i size = _mm512_sub_epi8(_mm512_shuffle_i64x2(first, last, 0x44), _mm512_set1_epi8(char(C::OFFSET)));
+    const __m512i signs = _mm512_shuffle_i64x2(first, last, 0xEE);
+    __m512i codes;
+    if constexpr (C::FP4)
+      codes = _mm512_ternarylogic_epi32(size, signs, _mm512_set1_epi8(C::SIGN), 0xF8);  // size | (signs & SIGN)
+    else
+      codes = _mm512_ternarylogic_epi32(size, signs, _mm512_set1_epi8(char(C::SIGN)), 0xF8);
+    if constexpr (C::FNUZ) codes = _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(size, size), codes);
+    return codes;
+  }
+};
+
+// The same by the careful way, for a step that holds NaN.
+template <Dtype dtype, Dtype format>
+[[gnu::noinline]] void encode_step_with_nan(const void* x, int64_t i, const __m512* factors, uint8_t* codes) {
+  for (int q = 0; q < 4; ++q) {
+    const auto value = load_value<Vec, dtype>(x, i + 16 * q, 16);
+    const auto v = _mm512_mul_ps(value, factors[q]);
+    const auto code = nearest_code<Vec, format>(v, Format<format>::F::LARGEST);
+    Vec::store_low8(codes + i + 16 * q, with_sign_and_nan<Vec, format>(code, v, value, true), 16);
+  }
+}
+
+template <Dtype dtype, Dtype format>
+inline int64_t encode_whole_vectors(const void* x, int64_t begin, int64_t end, __m512 factor, uint8_t* codes) {
+  using Values = Values64<dtype, false>;
+  const Codes64<format, Values::INTERLEAVED> to;
+  int64_t i = begin;
+  for (; i + STEP <= end; i += STEP) {
+    Values values(x, i);
+    DSF_UNROLL
+    for (int q = 0; q < 4; ++q) values.v[q] = _mm512_mul_ps(values.v[q], factor);
+    if (values.has_nan()) [[unlikely]] {
+      const __m512 factors[4] = {factor, factor, factor, factor};
+      encode_step_with_nan<dtype, format>(x, i, factors, codes);
+      continue;
+    }
+    _mm512_storeu_si512(codes + i, to.codes(values.v));
+  }
+  return i;
+}
+
+// Blocks of 16 and 32, of which a step holds several. Returns how many values are done.
+template <Dtype dtype, Dtype format, bool by_16>
+inline int64_t encode_blocks_below_step(const void* x, int64_t n, const float* factors, uint8_t* codes) {
+  using Values = Values64<dtype, by_16>;
+  const Codes64<format, Values::INTERLEAVED> to;
+  int64_t i = 0;
+  for (; i + STEP <= n; i += STEP) {
+    Values values(x, i);
+    __m512 factor[4];
+    DSF_UNROLL
+    for (int q = 0; q < 4; ++q) factor[q] = _mm512_set1_ps(*factors), factors += by_16 || q % 2;
+    DSF_UNROLL
+    for (int q = 0; q < 4; ++q) values.v[q] = _mm512_mul_ps(values.v[q], factor[q]);
+    if (values.has_nan()) [[unlikely]]
+      encode_step_with_nan<dtype, format>(x, i, factor, codes);
+    else
+      _mm512_storeu_si512(codes + i, to.codes(values.v));
+  }
+  return i;
+}
+
+template <Dtype dtype, Dtype format>
+inline int64_t encode_small_blocks(const EncodeRule& rule, const void* x, int64_t n, int64_t block,
+                                   const float* factors, uint8_t* codes) {
+  if (!factors || rule.divide || !rule.saturate || rule.midpoints_down || rule.stochastic) return 0;
+  if (block == 32) return encode_blocks_below_step<dtype, format, false>(x, n, factors, codes);
+  if (block == 16) return encode_blocks_below_step<dtype, format, true>(x, n, factors, codes);
+  return 0;
+}
+
+// ---- decode ----
+
+// Two lookups of 128 entries make the low and the high byte of the bf16 that each code is.
+template <Dtype dtype, Dtype format>
+inline int64_t decode_whole_vectors(const uint8_t* codes, int64_t begin, int64_t end, const __m512* factor, void* y) {
+  using C = Format<format>;
+  int64_t i = begin;
+  if constexpr (!C::FP4) {
+    static constexpr Fp8Bytes<format> TABLE{};
+    const __m512i low0 = _mm512_load_si512(TABLE.low), low1 = _mm512_load_si512(TABLE.low + 64);
+    const __m512i high0 = _mm512_load_si512(TABLE.high), high1 = _mm512_load_si512(TABLE.high + 64);
+    const __m512i sign = _mm512_set1_epi8(char(0x80));
+    // Ahead of what VPUNPCK does in each 128 bits: once for bytes to words, twice to the upper halves of dwords.
+    const __m512i for_words = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m512i for_dwords = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const bool words = dtype == Dtype::bf16 && !factor;
+    for (; i + STEP <= end; i += STEP) {
+      __m512i code = _mm512_loadu_si512(codes + i);
+      code = words ? _mm512_permutexvar_epi64(for_words, code) : _mm512_permutexvar_epi32(for_dwords, code);
+      __m512i low = _mm512_permutex2var_epi8(low0, code, low1);
+      __m512i high = _mm512_permutex2var_epi8(high0, code, high1);
+      high = _mm512_ternarylogic_epi32(high, code, sign, 0xF8);  // high | (code & sign)
+      if constexpr (C::FNUZ) {
+        const __mmask64 nan = _mm512_cmpeq_epi8_mask(code, sign);
+        low = _mm512_mask_mov_epi8(low, nan, _mm512_set1_epi8(char(0xC0)));
+        high = _mm512_mask_mov_epi8(high, nan, _mm512_set1_epi8(0x7F));
+      }
+      const __m512i word[2] = {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
+      if (words) {
+        _mm512_storeu_si512(static_cast<uint16_t*>(y) + i, word[0]);
+        _mm512_storeu_si512(static_cast<uint16_t*>(y) + i + 32, word[1]);
+        continue;
+      }
+      DSF_UNROLL
+      for (int q = 0; q < 4; ++q) {
+        const __m512i zero = _mm512_setzero_si512(), from = word[q / 2];
+        __m512 number = _mm512_castsi512_ps(q % 2 ? _mm512_unpackhi_epi16(zero, from) : _mm512_unpacklo_epi16(zero, from));
+        if (factor) number = _mm512_mul_ps(number, *factor);
+        store_value<Vec, dtype>(y, i + 16 * q, number, 16);
+      }
+    }
+  }
+  return i;
+}
+#else
+template <Dtype dtype, Dtype format>
+inline int64_t encode_whole_vectors(const void* x, int64_t begin, int64_t end, Vec::f32 factor, uint8_t* codes) {
+  using V = Vec;
+  int64_t i = begin;
+  for (; i + 4 * V::LANES <= end; i += 4 * V::LANES) {
+    V::i32 code[4];
+    DSF_UNROLL
+    for (int q = 0; q < 4; ++q) {
+      const auto value = load_value<V, dtype>(x, i + q * V::LANES, V::LANES);
+      const auto v = V::mul(value, factor);
+      code[q] = nearest_code<V, format>(v, Format<format>::F::LARGEST);
+      code[q] = V::add_i32(with_sign_and_nan<V, format>(code[q], v, value, true), -128);
+    }
+    V::template store_codes<128>(codes + i, code[0], code[1], code[2], code[3]);
+  }
+  return i;
+}
+
+template <Dtype dtype, Dtype format>
+inline int64_t encode_small_blocks(const EncodeRule&, const void*, int64_t, int64_t, const float*, uint8_t*) {
+  return 0;
+}
+
+template <Dtype dtype, Dtype format>
+inline int64_t decode_whole_vectors(const uint8_t*, int64_t begin, int64_t, const Vec::f32*, void*) {
+  return begin;
+}
+#endif
+
+}  // namespace
+}  // namespace dsf::fp8_cast
