@@ -11,6 +11,15 @@ from deepseek_fast._version import __version__
 if TYPE_CHECKING:
     from deepseek_fast import importers, nn, numpy, onnx, ort, quantization
     from deepseek_fast._load import isa, set_max_isa, supported_isas
+    from deepseek_fast.kernels.fp8_cast.op import (
+        fp8_amax,
+        fp8_cast,
+        fp8_cast_transposed,
+        fp8_dequantize,
+        int8_cast,
+        rms_norm_cast,
+        silu_mul_cast,
+    )
     from deepseek_fast.kernels.fp8_matmul.op import fp8_matmul, fp8_quantize_weight
     from deepseek_fast.kernels.fp8_matmul.scaled_mm import fp8_scaled_mm
     from deepseek_fast.kernels.fused_matmul.op import fused_matmul
@@ -19,22 +28,33 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it; a module of the package stands for itself.
 _HOMES = {
+    "fp8_amax": "deepseek_fast.kernels.fp8_cast.op",
+    "fp8_cast": "deepseek_fast.kernels.fp8_cast.op",
+    "fp8_cast_transposed": "deepseek_fast.kernels.fp8_cast.op",
+    "fp8_dequantize": "deepseek_fast.kernels.fp8_cast.op",
     "fp8_matmul": "deepseek_fast.kernels.fp8_matmul.op",
     "fp8_quantize_weight": "deepseek_fast.kernels.fp8_matmul.op",
     "fp8_scaled_mm": "deepseek_fast.kernels.fp8_matmul.scaled_mm",
     "fused_matmul": "deepseek_fast.kernels.fused_matmul.op",
     "int4_matmul": "deepseek_fast.kernels.int4_matmul.op",
     "int4_quantize_weight": "deepseek_fast.kernels.int4_matmul.op",
+    "int8_cast": "deepseek_fast.kernels.fp8_cast.op",
     "int8_matmul": "deepseek_fast.kernels.int8_matmul.op",
     "int8_quantize_weight": "deepseek_fast.kernels.int8_matmul.op",
     "isa": "deepseek_fast._load",
+    "rms_norm_cast": "deepseek_fast.kernels.fp8_cast.op",
     "set_max_isa": "deepseek_fast._load",
+    "silu_mul_cast": "deepseek_fast.kernels.fp8_cast.op",
     "supported_isas": "deepseek_fast._load",
 }
 _MODULES = ("importers", "nn", "numpy", "onnx", "ort", "quantization")
 
 __all__ = [
     "__version__",
+    "fp8_amax",
+    "fp8_cast",
+    "fp8_cast_transposed",
+    "fp8_dequantize",
     "fp8_matmul",
     "fp8_quantize_weight",
     "fp8_scaled_mm",
@@ -42,6 +62,7 @@ __all__ = [
     "importers",
     "int4_matmul",
     "int4_quantize_weight",
+    "int8_cast",
     "int8_matmul",
     "int8_quantize_weight",
     "isa",
@@ -50,7 +71,9 @@ __all__ = [
     "onnx",
     "ort",
     "quantization",
+    "rms_norm_cast",
     "set_max_isa",
+    "silu_mul_cast",
     "supported_isas",
 ]
 

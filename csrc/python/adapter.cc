@@ -10,7 +10,11 @@ Dtype dtype_of(const std::string& name) {
   if (name == "uint8") return Dtype::u8;
   if (name == "float8_e4m3fn") return Dtype::f8e4m3;
   if (name == "float8_e5m2") return Dtype::f8e5m2;
+  if (name == "float8_e4m3fnuz") return Dtype::f8e4m3fnuz;
+  if (name == "float8_e5m2fnuz") return Dtype::f8e5m2fnuz;
   if (name == "float8_e8m0fnu") return Dtype::f8e8m0;
+  if (name == "float4_e2m1fn_x2") return Dtype::f4e2m1x2;  // by name alone: NumPy has no such type
+  if (name == "int32") return Dtype::i32;
   return Dtype::other;
 }
 

@@ -5,9 +5,7 @@
 #include <stdexcept>
 
 namespace dsf::torch_door {
-namespace {
 
-// As torch's users write it.
 const char* name_of(ScalarType type) {
   switch (type) {
     case ScalarType::Float:
@@ -38,14 +36,18 @@ const char* name_of(ScalarType type) {
       return "float8_e4m3fn";
     case ScalarType::Float8_e5m2:
       return "float8_e5m2";
+    case ScalarType::Float8_e4m3fnuz:
+      return "float8_e4m3fnuz";
+    case ScalarType::Float8_e5m2fnuz:
+      return "float8_e5m2fnuz";
     case ScalarType::Float8_e8m0fnu:
       return "float8_e8m0fnu";
+    case ScalarType::Float4_e2m1fn_x2:
+      return "float4_e2m1fn_x2";
     default:
       return torch::headeronly::toString(type);
   }
 }
-
-}  // namespace
 
 Dtype dtype_of(ScalarType type) {
   switch (type) {
@@ -63,8 +65,16 @@ Dtype dtype_of(ScalarType type) {
       return Dtype::f8e4m3;
     case ScalarType::Float8_e5m2:
       return Dtype::f8e5m2;
+    case ScalarType::Float8_e4m3fnuz:
+      return Dtype::f8e4m3fnuz;
+    case ScalarType::Float8_e5m2fnuz:
+      return Dtype::f8e5m2fnuz;
     case ScalarType::Float8_e8m0fnu:
       return Dtype::f8e8m0;
+    case ScalarType::Float4_e2m1fn_x2:
+      return Dtype::f4e2m1x2;
+    case ScalarType::Int:
+      return Dtype::i32;
     default:
       return Dtype::other;
   }
@@ -108,34 +118,16 @@ Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype) {
     strides[d] = stride;
     stride *= sizes[d] > 0 ? sizes[d] : 1;
   }
+  return new_tensor(sizes, strides, dtype);
+}
+
+Tensor new_tensor(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType dtype) {
   // The C shim: 1.4 us against 2.2 us for stable::new_empty and 3.7 us for stable::empty (measured, Zen 5, 2026-11).
+  // Its numbers of dtypes are ScalarType's.
   AtenTensorHandle handle = nullptr;
-  int32_t code = 0;
-  switch (dtype) {
-    case ScalarType::Float:
-      code = aoti_torch_dtype_float32();
-      break;
-    case ScalarType::BFloat16:
-      code = aoti_torch_dtype_bfloat16();
-      break;
-    case ScalarType::Half:
-      code = aoti_torch_dtype_float16();
-      break;
-    case ScalarType::Char:
-      code = aoti_torch_dtype_int8();
-      break;
-    case ScalarType::Float8_e4m3fn:
-      code = aoti_torch_dtype_float8_e4m3fn();
-      break;
-    case ScalarType::Float8_e5m2:
-      code = aoti_torch_dtype_float8_e5m2();
-      break;
-    default:
-      code = aoti_torch_dtype_uint8();
-      break;
-  }
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), code,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
+                                                         static_cast<int32_t>(dtype), aoti_torch_device_type_cpu(), 0,
+                                                         &handle));
   return Tensor(handle);
 }
 

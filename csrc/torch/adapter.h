@@ -19,6 +19,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 Dtype dtype_of(ScalarType type);
+// As torch's users write it: "float32".
+const char* name_of(ScalarType type);
 // The view borrows the tensor's sizes and strides: it lives no longer than the tensor.
 TensorView view_of(const Tensor& tensor);
 // Throws the sentence; Python turns it into a ValueError or TypeError.
@@ -38,6 +40,7 @@ struct Operand {
 };
 
 Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype);
+Tensor new_tensor(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType dtype);
 
 // torch's own threads, and scratch memory for one call.
 class CallContext {

@@ -19,14 +19,14 @@ constexpr const char* KINDS[] = {"f32", "ue8m0", "e4m3"};
 constexpr const char* LAYOUTS[] = {"row", "column", "tma", "packed"};
 constexpr const char* ROUNDINGS[] = {"nearest", "stochastic"};
 
-// Where text is in names, or -1 and "<arg> must be 'a', 'b' or 'c'; got '<text>'".
+// Where text is in names, or -1 and "<arg> must be one of a, b; got '<text>'".
 template <size_t count>
 int32_t chosen(const char* op, const char* arg, const char* const (&names)[count], const char* text, Problem* problem) {
-  char rule[200] = "be ", got[80];
+  char rule[200] = "be one of ", got[80];
   for (size_t i = 0; i < count; ++i) {
     if (std::strcmp(text, names[i]) == 0) return int32_t(i);
     const size_t used = std::strlen(rule);
-    std::snprintf(rule + used, sizeof rule - used, "%s'%s'", i == 0 ? "" : i + 1 == count ? " or " : ", ", names[i]);
+    std::snprintf(rule + used, sizeof rule - used, "%s%s", i == 0 ? "" : ", ", names[i]);
   }
   std::snprintf(got, sizeof got, "'%.60s'", text);
   value_error(problem, op, arg, rule, got);
@@ -112,7 +112,7 @@ bool check_given(const CastCall& call, const CastArgs& args, Problem* problem) {
 bool check_choices(const CastCall& call, CastArgs* args, Problem* problem) {
   const int32_t mode = chosen(call.op, "mode", MODES, call.mode, problem);
   if (mode < 0) return false;
-  const int32_t kind = call.given ? 0 : chosen(call.op, "scale", KINDS, call.scale, problem);
+  const int32_t kind = call.given || call.plain ? 0 : chosen(call.op, "scale", KINDS, call.scale, problem);
   if (kind < 0) return false;
   const int32_t layout = chosen(call.op, "out_layout", LAYOUTS, call.layout, problem);
   if (layout < 0) return false;
