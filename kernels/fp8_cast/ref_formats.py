@@ -81,15 +81,16 @@ def encode(
     own, so that a caller who wants one bit pattern says whose sign it is.
     """
     form = FORMATS[dtype]
-    known, size = numbers(dtype), v.abs().double()
+    known, size = numbers(dtype), v.abs().double().contiguous()
     if bits is not None:
         code = _stochastic(v, form, bits)
     else:
-        beyond = torch.tensor([number(form, known.numel())], dtype=torch.float64)
-        steps = torch.cat([known, beyond])
-        down = torch.searchsorted((steps[1:] + steps[:-1]) / 2, size)  # a tie keeps the lower neighbour
-        up = torch.searchsorted((steps[1:] + steps[:-1]) / 2, size, right=True)
-        code = down if ties == "down" else torch.where(down % 2 == 0, down, up)
+        steps = torch.cat([known, torch.tensor([number(form, known.numel())], dtype=torch.float64)])
+        midpoints = (steps[1:] + steps[:-1]) / 2
+        code = torch.searchsorted(midpoints, size)  # a tie keeps the lower neighbour
+        if ties == "even":
+            is_tie = size == midpoints[code.clamp_max(known.numel() - 1)]
+            code = code + (is_tie & (code % 2 == 1))
     too_large = code >= known.numel()
     code = torch.where(too_large, known.numel() - 1 if saturate or dtype == E2M1 else form.overflow, code)
     unsigned_nan = 0 if ties == "down" else form.nan
