@@ -142,7 +142,7 @@ def decode(codes: Tensor, dtype: torch.dtype) -> Tensor:
 def pack(codes: Tensor, dtype: torch.dtype) -> Tensor:
     """The codes as the op returns them: of `dtype`, two of e2m1 in a byte, the low nibble first."""
     if dtype != E2M1:
-        return codes.view(dtype)
+        return codes.contiguous().view(dtype)
     return (codes[..., ::2] | codes[..., 1::2] << 4).contiguous().view(E2M1)
 
 
