@@ -119,7 +119,7 @@ def lay_out(scale: Tensor, out_layout: str) -> Tensor:
     if out_layout != "column":
         step = 16 // scale.element_size()  # rows that begin at a multiple of 16 bytes
         rows = -(-rows // step) * step
-    result = torch.empty_strided(scale.shape, (1, rows), dtype=scale.dtype)
+    result = torch.empty_strided(scale.shape, (1, max(rows, 1)), dtype=scale.dtype)
     return _as_bytes(result).copy_(_as_bytes(scale)).view(scale.dtype)
 
 

@@ -28,9 +28,13 @@ def raw(value: Tensor) -> Tensor:
 
 def over(a: Tensor | float, b: Tensor | float) -> Tensor:
     """A float32 division, tensor by tensor."""
-    a, b = (torch.as_tensor(v, dtype=torch.float32) for v in (a, b))
-    a, b = torch.broadcast_tensors(a, b)
-    return a.contiguous() / b.contiguous()
+    first, second = torch.broadcast_tensors(*(torch.as_tensor(v, dtype=torch.float32) for v in (a, b)))
+    return first.contiguous() / second.contiguous()
+
+
+def reciprocal(dtype: torch.dtype) -> Tensor:
+    """1 / largest, rounded to float32."""
+    return torch.tensor(1 / LARGEST[dtype])
 
 
 def to_byte(power: Tensor) -> Tensor:
@@ -78,13 +82,13 @@ def v3(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def v32(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """deepseek-ai/DeepSeek-V3.2-Exp inference/kernel.py act_quant_kernel: a product with the rounded reciprocal."""
-    s = x.abs().amax(1, keepdim=True).clamp_min(1e-4) * np.float32(1 / LARGEST[dtype])
+    s = x.abs().amax(1, keepdim=True).clamp_min(1e-4) * reciprocal(dtype)
     return s, cast(over(x, s), dtype)
 
 
 def v32_rounded(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """fast_round_scale of the same file."""
-    s = x.abs().amax(1, keepdim=True).clamp_min(1e-4) * np.float32(1 / LARGEST[dtype])
+    s = x.abs().amax(1, keepdim=True).clamp_min(1e-4) * reciprocal(dtype)
     bits = s.view(torch.int32)
     exponent = (bits >> 23 & 0xFF) - 127 + (bits & 0x7FFFFF != 0).int()
     p = (exponent + 127 << 23).view(torch.float32)
@@ -131,7 +135,7 @@ def te_mx(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
     It rounds up, but keeps 0 and everything to 2^-127 at byte 0.
     """
-    s = x.abs().amax(1, keepdim=True) * np.float32(1 / LARGEST[dtype])
+    s = x.abs().amax(1, keepdim=True) * reciprocal(dtype)
     byte = (round_up_log2(s) + 127).clamp(0, 254)
     return byte.to(torch.uint8), cast(x * torch.exp2(127.0 - byte.double()).float(), dtype)
 
@@ -154,7 +158,7 @@ def torchao_to_mx(rule: str) -> Formula:
         amax = x.abs().amax(1, keepdim=True)
         top = {E4M3: 8, E5M2: 15, E4M3FNUZ: 7, E5M2FNUZ: 15, E2M1: 2}[dtype]  # log2 of the largest power of two
         if rule == "rceil":
-            byte = (round_up_log2(amax * np.float32(1 / LARGEST[dtype])) + 127).clamp(0, 254)
+            byte = (round_up_log2(amax * reciprocal(dtype)) + 127).clamp(0, 254)
             return byte.to(torch.uint8), cast(x * torch.exp2(127.0 - byte.double()).float(), dtype)
         if rule == "even":  # to nearest of as many bits as the format has, half away from zero
             fraction, exponent = torch.frexp(amax.double())
