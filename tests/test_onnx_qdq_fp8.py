@@ -280,13 +280,14 @@ def test_products_of_one_pair():
     assert counts(result.model)["Fp8Matmul"] == 3 and counts(result.model)["QuantizeLinear"] == 2
 
 
-def test_pair_before_moves():
+@pytest.mark.parametrize("opset", [19, 20, 21, 25])
+def test_pairs_around_moves(opset):
     graph = with_x()
     x = graph.op("Reshape", graph.pair("x"), graph.constant("shape", [-1, 4, 24], np.int64))
     x = graph.op("Transpose", x, perm=[1, 0, 2])
     y = graph.op("Transpose", graph.op("MatMul", x, graph.weight("W", (24, N))), perm=[1, 0, 2])
     graph.last(graph.pair(y), rank=3)
-    assert counts(check(graph).model)["Fp8Matmul"] == 1
+    assert counts(check(graph, opset=opset).model)["Fp8Matmul"] == 1
 
 
 # What is left alone

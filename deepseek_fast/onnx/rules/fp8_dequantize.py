@@ -4,14 +4,14 @@
     -> x = Mul(Cast(q), s)                     the same bits
 
 Only where an operator that is not ours reads x in a way in which ONNX Runtime 1.31 makes an integer operator of both,
-which knows no float8: the model fails to load (see _fp8_pairs.py).
+which knows no float8, and below opset 21 where one moves x: the model fails to load (see _fp8_pairs.py).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deepseek_fast.onnx._fp8_pairs import is_dequantize, is_joined
+from deepseek_fast.onnx._fp8_pairs import MOVES_CODES_OPSET, is_dequantize, is_joined, is_moved_after
 from deepseek_fast.onnx._notes import Refusal
 from deepseek_fast.onnx._rewriter import is_float8, number
 
@@ -27,10 +27,13 @@ LEVEL = 1
 def rewrite(node: ir.Node, rewriter: Rewriter) -> str | None:
     import onnx_ir as ir
 
-    if not is_dequantize(node) or not is_float8(node.inputs[0]) or not is_joined(node.outputs[0]):
+    if not is_dequantize(node) or not is_float8(node.inputs[0]):
+        return None
+    made = node.outputs[0]
+    if not is_joined(made) and not (rewriter.opset < MOVES_CODES_OPSET and is_moved_after(made)):
         return None
     codes, scale, zero_point = (*node.inputs, None, None)[:3]
-    if node.outputs[0].dtype != ir.DataType.FLOAT:
+    if made.dtype != ir.DataType.FLOAT:
         return None  # there is no integer operator of that type
     assert codes is not None  # a float8 value
     zeros = rewriter.constants.array(zero_point)

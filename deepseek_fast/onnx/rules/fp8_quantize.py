@@ -5,14 +5,15 @@
     -> q = Cast(Div(Relu(x), s)) before, with s one value
 
 The same bits. ONNX Runtime 1.31 drops a Relu before a zero point of 0 as before one of uint8, and the negative values
-come back: wrong numbers without a word. After a Clip it fails to load the model (see _fp8_pairs.py).
+come back: wrong numbers without a word. After a Clip, and below opset 21 after an
+operator that moves values, it fails to load the model (see _fp8_pairs.py).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from deepseek_fast.onnx._fp8_pairs import is_bounded, is_quantize
+from deepseek_fast.onnx._fp8_pairs import MOVES_CODES_OPSET, is_bounded, is_moved_before, is_quantize
 from deepseek_fast.onnx._notes import Refusal
 from deepseek_fast.onnx._rewriter import is_float8, number
 
@@ -32,7 +33,9 @@ def rewrite(node: ir.Node, rewriter: Rewriter) -> str | None:
     if not is_quantize(node):
         return None
     x, scale, zero_point = (*node.inputs, None, None)[:3]
-    if x is None or scale is None or not is_bounded(x) or zero_point is None or not is_float8(zero_point):
+    if x is None or scale is None or zero_point is None or not is_float8(zero_point):
+        return None
+    if not is_bounded(x) and not (rewriter.opset < MOVES_CODES_OPSET and is_moved_before(x)):
         return None
     assert zero_point.dtype is not None  # see is_float8
     zeros = rewriter.constants.array(zero_point)
