@@ -116,8 +116,12 @@ class BodyWriter:
 
         return self.op("Cast", name, to=TensorProto.FLOAT)
 
-    def epilogue(self, total: str) -> None:
+    def epilogue(self, total: str, *, apart: bool = False) -> None:
         """Y = activation(total + B) + R in float32, rounded once to X's type.
+
+        apart: B is subtracted with its sign changed, the same bits. ONNX Runtime 1.31 makes a Gemm of a MatMul and an
+        Add; a Gemm between a DequantizeLinear and a QuantizeLinear gets an int8 weight, another result, and becomes a
+        QGemm, which knows no float8, so that the model does not load.
 
         In a body for gated nodes too, Y of those = activation(first half of the columns) * second half + R. Such a body
         leaves the number of Y's columns open; where nothing is gated it must not: ai.onnx's Attention takes an unknown
@@ -125,7 +129,8 @@ class BodyWriter:
         """
         from onnx import TensorProto
 
-        z = self.op("Add", total, self.to_float("B"))
+        bias = self.to_float("B")
+        z = self.op("Sub", total, self.op("Neg", bias)) if apart else self.op("Add", total, bias)
         z = self._gated_activation(z) if self.gated else self._activation(z)
         y = self.op("Add", z, self.to_float("R"))
         if self.opset >= MIN_16_BIT_OPSET:

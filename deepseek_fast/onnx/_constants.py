@@ -27,6 +27,13 @@ class Constants:
             self._arrays[value] = self._evaluate(value)
         return self._arrays[value]
 
+    def run(self, node: ir.Node) -> np.ndarray | None:
+        """The output of a node of ai.onnx that need not be FOLDABLE, or None where an input is not constant."""
+        inputs = [self.array(value) for value in node.inputs]
+        if any(v is not None and array is None for v, array in zip(node.inputs, inputs, strict=True)):
+            return None
+        return _run_node(node, inputs, self._opset)
+
     def scalar(self, value: ir.Value | None) -> float | None:
         """The number in a one-element constant that raises no rank, else None."""
         array = self.array(value)
@@ -51,12 +58,7 @@ class Constants:
         if node.op_type == "Constant":
             tensor = ir.convenience.get_const_tensor(value)
             return None if tensor is None else tensor.numpy()
-        if node.op_type not in FOLDABLE:
-            return None
-        inputs = [self.array(v) for v in node.inputs]
-        if any(v is not None and array is None for v, array in zip(node.inputs, inputs, strict=True)):
-            return None
-        return _run_node(node, inputs, self._opset)
+        return self.run(node) if node.op_type in FOLDABLE else None
 
 
 def is_overridable(value: ir.Value | None) -> bool:

@@ -53,11 +53,11 @@ class Rewriter:
         return uses[0].node
 
     def check_input(self, x: ir.Value | None) -> ir.Value:
-        """x, unless its producer says that integer kernels of the runtime are to serve the product."""
+        """x, unless its producer says that integer kernels of the runtime are to serve the product; float8 has none."""
         if x is None:
             raise Refusal("x must be given")
         node = x.producer()
-        if node is not None and node.op_type == "DequantizeLinear":
+        if node is not None and node.op_type == "DequantizeLinear" and not is_float8(node.inputs[0]):
             raise Refusal("x comes from DequantizeLinear; the runtime's own integer operators serve such a product")
         return x
 
@@ -147,7 +147,7 @@ class Rewriter:
         self,
         op_type: str,
         inputs: Sequence[ir.Value | None],
-        attributes: Mapping[str, str | int],
+        attributes: Mapping[str, str | int | Sequence[int]],
         replaced: Sequence[ir.Node],
         *,
         domain: str = DOMAIN,
@@ -183,6 +183,10 @@ class Rewriter:
             name = f"{stem}_{count}"
         self._names.add(name)
         return name
+
+
+def is_float8(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype is not None and value.dtype.name.startswith("FLOAT8E")
 
 
 def is_fused(node: ir.Node) -> bool:

@@ -30,15 +30,19 @@ def function_proto(opset: int, *, gated: bool = False) -> onnx.FunctionProto:
     x = body.to_float("X")
     as_fp8 = body.equals(body.attribute("activations"), "fp8")
     x = body.choose(as_fp8, lambda: _cast(body, x), lambda: body.op("Identity", x))
-    weight = body.op("Mul", body.to_float("W"), _scale_of_each_value(body))
-    body.epilogue(body.op("MatMul", x, body.op("Transpose", weight, perm=[1, 0])))
+    numbers = body.to_float("W")
+    weight = body.op("Mul", numbers, _scale_of_each_value(body, numbers))
+    body.epilogue(body.op("MatMul", x, body.op("Transpose", weight, perm=[1, 0])), apart=True)
     return body.function(OP_TYPE, INPUTS, ATTRIBUTES)
 
 
-def _scale_of_each_value(body: BodyWriter) -> str:
-    """(N, K): S[n / block[0], k / block[1]]; a block of -1 is the whole dimension."""
+def _scale_of_each_value(body: BodyWriter, numbers: str) -> str:
+    """(N, K): S[n / block[0], k / block[1]]; a block of -1 is the whole dimension.
+
+    numbers: W in float32; below opset 21 ONNX Runtime's Shape knows no float8.
+    """
     one = body.constant(1, "int64")
-    shape, block = body.op("Shape", "W"), body.integers("block")
+    shape, block = body.op("Shape", numbers), body.integers("block")
     is_all = body.op("Less", block, body.constant([0], "int64"))
     block = body.op("Where", is_all, body.op("Max", shape, one), block)
     scale = body.to_float("S")

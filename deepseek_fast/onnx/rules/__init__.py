@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from deepseek_fast.onnx.rules import activation, attention_layout, gemm, matmul, matmul_add, product_reshape, residual
+from deepseek_fast.onnx.rules import (
+    activation,
+    attention_layout,
+    bias,
+    fp8_dequantize,
+    fp8_gemm,
+    fp8_matmul,
+    fp8_quantize,
+    gemm,
+    matmul,
+    matmul_add,
+    product_reshape,
+    residual,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -25,13 +38,18 @@ class Rule(Protocol):
 
 
 RULES: tuple[Rule, ...] = (  # type: ignore[assignment]
+    fp8_matmul,  # before those that would fold the weight, and count its growth
+    fp8_gemm,
     matmul_add,
     gemm,
     matmul,
     product_reshape,
+    bias,
     activation,
     residual,
     attention_layout,
+    fp8_quantize,  # what is left of float8 when all products are ours
+    fp8_dequantize,
 )
 RULE_NAMES = tuple(rule.NAME for rule in RULES)
 QUANTIZABLE = (gemm.NAME, matmul.NAME)  # what optim_level 0 still rewrites when quantize is given
