@@ -142,7 +142,10 @@ def fp8_dequantize_ref(
         return round_once(numbers.double(), dtype)
     rows = as_rows(numbers)
     block = (-1, -1) if block is None else block
-    factor = scale_value(scale).reshape(parts_of(rows, block))
+    parts = parts_of(rows, block)
+    if scale.dtype == torch.int32:  # packed: a row's bytes in order, then some that belong to no block
+        scale = scale.flatten().view(torch.uint8).reshape(parts[0], -1)[:, : parts[1]].contiguous().view(E8M0)
+    factor = scale_value(scale).reshape(parts)
     if tensor_scale is not None:
         factor = torch.as_tensor(tensor_scale, dtype=torch.float32).reshape(()) * factor
     product = rows.double() * factor.double().flatten()[block_index(rows, block)].reshape(rows.shape)  # exact

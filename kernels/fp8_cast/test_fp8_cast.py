@@ -84,6 +84,8 @@ def test_every_16_bit_input(dtype: torch.dtype, format: str) -> None:
         for mode in ("deepgemm", "v3"):
             check("fp8_cast", {"x": x, "mode": mode, **given}, f"scale {size}, {mode}", ("torch",))
     for i, (mode, scale) in enumerate(KINDS):
+        if (i + FORMATS.index(format)) % 3:  # each mode meets some formats here, all in CASES
+            continue
         arguments = {"mode": mode, "scale": scale, "block": ((1, 32), (1, 128))[i % 2], **options}
         check("fp8_cast", {"x": (x, shuffled)[i % 3 == 0], **arguments}, f"{mode} {scale}", ("torch",))
 
@@ -116,14 +118,14 @@ def test_float32_of_every_exponent_and_every_tie(format: str) -> None:
     x = stratified(1500)
     for saturate in (True, False):
         options = {"block": None, "dtype": dtype, "saturate": saturate}
-        check("fp8_cast", {"x": x.reshape(4, -1), **options}, f"saturate={saturate}")
+        check("fp8_cast", {"x": x.reshape(2, -1), **options}, f"saturate={saturate}")
         near = ties(dtype)
-        for count in (near.numel(), 16, 34):  # one row, and every place of a vector
+        for count in (near.numel() // 2 * 2, 16, 34):  # one row, and every place of a vector
             rows = near[: near.numel() // count * count].reshape(-1, count)
             check("fp8_cast", {"x": rows, **options}, f"ties, saturate={saturate}")
     for mode, exponent in (("v3", 40), ("deepgemm", -37), ("te", 0)):
         scale = torch.full((1, 1), 2.0**exponent)
-        moved = torch.ldexp(ties(dtype), torch.tensor(exponent)).reshape(2, -1)
+        moved = torch.ldexp(ties(dtype), torch.tensor(exponent)).reshape(1, -1)
         given = {"scale": scale, "block": (-1, -1), "dtype": dtype, "mode": mode}
         check("fp8_cast", {"x": moved, **given}, f"ties at a scale of 2^{exponent}, {mode}")
 
@@ -149,12 +151,11 @@ def test_nan_and_inf_at_every_place(mode: str, scale: str) -> None:
         x[row, row * 2 % 70] = value
     x[35], x[36, :] = math.nan, math.inf
     x[38, 1], x[38, 2] = math.nan, math.inf
-    for format in FORMATS:
+    for i, format in enumerate(FORMATS):
         for saturate in (True, False):
             options = {"dtype": getattr(torch, format), "mode": mode, "scale": scale, "saturate": saturate}
-            for block in ((1, 32), (1, -1), (4, 10)):
-                for dtype in (torch.float32, torch.bfloat16):
-                    check("fp8_cast", {"x": x.to(dtype), "block": block, **options}, f"{block}", ("torch",))
+            inputs = {"x": (x, x.bfloat16())[i % 2], "block": ((1, 32), (1, -1), (4, 10))[(i + saturate) % 3]}
+            check("fp8_cast", inputs | options, f"{inputs['block']}", ("torch",))
 
 
 @EVERY_FORMAT
@@ -195,7 +196,7 @@ def test_stochastic_rounding_does_not_see_threads_nor_other_rows(format: str, nu
         num_threads(threads)
         check("fp8_cast", {"x": x, **options}, f"{threads} threads")
         check("fp8_cast", {"x": x[:5], **options}, f"the first rows on {threads} threads", ("torch",))
-    check("fp8_cast", {"x": torch.cat([ties(options["dtype"]), stratified(40)]).reshape(2, -1), **options})
+    check("fp8_cast", {"x": torch.cat([ties(options["dtype"]), stratified(40)]).reshape(1, -1), **options})
 
 
 @EVERY_FORMAT
