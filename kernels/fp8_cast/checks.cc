@@ -59,6 +59,8 @@ constexpr const char* BE_A_FORMAT =
 
 int64_t length_of(int64_t block, int64_t size) { return block == -1 || block > size ? (size > 0 ? size : 1) : block; }
 int64_t blocks_of(int64_t size, int64_t block) { return size / block + (size % block != 0); }
+// A block of all is one block, of nothing too.
+int64_t blocks_of(int64_t size, int64_t length, int64_t block) { return block == -1 ? 1 : blocks_of(size, length); }
 
 // One f32.
 bool check_tensor_scale(const char* op, const TensorView& scale, float* value, Problem* problem) {
@@ -223,8 +225,8 @@ int32_t dsf_fp8_cast_check(const CastCall* call, CastArgs* args, Problem* proble
   args->block_cols = args->plain ? length_of(-1, args->K) : length_of(call->block_cols, args->K);
   if (call->pair) args->block_cols = call->block_cols;
   args->mx = (call->block_rows == 1 && call->block_cols == 32) || (call->block_rows == 32 && call->block_cols == 1);
-  args->row_blocks = args->plain ? 1 : blocks_of(args->M, args->block_rows);
-  args->col_blocks = args->plain ? 1 : blocks_of(args->K, args->block_cols);
+  args->row_blocks = args->plain ? 1 : blocks_of(args->M, args->block_rows, call->block_rows);
+  args->col_blocks = args->plain ? 1 : blocks_of(args->K, args->block_cols, call->block_cols);
   args->leading = !args->plain && call->block_rows == 1 && call->x.ndim > 2 ? call->x.ndim - 1 : 0;
   if (call->tensor_scale && !check_tensor_scale(call->op, *call->tensor_scale, &args->tensor_scale, problem)) return 0;
   if (!check_together(*call, *args, problem) || !check_pair(*call, *args, problem)) return 0;
@@ -262,8 +264,8 @@ int32_t dsf_fp8_dequantize_check(const DequantizeCall* call, DequantizeArgs* arg
     return dtype_error(problem, OP, "scale", "be float32, float8_e8m0fnu, float8_e4m3fn or int32", scale);
   args->block_rows = length_of(call->block_rows, args->M);
   args->block_cols = length_of(call->block_cols, args->K);
-  args->row_blocks = blocks_of(args->M, args->block_rows);
-  args->col_blocks = blocks_of(args->K, args->block_cols);
+  args->row_blocks = blocks_of(args->M, args->block_rows, call->block_rows);
+  args->col_blocks = blocks_of(args->K, args->block_cols, call->block_cols);
   if (!check_scale_shape(OP, scale, args->row_blocks, args->col_blocks, codes, call->block_rows == 1, problem)) return 0;
   args->scale = scale;
   if (codes.dtype == Dtype::f4e2m1x2 && args->block_cols % 2 && args->K > 0) {

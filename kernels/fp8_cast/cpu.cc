@@ -202,6 +202,14 @@ void cast_tile(const Cast& cast, RowValues& values, int64_t row_block, int64_t f
     }
 }
 
+// A block of all has a scale, of no values too.
+void scale_nothing(const Cast& cast) {
+  constexpr uint32_t ZERO = 0;
+  float factor;
+  for (int64_t row = 0; row < cast.args.row_blocks; ++row)
+    for (int64_t column = 0; column < cast.args.col_blocks; ++column) make_scales(cast, row, column, 1, &ZERO, &factor);
+}
+
 void cast_tiles(const Context& context, const Cast& cast) {
   const CastArgs& args = cast.args;
   // A column's blocks lie below one another: a few lines of each row.
@@ -377,7 +385,7 @@ void dsf_fp8_cast(const Context* context, const CastArgs* args) {
   }
   const Cast cast(call);
   if (call.plain || call.has_given) return cast_with_given(*context, cast);
-  if (call.M == 0 || call.K == 0) return;
+  if (call.M == 0 || call.K == 0) return scale_nothing(cast);
   if (call.codes_t) return cast_pair(*context, cast);
   if (is_in_pieces(call)) return cast_pieces(*context, cast);
   cast_tiles(*context, cast);

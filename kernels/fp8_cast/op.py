@@ -292,8 +292,8 @@ def _check_dtype(op: str, dtype: Any, allowed: tuple[torch.dtype, ...], rule: st
 
 
 def _blocks(size: Any, block: int) -> Any:
-    """How many blocks a dimension has; one that is longer, or -1, is all of it."""
-    return (size + block - 1) // block if block > 0 else (1 if size > 0 else 0)
+    """How many blocks a dimension has; -1 is all of it, even of nothing."""
+    return (size + block - 1) // block if block > 0 else 1
 
 
 def _new_scale(x: Tensor, rows: int, columns: int, scale: str, layout: str, *, K: Any) -> Tensor:

@@ -136,7 +136,7 @@ def fp8_dequantize_ref(
     dtype: torch.dtype = torch.float32,
     tensor_scale: Tensor | float | None = None,
 ) -> Tensor:
-    """codes * scale rounded once to dtype; with tensor_scale codes * (tensor_scale * scale), each rounded to f32."""
+    """codes * scale, or codes * (tensor_scale * scale): each product in float32, the last then rounded to dtype."""
     numbers = decode(unpack(codes), codes.dtype)
     if scale is None:
         return round_once(numbers.double(), dtype)
@@ -148,10 +148,8 @@ def fp8_dequantize_ref(
     factor = scale_value(scale).reshape(parts)
     if tensor_scale is not None:
         factor = torch.as_tensor(tensor_scale, dtype=torch.float32).reshape(()) * factor
-    product = rows.double() * factor.double().flatten()[block_index(rows, block)].reshape(rows.shape)  # exact
-    if tensor_scale is not None:
-        product = product.float().double()
-    return round_once(product, dtype).reshape(numbers.shape)
+    product = rows.float() * factor.flatten()[block_index(rows, block)].reshape(rows.shape)
+    return round_once(product.double(), dtype).reshape(numbers.shape)
 
 
 def round_once(value: Tensor, dtype: torch.dtype) -> Tensor:

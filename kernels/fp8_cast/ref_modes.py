@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deepseek_fast.kernels.fp8_cast.ref_formats import E2M1, E4M3, E4M3FNUZ, E5M2FNUZ, E8M0, FORMATS, decode, encode
+from deepseek_fast.kernels.fp8_cast.ref_formats import E2M1, E4M3, E4M3FNUZ, E8M0, FORMATS, decode, encode
 
 TORCHAO_MX = ("torchao", "torchao_ceil", "torchao_even", "torchao_rceil")
 MODES = ("deepgemm", "v3", "v32", "tilekernels", "vllm", "te", *TORCHAO_MX)
@@ -62,7 +62,7 @@ def block_index(x: Tensor, block: tuple[int, int]) -> Tensor:
 
 
 def largest_of(mode: str, dtype: torch.dtype) -> float:
-    return VLLM_FNUZ_LARGEST if mode == "vllm" and dtype in (E4M3FNUZ, E5M2FNUZ) else FORMATS[dtype].largest
+    return VLLM_FNUZ_LARGEST if mode == "vllm" and dtype == E4M3FNUZ else FORMATS[dtype].largest
 
 
 def scale_blocks(
