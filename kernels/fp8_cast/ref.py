@@ -144,7 +144,8 @@ def fp8_dequantize_ref(
     block = (-1, -1) if block is None else block
     parts = parts_of(rows, block)
     if scale.dtype == torch.int32:  # packed: a row's bytes in order, then some that belong to no block
-        scale = scale.flatten().view(torch.uint8).reshape(parts[0], -1)[:, : parts[1]].contiguous().view(E8M0)
+        bytes_ = torch.stack([scale >> 8 * j & 0xFF for j in range(4)], -1).flatten(1)[:, : parts[1]]
+        scale = bytes_.to(torch.uint8).contiguous().view(E8M0)
     factor = scale_value(scale).reshape(parts)
     if tensor_scale is not None:
         factor = torch.as_tensor(tensor_scale, dtype=torch.float32).reshape(()) * factor
