@@ -218,6 +218,7 @@ int32_t dsf_fp8_cast_check(const CastCall* call, CastArgs* args, Problem* proble
   args->has_given = call->given != nullptr;
   args->has_tensor_scale = call->tensor_scale != nullptr;
   args->saturate = call->saturate;
+  args->amax_only = call->amax_only;
   args->seed = uint64_t(call->seed);
   args->x = call->x.data;
   args->x_stride = call->x.ndim ? dsf_row_stride(&call->x) : 0;

@@ -122,11 +122,11 @@ struct Cast {
                     call.dtype == Dtype::f4e2m1x2 && call.mode == CastMode::deepgemm, call.stochastic, call.seed},
         scale_rule(rule_of(call)),
         scale{static_cast<char*>(call.scale), scale_dtype(call), call.scale_row_stride, call.scale_col_stride},
-        ignore_nan(call.codes && ignores_nan(call.mode)) {}
+        ignore_nan(!call.amax_only && ignores_nan(call.mode)) {}
 
   static Dtype scale_dtype(const CastArgs& call) {
     if (call.layout == ScaleLayout::packed) return Dtype::i32;
-    if (!call.codes || call.kind == ScaleKind::f32) return Dtype::f32;
+    if (call.amax_only || call.kind == ScaleKind::f32) return Dtype::f32;
     return call.kind == ScaleKind::ue8m0 ? Dtype::f8e8m0 : Dtype::f8e4m3;
   }
   uint8_t* codes_at(int64_t row, int64_t k) const {
@@ -170,7 +170,7 @@ struct RowValues {
 void make_scales(const Cast& cast, int64_t row_block, int64_t first, int n, const uint32_t* bits, float* factors) {
   float scale[MAX_BLOCKS];
   uint8_t code[MAX_BLOCKS] = {};
-  if (cast.args.codes)
+  if (!cast.args.amax_only)
     cast.of_x.scales(cast.scale_rule, n, bits, scale, factors, code);
   else
     std::memcpy(scale, bits, size_t(n) * 4);
@@ -194,7 +194,7 @@ void cast_tile(const Cast& cast, RowValues& values, int64_t row_block, int64_t f
       cast.of_values.amax(made, n, block, cast.ignore_nan, bits + (k - from) / block);
     }
   make_scales(cast, row_block, first, int(parts_of(to - from, block)), bits, factors);
-  if (!args.codes) return;
+  if (args.amax_only) return;
   for (int64_t m = begin; m < end; ++m)
     for (int64_t k = from; k < to; k += step) {
       const int64_t n = least(step, to - k);
@@ -269,7 +269,7 @@ void cast_pieces(const Context& context, const Cast& cast) {
         }
       make_scales(cast, row_block, column, 1, &most, factors + row_block * args.col_blocks + column);
     }
-  if (!args.codes) return;
+  if (args.amax_only) return;
   for_pieces([&](int64_t, int64_t m, int64_t column, int64_t k, int64_t n, const void* values) {
     cast.encode_part(m, k, n, values, n, factors + m / args.block_rows * args.col_blocks + column);
   });
@@ -384,6 +384,10 @@ void dsf_fp8_cast(const Context* context, const CastArgs* args) {
     call.x_stride = call.K;
   }
   const Cast cast(call);
+  // The bytes of an int32 that no block has.
+  const int64_t unused = call.layout == ScaleLayout::packed ? parts_of(call.col_blocks, 4) * 4 : 0;
+  for (int64_t row = 0; row < call.row_blocks; ++row)
+    for (int64_t column = call.col_blocks; column < unused; ++column) cast.scale.store(row, column, 0, 0);
   if (call.plain || call.has_given) return cast_with_given(*context, cast);
   if (call.M == 0 || call.K == 0) return scale_nothing(cast);
   if (call.codes_t) return cast_pair(*context, cast);

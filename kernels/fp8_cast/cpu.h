@@ -55,7 +55,8 @@ struct CastCall {
   const TensorView* tensor_scale;  // one f32, or null
   const char* rounding;  // "nearest", "stochastic"
   int64_t seed;
-  int32_t pair;  // and x^T alike
+  int32_t pair;       // and x^T alike
+  int32_t amax_only;  // no codes, and amax as f32 for scales
 };
 
 struct CastArgs {
@@ -64,7 +65,7 @@ struct CastArgs {
   CastMode mode;
   ScaleKind kind;
   ScaleLayout layout;
-  int32_t plain, has_given, saturate, stochastic;
+  int32_t plain, has_given, saturate, stochastic, amax_only;
   uint64_t seed;
   int64_t M, K;
   const void* x;
@@ -78,7 +79,7 @@ struct CastArgs {
   int32_t mx;       // blocks of 32, whose scales TransformerEngine makes by another rule
   int64_t leading;  // dimensions of x that the scale's shape repeats; 0: it has two dimensions
   // Set by the door:
-  void* codes;      // null: amax alone, as f32, in scale
+  void* codes;
   void* scale;
   int64_t scale_row_stride, scale_col_stride;  // in elements
   void* codes_t;    // the transposed pair, or null: (K, M)

@@ -136,6 +136,7 @@ py::array fp8_amax(const py::object& x_array, const py::object& block) {
   Operand x(OP, "x", x_array);
   present(x);
   CastCall call = cast_call(OP, CastSource::x, options, Dtype::f8e4m3, "float8_e4m3fn");
+  call.amax_only = true;
   CastArgs args = checked_cast<Operand>(&call, x, nullptr, nullptr, nullptr, raise);
   const ScaleShape shape = scale_shape_of(call, &args);
   const py::array amax = new_array("float32", shape.sizes);

@@ -136,13 +136,11 @@ inline uint32_t e8m0_of(const ScaleRule& rule, uint32_t amax_bits) {
 
 inline void scales_ue8m0(const ScaleRule& rule, int n, const uint32_t* amax_bits, float* scale, float* factor,
                          uint8_t* code) {
-  // TransformerEngine's MXFP8 multiplies by 1 where the scale is the smallest.
-  const bool one_of_zero = rule.mode == CastMode::te && rule.mx;
   for (int i = 0; i < n; ++i) {
     const uint32_t b = e8m0_of(rule, amax_bits[i]);
     code[i] = uint8_t(b);
     scale[i] = power_of(b);
-    factor[i] = one_of_zero && b == 0 ? 1.0f : inverse_power_of(b);
+    factor[i] = inverse_power_of(b);
   }
 }
 

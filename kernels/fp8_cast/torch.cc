@@ -96,6 +96,7 @@ Tensor fp8_amax(const Tensor& x_tensor, int64_t block_rows, int64_t block_cols) 
   constexpr const char* OP = "fp8_amax";
   const CastOptions options{block_rows, block_cols, false, "f32", "deepgemm", true, "row", "nearest", 0};
   CastCall call = cast_call(OP, CastSource::x, options, Dtype::f8e4m3, "float8_e4m3fn");
+  call.amax_only = true;
   Operand x(OP, "x", x_tensor);
   CastArgs args = checked_cast<Operand>(&call, x, nullptr, nullptr, nullptr, raise);
   const ScaleShape shape = scale_shape_of(call, &args);
