@@ -68,8 +68,8 @@ def int8_cast(inputs: dict[str, Any]) -> Formula:
     def cast(x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.float()
         amax = x.abs().amax(-1, keepdim=True)
-        scale = amax / torch.full_like(amax, 127.0)  # a tensor, so that torch divides
-        return (x * (127.0 / amax)).round().to(torch.int8), scale
+        largest = torch.full_like(amax, 127.0)  # a tensor, so that torch divides
+        return (x * (largest / amax)).round().to(torch.int8), amax / largest
 
     return Formula(cast, inputs["x"])
 
