@@ -1,9 +1,11 @@
 """Benchmark rows of casts: several outputs of which every bit counts, bytes and elements instead of operations."""
 
 import copy
+import ctypes
 import dataclasses
 import importlib
 import math
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,6 +126,19 @@ def test_a_copy_counts_what_is_read_and_what_is_written(monkeypatch: pytest.Monk
     assert ceiling.Roofline().copy_seconds(1 << 20) == pytest.approx((1 << 20) / 2e9)
     assert ceiling.Roofline().copy_seconds(1 << 20, threads=2) == pytest.approx((1 << 19) / 2e9)
     assert sizes == [1 << 19] * 2
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="libc has no mallopt")
+def test_a_large_output_takes_memory_that_the_process_has() -> None:
+    size = 64 << 20  # above what glibc ever keeps by itself
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(size, dtype=torch.uint8).fill_(1)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with row.settings(row_of(dataclasses.replace(cast_room.CASES[0], M=1 << 10, K=1 << 15))):
+        assert min(faults() for _ in range(3)) < 100, "of pages that the kernel would clear"
 
 
 def test_a_wrong_bit_of_ours_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deepseek_fast.bench import answers, ceiling, peers, rooms
+from deepseek_fast.bench import answers, ceiling, memory, peers, rooms
 from deepseek_fast.bench.cold import COLD_BYTES
 from deepseek_fast.cli.timing import Timing
 
@@ -169,17 +169,19 @@ def measure(
 
 
 class settings:
-    """The row's level and torch threads inside a `with`, and no autograd."""
+    """The row's level and torch threads inside a `with`, no autograd, and of a cast the memory that calls free."""
 
     def __init__(self, row: rooms.Row) -> None:
         import torch
 
         self._cap, self._threads, self._inference = rooms.isa_cap(row.isa), row.threads, torch.inference_mode()
+        self._memory = memory.kept(row.case.bytes if rooms.is_cast(row.case) else 0)
 
     def __enter__(self) -> None:
         import torch
 
         self._cap.__enter__()
+        self._memory.__enter__()
         self._inference.__enter__()
         self._before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
@@ -189,6 +191,7 @@ class settings:
 
         torch.set_num_threads(self._before)
         self._inference.__exit__(*error)
+        self._memory.__exit__(*error)
         self._cap.__exit__(*error)
 
 

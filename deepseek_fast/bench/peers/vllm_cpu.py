@@ -119,6 +119,8 @@ def fp8_cast(inputs: dict[str, Any]) -> dict[str, Peer]:
     varied = any(inputs.get(name, value) != value for name, value in usual.items())
     if x.dtype != torch.bfloat16 or inputs.get("block") != (1, -1) or varied:
         raise Unsupported("quantize_fp8e4m3_vec takes bf16 and one scale a row")
+    if not hasattr(_ops(), "quantize_fp8e4m3_vec"):
+        raise Unsupported("this vLLM has no quantize_fp8e4m3_vec for this CPU")
     call = _ops().quantize_fp8e4m3_vec
 
     def answer(found: Any) -> tuple[Tensor, Tensor]:
