@@ -182,7 +182,8 @@ void cast_tile(const Cast& cast, RowValues& values, int64_t row_block, int64_t f
   const CastArgs& args = cast.args;
   const int64_t begin = row_block * args.block_rows, end = least(args.M, begin + args.block_rows);
   const int64_t block = args.block_cols, from = first * block, to = least(args.K, from + columns);
-  const int64_t step = args.source == CastSource::x ? to - from : least(to - from, block < PART ? PART / block * block : PART);
+  const int64_t step =
+      args.source == CastSource::x ? to - from : least(to - from, block < PART ? PART / block * block : PART);
   const bool kept = end - begin == 1 && step == to - from;  // one look is enough to make them
   uint32_t bits[MAX_BLOCKS] = {};
   float factors[MAX_BLOCKS];

@@ -64,8 +64,8 @@ template <Dtype format>
 
 // A byte for each of n values, whatever the format.
 template <Dtype dtype, Dtype format>
-void encode_bytes(const EncodeRule& rule, const void* x, int64_t n, int64_t block, const float* factors,
-                  uint64_t first, uint8_t* codes) {
+void encode_bytes(const EncodeRule& rule, const void* x, int64_t n, int64_t block, const float* factors, uint64_t first,
+                  uint8_t* codes) {
   using V = Vec;
   const bool usual = rule.saturate && !rule.midpoints_down && !rule.stochastic;
   alignas(64) uint32_t words[V::LANES + 8];

@@ -182,14 +182,14 @@ def fp8_dequantize(
     codes: Tensor,
     scale: Tensor | None = None,
     *,
-    block: tuple[int, int] = (1, 128),
+    block: tuple[int, int] | None = (1, 128),
     dtype: torch.dtype = torch.float32,
     tensor_scale: Tensor | None = None,
 ) -> Tensor:
     """codes * scale, as numbers; without a scale the numbers that the codes are, exactly.
 
     codes: (..., K) of any float8 type, or (..., K / 2) float4_e2m1fn_x2. scale: as fp8_cast returns it, in any layout:
-    float32, float8_e8m0fnu, float8_e4m3fn, or int32 of four e8m0. block: what shares a scale, -1 for all.
+    float32, float8_e8m0fnu, float8_e4m3fn, or int32 of four e8m0. block: what shares a scale, -1 or None for all.
     tensor_scale: one float32 that multiplies all scales. dtype: float32, bfloat16 or float16.
     Returns (..., K) of dtype. Raises ValueError for shapes and blocks, TypeError for dtypes.
     Numerics: codes are decoded exactly; the product is in float32, then rounded to dtype, as DeepSeek-V3's
@@ -202,7 +202,7 @@ def fp8_dequantize(
     Source: kernels/fp8_cast/README.md; DeepSeek-V3 inference/kernel.py, weight_dequant.
     """
     op = "fp8_dequantize"
-    rows, columns = as_block(op, block)
+    rows, columns = (-1, -1) if block is None else as_block(op, block)
     return _call(  # type: ignore[no-any-return]
         op,
         _OPS.fp8_dequantize.default,

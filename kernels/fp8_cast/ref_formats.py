@@ -74,7 +74,8 @@ def encode(
 ) -> Tensor:
     """Codes of float32 v, one a byte, uint8; e2m1 is not packed yet.
 
-    Rounds half to even, or half towards zero (ties="down": DeepGEMM's e2m1, whose zero and NaN have no sign), or stochastically where `bits` has 32 random bits an element.
+    Rounds half to even, or half towards zero (ties="down": DeepGEMM's e2m1, whose zero and NaN have no sign), or
+    stochastically where `bits` has 32 random bits an element.
     Above the largest: with `saturate` the largest, without it `overflow`. v of NaN is NaN, never a number.
     sign: which codes are negative; v's sign bit where it is not given. A NaN that an operation made has no sign of its
     own, so that a caller who wants one bit pattern says whose sign it is.

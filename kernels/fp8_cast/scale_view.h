@@ -10,7 +10,7 @@ namespace {
 
 struct ScaleView {
   char* data;
-  Dtype dtype;  // f32, f8e8m0, f8e4m3, or i32: four e8m0 bytes, those of columns 4c to 4c + 3
+  Dtype dtype;                     // f32, f8e8m0, f8e4m3, or i32: four e8m0 bytes, those of columns 4c to 4c + 3
   int64_t row_stride, col_stride;  // elements
 
   float value(int64_t row, int64_t column) const {

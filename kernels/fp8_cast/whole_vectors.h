@@ -45,8 +45,8 @@ inline typename V::i32 amax_of_whole_vectors(const void* x, int64_t* i, int64_t 
 #if defined(__AVX512VBMI__)
 // ---- encode ----
 
-// 64 values as four vectors, and the bytes of a pair of vectors in the order of the values. Two-byte numbers come as the
-// even and the odd ones of 32: one operation each widens them, and the last step orders them for nothing.
+// 64 values as four vectors, and the bytes of a pair of vectors in the order of the values. Two-byte numbers come as
+// the even and the odd ones of 32: one operation each widens them, and the last step orders them for nothing.
 template <Dtype dtype, bool by_16>
 struct Values64 {
   static constexpr bool INTERLEAVED = dtype == Dtype::bf16 && !by_16;
@@ -84,9 +84,9 @@ struct BytesOfPair {
   }
 };
 
-// nearest_code, saturating, of 64 numbers none of which is NaN, with six and a half operations for 16 of them: the sum's
-// exponent field and units are the halves of each lane, which one VPMADDWD puts together as a code in byte 1; the sum's
-// sign fills byte 3; one VPERMI2B takes both bytes of two vectors.
+// nearest_code, saturating, of 64 numbers none of which is NaN, with six and a half operations for 16 of them: the
+// sum's exponent field and units are the halves of each lane, which one VPMADDWD puts together as a code in byte 1; the
+// sum's sign fills byte 3; one VPERMI2B takes both bytes of two vectors.
 template <Dtype format, bool interleaved>
 struct Codes64 {
   using C = Format<format>;
@@ -214,7 +214,8 @@ inline int64_t decode_whole_vectors(const uint8_t* codes, int64_t begin, int64_t
       DSF_UNROLL
       for (int q = 0; q < 4; ++q) {
         const __m512i zero = _mm512_setzero_si512(), from = word[q / 2];
-        __m512 number = _mm512_castsi512_ps(q % 2 ? _mm512_unpackhi_epi16(zero, from) : _mm512_unpacklo_epi16(zero, from));
+        __m512 number =
+            _mm512_castsi512_ps(q % 2 ? _mm512_unpackhi_epi16(zero, from) : _mm512_unpacklo_epi16(zero, from));
         if (factor) number = _mm512_mul_ps(number, *factor);
         store_value<Vec, dtype>(y, i + 16 * q, number, 16);
       }
