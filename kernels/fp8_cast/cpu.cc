@@ -118,8 +118,12 @@ struct Cast {
         of_x(pick(call.x_dtype)),
         of_values(call.source == CastSource::x ? of_x : pick(Dtype::f32)),
         encode(of_values.encode[format_index(call.dtype)]),
-        encode_rule{divides(call.mode) && (call.has_given || call.kind == ScaleKind::f32), call.saturate,
-                    call.dtype == Dtype::f4e2m1x2 && call.mode == CastMode::deepgemm, call.stochastic, call.seed},
+        encode_rule{divides(call.mode) && (call.has_given || call.kind == ScaleKind::f32),
+                    call.saturate,
+                    call.dtype == Dtype::f4e2m1x2 && call.mode == CastMode::deepgemm,
+                    call.stochastic,
+                    false,
+                    call.seed},
         scale_rule(rule_of(call)),
         scale{static_cast<char*>(call.scale), scale_dtype(call), call.scale_row_stride, call.scale_col_stride},
         ignore_nan(!call.amax_only && ignores_nan(call.mode)) {}
@@ -133,8 +137,20 @@ struct Cast {
     const int64_t per_byte = args.dtype == Dtype::f4e2m1x2 ? 2 : 1;
     return static_cast<uint8_t*>(args.codes) + row * (args.K / per_byte) + k / per_byte;
   }
-  void encode_part(int64_t row, int64_t k, int64_t n, const void* values, int64_t block, const float* factors) const {
-    encode(encode_rule, values, n, block, factors, uint64_t(row) * uint64_t(args.K) + uint64_t(k), codes_at(row, k));
+  // Whether no value that these make of numbers is NaN, or cut off: MX's floor and NVFP4's coarse scale cut some.
+  bool bounds(const uint32_t* amax_bits, int n) const {
+    if (ignore_nan) return false;  // amax says nothing of NaN
+    const bool rounds_up =
+        args.kind == ScaleKind::f32 || (args.kind == ScaleKind::ue8m0 && args.mode < CastMode::torchao);
+    uint32_t most = 0;
+    for (int b = 0; b < n; ++b) most = amax_bits[b] > most ? amax_bits[b] : most;
+    return rounds_up && most < INF_BITS;
+  }
+  void encode_part(int64_t row, int64_t k, int64_t n, const void* values, int64_t block, const float* factors,
+                   bool bounded = false) const {
+    EncodeRule rule = encode_rule;
+    rule.bounded = bounded;
+    encode(rule, values, n, block, factors, uint64_t(row) * uint64_t(args.K) + uint64_t(k), codes_at(row, k));
   }
 };
 
@@ -174,7 +190,16 @@ void make_scales(const Cast& cast, int64_t row_block, int64_t first, int n, cons
     cast.of_x.scales(cast.scale_rule, n, bits, scale, factors, code);
   else
     std::memcpy(scale, bits, size_t(n) * 4);
-  for (int b = 0; b < n; ++b) cast.scale.store(row_block, first + b, scale[b], code[b]);
+  cast.scale.store(row_block, first, n, scale, code);
+}
+
+// Asks for what the next row of a tile has, which no hardware prefetcher foresees.
+void prefetch_row(const CastArgs& args, int64_t m, int64_t k, int64_t n) {
+  constexpr int64_t LINE = 64;
+  if (args.source != CastSource::x || m >= args.M) return;
+  const int64_t bytes = value_bytes(args.x_dtype);
+  const char* at = static_cast<const char*>(args.x) + (m * args.x_stride + k) * bytes;
+  for (int64_t line = 0; line < n * bytes; line += LINE) __builtin_prefetch(at + line);
 }
 
 // Blocks side by side, read twice: for amax, then, from cache, for the codes.
@@ -191,15 +216,18 @@ void cast_tile(const Cast& cast, RowValues& values, int64_t row_block, int64_t f
   for (int64_t m = begin; m < end; ++m)
     for (int64_t k = from; k < to; k += step) {
       const int64_t n = least(step, to - k);
+      if (end - begin > 1) prefetch_row(args, m + 1, k, n);
       made = values(m, k, n);
       cast.of_values.amax(made, n, block, cast.ignore_nan, bits + (k - from) / block);
     }
-  make_scales(cast, row_block, first, int(parts_of(to - from, block)), bits, factors);
+  const int blocks = int(parts_of(to - from, block));
+  make_scales(cast, row_block, first, blocks, bits, factors);
   if (args.amax_only) return;
+  const bool bounded = cast.bounds(bits, blocks);
   for (int64_t m = begin; m < end; ++m)
     for (int64_t k = from; k < to; k += step) {
       const int64_t n = least(step, to - k);
-      cast.encode_part(m, k, n, kept ? made : values(m, k, n), block, factors + (k - from) / block);
+      cast.encode_part(m, k, n, kept ? made : values(m, k, n), block, factors + (k - from) / block, bounded);
     }
 }
 

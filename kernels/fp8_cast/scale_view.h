@@ -30,6 +30,17 @@ struct ScaleView {
     else
       *at(row, column) = char(code);
   }
+  // n of a row, from column on.
+  void store(int64_t row, int64_t column, int n, const float* scales, const uint8_t* codes) const {
+    if (dtype != Dtype::i32 && col_stride == 1) {
+      const bool f32 = dtype == Dtype::f32;
+      const void* from = f32 ? static_cast<const void*>(scales) : codes;
+      const int64_t bytes = f32 ? 4 : 1;
+      std::memcpy(data + (row * row_stride + column) * bytes, from, size_t(n * bytes));
+      return;
+    }
+    for (int i = 0; i < n; ++i) store(row, column + i, scales[i], codes[i]);
+  }
 
  private:
   char* at(int64_t row, int64_t column) const {
