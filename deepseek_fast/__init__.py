@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deepseek_fast._version import __version__
 
 if TYPE_CHECKING:
-    from deepseek_fast import importers, nn, numpy, onnx, ort, quantization
+    from deepseek_fast import checkpoints, importers, nn, numpy, onnx, ort, quantization
     from deepseek_fast._load import isa, set_max_isa, supported_isas
     from deepseek_fast.kernels.fp8_matmul.op import fp8_matmul, fp8_quantize_weight
     from deepseek_fast.kernels.fp8_matmul.scaled_mm import fp8_scaled_mm
@@ -31,10 +31,11 @@ _HOMES = {
     "set_max_isa": "deepseek_fast._load",
     "supported_isas": "deepseek_fast._load",
 }
-_MODULES = ("importers", "nn", "numpy", "onnx", "ort", "quantization")
+_MODULES = ("checkpoints", "importers", "nn", "numpy", "onnx", "ort", "quantization")
 
 __all__ = [
     "__version__",
+    "checkpoints",
     "fp8_matmul",
     "fp8_quantize_weight",
     "fp8_scaled_mm",

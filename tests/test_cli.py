@@ -71,7 +71,7 @@ def _is_one_sentence(code: int, out: str, err: str) -> bool:
 def test_help_names_every_command(run: Any) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("optimize", "verify", "bench", "doctor", "demo"):
+    for command in ("optimize", "verify", "fp8-convert", "bench", "doctor", "demo"):
         assert f"\n    {command} " in out
 
 

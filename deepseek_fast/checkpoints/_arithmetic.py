@@ -1,0 +1,64 @@
+"""The arithmetic of a conversion, and the torch dtypes of safetensors' names: all that it needs of torch."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import deepseek_fast
+
+DTYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
+LARGEST_CODE, LARGEST_F16, AMAX_MIN = 448.0, 65504.0, 1e-4
+
+
+def as_tensor(data: Any, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    """Bytes as a tensor that shares their memory."""
+    return torch.frombuffer(data, dtype=torch.uint8).view(DTYPES[dtype]).view(shape)
+
+
+def as_bytes(x: Tensor) -> Any:
+    """A tensor's memory."""
+    data: Any = x.contiguous().view(-1).view(torch.uint8).numpy()
+    return memoryview(data)
+
+
+def dequantize(codes: Tensor, scale: Tensor, block: tuple[int, int], dtype: str) -> Tensor:
+    """codes * scale, (N, K) of dtype."""
+    table = torch.arange(256, dtype=torch.uint8).view(codes.dtype).float()
+    x = table.index_select(0, codes.view(torch.uint8).view(-1).int()).view(codes.shape)
+    _times(x, scale, block)
+    return x.to(DTYPES[dtype])
+
+
+def quantize(weight: Tensor, block: tuple[int, int], scale: str) -> tuple[Tensor, Tensor]:
+    """(codes, scale) with codes * scale = weight; the scale in float32, powers of two where it is to be "ue8m0"."""
+    codes, scales = deepseek_fast.fp8_quantize_weight(weight, block=block)
+    if scale == "f32":
+        return codes, scales
+    scales = ((scales.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)  # up to a power of two
+    x = weight.to(torch.float32, copy=True)
+    _times(x, scales.reciprocal(), block)
+    return x.to(codes.dtype), scales
+
+
+def _times(x: Tensor, scale: Tensor, block: tuple[int, int]) -> None:
+    """x *= scale, a value a block."""
+    rows = scale.repeat_interleave(block[1], 1)[:, : x.shape[1]]
+    for i, row in enumerate(rows):
+        x[i * block[0] : (i + 1) * block[0]] *= row
+
+
+def is_scale(scale: Tensor) -> bool:
+    """Whether every value is finite and above zero."""
+    return bool(((scale > 0) & scale.isfinite()).all())
+
+
+def overflows(x: Tensor, scale: Tensor) -> bool:
+    """Whether float16 was too narrow for a product."""
+    return x.dtype == torch.float16 and float(scale.max()) * LARGEST_CODE > LARGEST_F16 and bool(x.isinf().any())
