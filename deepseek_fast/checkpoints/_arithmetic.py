@@ -1,5 +1,8 @@
 """The arithmetic of a conversion, and the torch dtypes of safetensors' names: all that it needs of torch."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +40,10 @@ def dequantize(codes: Tensor, scale: Tensor, block: tuple[int, int], dtype: str)
 
 
 def quantize(weight: Tensor, block: tuple[int, int], scale: str) -> tuple[Tensor, Tensor]:
-    """(codes, scale) with codes * scale = weight; the scale in float32, powers of two where it is to be "ue8m0"."""
+    """(codes, scale) with codes * scale = weight; the scale in float32, powers of two where it is to be "ue8m0".
+
+    Raises ValueError where a value is NaN or infinite.
+    """
     codes, scales = deepseek_fast.fp8_quantize_weight(weight, block=block)
     if scale == "f32":
         return codes, scales
@@ -52,6 +58,20 @@ def _times(x: Tensor, scale: Tensor, block: tuple[int, int]) -> None:
     rows = scale.repeat_interleave(block[1], 1)[:, : x.shape[1]]
     for i, row in enumerate(rows):
         x[i * block[0] : (i + 1) * block[0]] *= row
+
+
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[tuple[int, Callable[[], None]]]:
+    """torch's number of threads, and what makes torch work alone in each thread that calls it.
+
+    Slices of a tensor in several threads, each reading, converting and writing, wait for no other; torch's own threads
+    would wait for each other at the end of every operation.
+    """
+    threads = torch.get_num_threads()
+    try:
+        yield threads, partial(torch.set_num_threads, 1)
+    finally:
+        torch.set_num_threads(threads)  # what threads of the future begin with, too
 
 
 def is_scale(scale: Tensor) -> bool:

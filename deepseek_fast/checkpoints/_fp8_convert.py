@@ -2,15 +2,18 @@
 
 import contextlib
 import json
+import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepseek_fast.checkpoints._output import Behind, InputFile, PartFile, copy_file, opened, write_file
-from deepseek_fast.checkpoints._plan import CODES, NAMES, SCALE, SCALE_SUFFIX, Plan, make_plan
+from deepseek_fast.checkpoints._output import InputFile, PartFile, Workers, copy_file, opened, write_file
+from deepseek_fast.checkpoints._plan import CODES, SCALE, SCALE_SUFFIX, Plan, make_plan
 from deepseek_fast.checkpoints._refuse import OP, quoted, refuse, tensor_of
-from deepseek_fast.checkpoints._safetensors import BITS, Entry
+from deepseek_fast.checkpoints._safetensors import BITS, Entry, Header
 from deepseek_fast.checkpoints._source import CONFIG, INDEX, SUFFIX, read_checkpoint
 from deepseek_fast.checkpoints._target import begun, check_space, is_copied, is_whole
 
@@ -18,9 +21,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SLICE = 1 << 20  # values that are converted at a time: what they become is in the cache still when it is written
-PIECE = 1 << 26  # bytes copied between two reports of progress
+PIECE = 1 << 24  # bytes that are copied at a time
+MAX_THREADS = 8  # more of them outrun no disk
 
 Progress = Callable[[str, float], None]
+_Call = tuple[Callable[[], None], int]
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ def _write_others(plan: Plan, target: Path) -> None:
 
 
 class _Conversion:
-    """The shards of a plan, read and converted by the calling thread (and torch's), written by one behind it."""
+    """The shards of a plan. A call of a thread reads a few MiB, converts and writes them."""
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
         from deepseek_fast.checkpoints import _arithmetic
@@ -139,8 +144,7 @@ class _Conversion:
         self._plan, self._options, self._checkpoint = plan, plan.options, plan.checkpoint
         self._progress, self._done, self._total = progress, 0, 1
         self._math = _arithmetic
-        self._buffer, self._shard_name = bytearray(), ""
-        self._writer, self._finisher = Behind(), Behind()
+        self._of_thread = threading.local()
 
     def check_scales(self) -> None:
         """Raises ValueError where a value of a scale is no scale."""
@@ -152,92 +156,102 @@ class _Conversion:
     def run(self, targets: dict[str, Path]) -> None:
         """Writes the shards."""
         self._total = sum(self._plan.outputs[shard].size for shard in targets) or 1
-        try:
-            for shard, path in targets.items():
-                self._shard(shard, path)
-            self._finisher.wait()
-        finally:
-            self._writer.stop()
-            self._finisher.stop(drop=False)
+        with self._math.one_thread_each() as (threads, prepare):
+            workers, finisher = Workers(min(threads, MAX_THREADS), prepare), Workers(1)
+            try:
+                for shard, path in targets.items():
+                    file = self._shard(workers, shard, path)
+                    finisher.wait()  # one file at a time on its way to the disk, while the next is converted
+                    finisher.call(file.finish)
+                finisher.wait()
+            finally:
+                workers.stop()
+                finisher.stop(drop=False)
 
-    def _shard(self, shard: str, path: Path) -> None:
-        self._shard_name = shard
+    def _shard(self, workers: Workers, shard: str, path: Path) -> PartFile:
+        """The shard, all written."""
         header, out = self._checkpoint.shards[shard], self._plan.outputs[shard]
         file = PartFile(path, out.size)
         try:
+            file.write(out.raw, 0)
             with opened(header.path) as start:
-                self._writer.call(file.write, out.raw, 0)
-                for entry in header.entries.values():
-                    if entry.name in self._plan.converted:
-                        convert = self._quantize if self._options.to == "fp8" else self._dequantize
-                        convert(start, file, entry, out.entries)
-                    elif entry.name in out.entries:
-                        self._copy(start, file, entry, out.entries[entry.name].offset)
-                self._writer.wait()
-            self._finisher.wait()  # one file at a time on its way to the disk
+                try:
+                    for entry in header.entries.values():
+                        for call, size in self._calls(start, file, entry, out):
+                            workers.call(call)
+                            self._done += size
+                            self._progress(shard, min(self._done / self._total, 1.0))
+                    workers.wait()
+                except BaseException:
+                    workers.stop()  # before the files are closed
+                    raise
         except BaseException:
-            self._writer.stop()
             file.discard()
             raise
-        self._finisher.call(file.finish)
+        return file
 
-    def _dequantize(self, start: InputFile, file: PartFile, entry: Entry, out: dict[str, Entry]) -> None:
-        if not entry.size:
+    def _calls(self, start: InputFile, file: PartFile, entry: Entry, out: Header) -> "Iterator[_Call]":
+        """The calls that make a tensor what it is to be, each with the bytes it writes."""
+        if entry.name not in out.entries or not entry.size:
             return
-        scale, dtype, block = self._scale(entry.name), NAMES[self._options.to], self._options.block
-        to = out[entry.name].offset
-        for first, codes in self._slices(start, entry):
-            rows = slice(first // block[0], -(-(first + len(codes)) // block[0]))
-            x = self._math.dequantize(codes, scale[rows], block, dtype)
-            if self._math.overflows(x, scale):
-                what = tensor_of(self._checkpoint.path_of(entry.name), entry.name)
-                refuse(what, "fit into float16: use bf16", "a magnitude above 65504")
-            self._write(file, x, to)
-            to += x.numel() * BITS[dtype] // 8
-
-    def _quantize(self, start: InputFile, file: PartFile, entry: Entry, out: dict[str, Entry]) -> None:
-        to, scale_to = out[entry.name].offset, out[entry.name + SCALE_SUFFIX].offset
-        what = tensor_of(self._checkpoint.path_of(entry.name), entry.name)
-        for _, weight in self._slices(start, entry):
-            try:
-                codes, scale = self._math.quantize(weight, self._options.block, self._options.scale)
-            except ValueError as error:
-                raise ValueError(f"{OP}: {what} must be quantized; got {error}") from None
-            if not self._math.is_scale(scale):
-                refuse(what, "be finite", "NaN or inf")
-            self._write(file, codes, to)
-            self._write(file, scale, scale_to)
-            to += codes.numel() * BITS[CODES] // 8
-            scale_to += scale.numel() * BITS[SCALE] // 8
-
-    def _copy(self, start: InputFile, file: PartFile, entry: Entry, to: int) -> None:
-        for done in range(0, entry.size, PIECE):
-            size = min(PIECE, entry.size - done)
-            self._writer.call(file.copy, start, entry.offset + done, size, to + done)
-            self._report(size)
-
-    def _slices(self, start: InputFile, entry: Entry) -> "Iterator[tuple[int, Tensor]]":
-        """(first row, rows) of a matrix: whole blocks, as many as SLICE has room for; each is gone at the next."""
+        to = out.entries[entry.name]
+        if entry.name not in self._plan.converted:
+            for done in range(0, entry.size, PIECE):
+                size = min(PIECE, entry.size - done)
+                yield partial(file.copy, start, entry.offset + done, size, to.offset + done), size
+            return
+        convert: Callable[[range], None]
+        if self._options.to == "fp8":
+            convert = partial(self._quantize, start, file, entry, to, out.entries[entry.name + SCALE_SUFFIX])
+        else:
+            convert = partial(self._dequantize, start, file, entry, to, self._scale(entry.name))
         N, K = entry.shape
-        block = self._options.block[0]
-        step = max(SLICE // K // block, 1) * block
-        row = K * BITS[entry.dtype] // 8
+        step = self._step(K)
         for first in range(0, N, step):
-            rows = min(step, N - first)
-            if len(self._buffer) < rows * row:
-                self._buffer = bytearray(rows * row)
-            data = memoryview(self._buffer)[: rows * row]
-            start.read_into(data, entry.offset + first * row)
-            yield first, self._math.as_tensor(data, entry.dtype, (rows, K))
+            rows = range(first, min(first + step, N))
+            yield partial(convert, rows), len(rows) * K * BITS[to.dtype] // 8
 
-    def _write(self, file: PartFile, x: "Tensor", to: int) -> None:
-        data = self._math.as_bytes(x)
-        self._writer.call(file.write, data, to)
-        self._report(len(data))
+    def _step(self, K: int) -> int:
+        """Rows that are converted at a time: whole blocks, or a part of one that no scale needs to be known for."""
+        block, step = self._options.block[0], max(SLICE // K, 1)
+        if step >= block or self._options.to == "fp8":
+            return max(step // block, 1) * block
+        return math.gcd(block, 1 << step.bit_length() - 1)
 
-    def _report(self, size: int) -> None:
-        self._done += size
-        self._progress(self._shard_name, min(self._done / self._total, 1.0))
+    def _dequantize(
+        self, start: InputFile, file: PartFile, entry: Entry, to: Entry, scale: "Tensor", rows: range
+    ) -> None:
+        block, K = self._options.block, entry.shape[1]
+        codes = self._read(start, entry, rows)
+        scale = scale[rows.start // block[0] : -(-rows.stop // block[0])]
+        x = self._math.dequantize(codes, scale, block, to.dtype)
+        if self._math.overflows(x, scale):
+            what = tensor_of(self._checkpoint.path_of(entry.name), entry.name)
+            refuse(what, "fit into float16: use bf16", "a magnitude above 65504")
+        file.write(self._math.as_bytes(x), to.offset + rows.start * K * BITS[to.dtype] // 8)
+
+    def _quantize(self, start: InputFile, file: PartFile, entry: Entry, to: Entry, scales: Entry, rows: range) -> None:
+        what = tensor_of(self._checkpoint.path_of(entry.name), entry.name)
+        weight = self._read(start, entry, rows)
+        try:
+            codes, scale = self._math.quantize(weight, self._options.block, self._options.scale)
+        except ValueError as error:
+            refuse(what, "be a weight that can be quantized", error)
+        if not self._math.is_scale(scale):
+            refuse(what, "be finite", "NaN or inf")
+        file.write(self._math.as_bytes(codes), to.offset + rows.start * entry.shape[1] * BITS[CODES] // 8)
+        first = rows.start // self._options.block[0] * scales.shape[1]
+        file.write(self._math.as_bytes(scale), scales.offset + first * BITS[SCALE] // 8)
+
+    def _read(self, start: InputFile, entry: Entry, rows: range) -> "Tensor":
+        """Rows of a matrix, in memory that the thread's next read takes again."""
+        row = entry.shape[1] * BITS[entry.dtype] // 8
+        buffer = getattr(self._of_thread, "buffer", b"")
+        if len(buffer) < len(rows) * row:
+            buffer = self._of_thread.buffer = bytearray(len(rows) * row)
+        data = memoryview(buffer)[: len(rows) * row]
+        start.read_into(data, entry.offset + rows.start * row)
+        return self._math.as_tensor(data, entry.dtype, (len(rows), entry.shape[1]))
 
     def _scale(self, name: str) -> "Tensor":
         """The scale of a weight, from whichever shard has it."""

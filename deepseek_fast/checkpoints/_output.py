@@ -1,4 +1,4 @@
-"""New files: NAME.part, written by a thread behind the caller's, becomes NAME when it is whole and on the disk."""
+"""New files: NAME.part becomes NAME when it is whole and on the disk; the threads that read and write."""
 
 import contextlib
 import os
@@ -12,11 +12,11 @@ from deepseek_fast.checkpoints._refuse import refuse
 
 PART = ".part"
 STEP = 1 << 18  # bytes a copy reads at a time; they are still in the core's cache when it writes them
-QUEUE = 2  # calls that wait for the writing thread at most, each with the bytes it is to write
+WAITING = 2  # calls that wait for each thread at most
 
 
 class PartFile:
-    """A file of a known size that has its name only once `finish` was called."""
+    """A file of a known size that has its name only once `finish` was called; any thread writes to it."""
 
     def __init__(self, path: Path, size: int) -> None:
         self._path, self._part = path, part_of(path)
@@ -82,18 +82,19 @@ class InputFile:
         os.close(self._fd)
 
 
-class Behind:
-    """Calls made in order by one thread behind the caller's, QUEUE of them waiting at most."""
+class Workers:
+    """Threads that make calls; a few calls wait for each, so that what they hold is bounded."""
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1)
+    def __init__(self, threads: int, prepare: Callable[[], None] | None = None) -> None:
+        self._pool = ThreadPoolExecutor(threads, initializer=prepare)
+        self._room = threads * WAITING
         self._pending: deque[Future[None]] = deque()
 
     def call(self, function: Callable[..., None], *args: Any) -> None:
         """Waits for room. Raises what an earlier call raised."""
-        while len(self._pending) >= QUEUE:
+        while len(self._pending) >= self._room:
             self._pending.popleft().result()
-        self._pending.append(self._thread.submit(function, *args))
+        self._pending.append(self._pool.submit(function, *args))
 
     def wait(self) -> None:
         """Until all calls are made. Raises what one of them raised."""
@@ -102,7 +103,7 @@ class Behind:
 
     def stop(self, *, drop: bool = True) -> None:
         """Until the calls that were started are made, and the others too unless they are dropped. Raises nothing."""
-        self._thread.shutdown(wait=True, cancel_futures=drop)
+        self._pool.shutdown(wait=True, cancel_futures=drop)
 
 
 @contextlib.contextmanager
