@@ -211,10 +211,11 @@ def test_a_failing_thread_stops_the_run(source: Path, tmp_path: Path, monkeypatc
     assert not list((tmp_path / "out").glob("*.safetensors*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["bf16", "fp8"])
 def test_memory_stays_below_two_shards(tmp_path: Path, to: str) -> None:
-    """Three shards of 32 MiB of FP8, 64 MiB of bfloat16."""
-    pair = ckpt.fp8_weight(WEIGHT, 4096, 8192)
+    """Three shards of 64 MiB of FP8, 128 MiB of bfloat16: below two of the smaller."""
+    pair = ckpt.fp8_weight(WEIGHT, 8192, 8192)
     wide = {WEIGHT: ckpt.product(pair[WEIGHT], pair[SCALE]).bfloat16()}
     shard = pair if to == "bf16" else wide
     ckpt.write(tmp_path / "in", [{f"{i}.{name}": x for name, x in shard.items()} for i in range(3)])
@@ -225,8 +226,7 @@ def test_memory_stays_below_two_shards(tmp_path: Path, to: str) -> None:
     )
     words = [sys.executable, "-c", script, tmp_path / "in", tmp_path / "out"]
     grown = int(subprocess.run(words, capture_output=True, check=True, text=True).stdout)
-    print(to, grown / 2**20)
-    assert grown < (32 << 20) * 2
+    assert grown < 2 * (64 << 20)
 
 
 def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,11 +88,11 @@ class Plan:
 def make_plan(checkpoint: Checkpoint, to: str | None, block: int | None, scale: str, keep: Sequence[str]) -> Plan:
     """Raises ValueError for arguments, and for tensors that are not as DeepSeek's layout has them."""
     _check_arguments(to, block, scale, keep)
-    scales = [name for name in checkpoint.home if name.endswith(SCALE_SUFFIX)]
-    to = to or ("bf16" if scales else "fp8")
+    fp8 = [name for name in checkpoint.home if name.endswith(SCALE_SUFFIX) or _is_fp8_weight(checkpoint, name)]
+    to = to or ("bf16" if fp8 else "fp8")
     if to == "fp8":
-        if scales:
-            refuse("source", "hold no FP8 weights with scales where to is fp8", quoted(scales[0]))
+        if fp8:
+            refuse("source", "hold no FP8 weights where to is fp8", quoted(fp8[0]))
         if any("quantization_config" in part for part in _parts(checkpoint.config)):
             refuse(CONFIG, "have no quantization_config where to is fp8", "one")
         converted, kept = _to_quantize(checkpoint, keep)
@@ -180,6 +180,10 @@ def _to_quantize(checkpoint: Checkpoint, keep: Sequence[str]) -> tuple[list[str]
     return [name for name in able if name not in set(kept)], kept
 
 
+def _is_fp8_weight(checkpoint: Checkpoint, name: str) -> bool:
+    return name.endswith(WEIGHT_SUFFIX) and checkpoint.entry(name).dtype == CODES
+
+
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, one) or fnmatchcase(name.removesuffix(WEIGHT_SUFFIX), one) for one in patterns)
 
@@ -187,10 +191,9 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 def _to_dequantize(checkpoint: Checkpoint) -> list[str]:
     """The weights that have a scale."""
     for name in checkpoint.home:
-        entry = checkpoint.entry(name)
         if name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) not in checkpoint.home:
             refuse(tensor_of(checkpoint.path_of(name), name), "have its weight in the checkpoint", "none of that name")
-        if entry.dtype == CODES and name.endswith(WEIGHT_SUFFIX) and name + SCALE_SUFFIX not in checkpoint.home:
+        if _is_fp8_weight(checkpoint, name) and name + SCALE_SUFFIX not in checkpoint.home:
             what = tensor_of(checkpoint.path_of(name), name)
             refuse(what, "have its scale in the checkpoint", f"no {quoted(name + SCALE_SUFFIX)}")
     return [name for name in checkpoint.home if name + SCALE_SUFFIX in checkpoint.home]
