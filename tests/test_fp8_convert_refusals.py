@@ -1,8 +1,10 @@
 """fp8-convert refuses what is broken: one sentence, exit code 2 (or 3 for the disk), nothing that looks finished."""
 
+import contextlib
 import fcntl
 import json
 import os
+import random
 import shutil
 import struct
 from collections.abc import Callable
@@ -252,3 +254,25 @@ def test_a_source_that_shrinks_meanwhile(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^fp8_convert: model.safetensors must stay as it is while it is read"):
         fp8_convert(source, tmp_path / "out", progress=shrink)
     assert sorted(ckpt.files(tmp_path / "out")) == [".fp8_convert.json"]
+
+
+def test_a_source_that_changes_meanwhile(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^fp8_convert: source must be as it was when target was begun"):
+        fp8_convert(source, tmp_path / "out", progress=lambda name, part: os.utime(source / SHARD, (1, 1)))
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_change_of_bytes_is_a_crash(source: Path, tmp_path: Path, seed: int) -> None:
+    path, draw = source / SHARD, random.Random(seed)
+    data = path.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    for _ in range(50):
+        changed = bytearray(data)
+        for _ in range(draw.randint(1, 4)):
+            changed[draw.randrange(header)] = draw.choice(b'0123456789-[]{}",:.eF8_\x00\xff')
+        path.write_bytes(changed[: draw.choice((None, None, draw.randrange(len(data))))])
+        with contextlib.suppress(ValueError):
+            fp8_convert(path, tmp_path / "out.safetensors", to=draw.choice(("bf16", "fp8")))
+            (tmp_path / "out.safetensors").unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]

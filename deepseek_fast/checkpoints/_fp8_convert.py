@@ -15,7 +15,7 @@ from deepseek_fast.checkpoints._plan import CODES, SCALE, SCALE_SUFFIX, Plan, ma
 from deepseek_fast.checkpoints._refuse import OP, quoted, refuse, tensor_of
 from deepseek_fast.checkpoints._safetensors import BITS, Entry, Header
 from deepseek_fast.checkpoints._source import CONFIG, INDEX, SUFFIX, read_checkpoint
-from deepseek_fast.checkpoints._target import begun, check_space, is_copied, is_whole
+from deepseek_fast.checkpoints._target import begun, check_space, check_unchanged, is_copied, is_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,6 +130,7 @@ def _write_others(plan: Plan, target: Path) -> None:
     for name in checkpoint.others:
         if not is_copied(checkpoint.folder / name, target / name):
             copy_file(checkpoint.folder / name, target / name)
+    check_unchanged(checkpoint, target)
     for name, found in ((INDEX, plan.index()), (CONFIG, plan.config())):
         if found is not None:
             write_file(target / name, (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
@@ -161,7 +162,11 @@ class _Conversion:
             try:
                 for shard, path in targets.items():
                     file = self._shard(workers, shard, path)
-                    finisher.wait()  # one file at a time on its way to the disk, while the next is converted
+                    try:
+                        finisher.wait()  # one file at a time on its way to the disk, while the next is converted
+                    except BaseException:
+                        file.discard()
+                        raise
                     finisher.call(file.finish)
                 finisher.wait()
             finally:

@@ -14,6 +14,7 @@ SUFFIX = ".safetensors"
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+STATE = ".fp8_convert.json"  # in what we write: what was asked for, and each file that was read, its bytes and time
 NOT_COPIED = (".git", ".cache")  # folders that tools keep beside a checkpoint
 
 
@@ -64,7 +65,7 @@ def read_checkpoint(source: Path) -> Checkpoint:
     for tensor, name in {} if index is None else index["weight_map"].items():
         if home.get(tensor) != name:
             refuse(f"{name}", f"hold the tensor {quoted(tensor)} that {INDEX} says it does", "none of that name")
-    others = tuple(name for name in _files(source) if name not in {*names, INDEX, CONFIG})
+    others = tuple(name for name in _files(source) if name not in {*names, INDEX, CONFIG, STATE})
     return Checkpoint(source, shards, home, index, config, others)
 
 

@@ -13,8 +13,8 @@ from deepseek_fast.checkpoints._output import part_of, write_file
 from deepseek_fast.checkpoints._plan import Plan
 from deepseek_fast.checkpoints._refuse import OP, quoted, refuse
 from deepseek_fast.checkpoints._safetensors import Header
+from deepseek_fast.checkpoints._source import STATE, Checkpoint
 
-STATE = ".fp8_convert.json"  # what was asked for, and every file that was read: its bytes and time
 VERSION = 1  # of that file
 SPARE = 1 << 20  # bytes for what is small: folders, index, config.json
 
@@ -60,6 +60,11 @@ def check_space(folder: Path, plan: Plan) -> None:
         raise OSError(f"{OP}: target must lie on a disk with {needed} bytes free; got {free} in {str(folder)!r}")
 
 
+def check_unchanged(checkpoint: Checkpoint, folder: Path) -> None:
+    """Raises ValueError where a file of the source has changed since the folder was begun."""
+    _check_state(folder, {"source": checkpoint.fingerprint()})
+
+
 def is_whole(path: Path, header: Header) -> bool:
     """Whether the file is there: it got its name when it was whole, so its size and header say enough."""
     if not path.is_file() or path.stat().st_size != header.size:
@@ -88,7 +93,7 @@ def _check_state(folder: Path, wanted: dict[str, Any]) -> None:
         parts = {name: found[name] for name in wanted}
     except (ValueError, RecursionError, KeyError, TypeError):
         refuse("target", f"hold a {STATE} that can be read", quoted(str(folder / STATE)))
-    if parts["version"] != wanted["version"] or parts["arguments"] != wanted["arguments"]:
+    if parts.get("version") != wanted.get("version") or parts.get("arguments") != wanted.get("arguments"):
         rule = f"be empty or begun with the same arguments, {json.dumps(wanted['arguments'])}"
         refuse("target", rule, json.dumps(parts["arguments"])[:200])
     if parts["source"] != wanted["source"]:
