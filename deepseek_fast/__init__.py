@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deepseek_fast._version import __version__
 
 if TYPE_CHECKING:
-    from deepseek_fast import importers, nn, numpy, onnx, ort, quantization
+    from deepseek_fast import checkpoints, importers, nn, numpy, onnx, ort, quantization
     from deepseek_fast._load import isa, set_max_isa, supported_isas
     from deepseek_fast.kernels.fp8_cast.op import (
         fp8_amax,
@@ -47,10 +47,11 @@ _HOMES = {
     "silu_mul_cast": "deepseek_fast.kernels.fp8_cast.op",
     "supported_isas": "deepseek_fast._load",
 }
-_MODULES = ("importers", "nn", "numpy", "onnx", "ort", "quantization")
+_MODULES = ("checkpoints", "importers", "nn", "numpy", "onnx", "ort", "quantization")
 
 __all__ = [
     "__version__",
+    "checkpoints",
     "fp8_amax",
     "fp8_cast",
     "fp8_cast_transposed",

@@ -29,11 +29,11 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     # Here, because the commands import deepseek_fast.bench, which imports this package's machine and output.
-    from deepseek_fast.cli import bench, demo, doctor, optimize, verify
+    from deepseek_fast.cli import bench, demo, doctor, fp8_convert, optimize, verify
 
-    parser = _Parser(prog="deepseek-fast", description="Smaller, faster ONNX models with the same numbers everywhere.")
+    parser = _Parser(prog="deepseek-fast", description="Smaller, faster models with the same numbers everywhere.")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (optimize, verify, bench, doctor, demo):
+    for command in (optimize, verify, fp8_convert, bench, doctor, demo):
         command.add(subparsers)
     arguments = parser.parse_args(argv)
     try:
@@ -71,6 +71,7 @@ def _code(error: Exception) -> int | None:
 
 
 def _say(command: str, text: str, code: int) -> int:
-    prefix = "" if text.startswith(f"{command}: ") else f"{command}: "
-    print(f"deepseek-fast {prefix}{text}", file=sys.stderr)
+    for said in (command, command.replace("-", "_")):  # the operation in Python's spelling
+        text = text.removeprefix(f"{said}: ")
+    print(f"deepseek-fast {command}: {text}", file=sys.stderr)
     return code

@@ -59,7 +59,7 @@ class Progress:
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
-        self._done = -1
+        self._done, self._percent = -1, -1
         self._bar: Any = None
 
     def __enter__(self) -> "Progress":
@@ -76,6 +76,13 @@ class Progress:
         self._done += 1
         if self._bar is not None:
             self._bar.n = min(self._done, self._steps)
+            self._bar.set_description_str(name)  # draws
+
+    def show(self, name: str, part: float) -> None:
+        """Says what is done now, and which part of all steps, 0 to 1, is behind."""
+        if self._bar is not None and (name != self._bar.desc or int(part * 100) != self._percent):
+            self._percent = int(part * 100)
+            self._bar.n = part * self._steps
             self._bar.set_description_str(name)  # draws
 
     def tick(self) -> None:
