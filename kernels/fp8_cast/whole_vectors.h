@@ -193,7 +193,7 @@ template <Dtype dtype, Dtype format, class Scaling>
 [[gnu::noinline]] void encode_step_with_nan(const void* x, int64_t i, const Scaling& scaled, uint8_t* codes) {
   for (int q = 0; q < 4; ++q) {
     const auto value = load_value<Vec, dtype>(x, i + 16 * q, 16);
-    const auto v = scaled(value);
+    const auto v = scaled.any(value);
     const auto code = nearest_code<Vec, format>(v, Format<format>::F::LARGEST);
     Vec::store_low8(codes + i + 16 * q, with_sign_and_nan<Vec, format>(code, v, value, true), 16);
   }
@@ -202,11 +202,13 @@ template <Dtype dtype, Dtype format, class Scaling>
 // x / s where 2^-100 <= s <= 2^100, with the bits of VDIVPS, which takes three times as long: two corrections of
 // x * RN(1 / s) by exact remainders (Markstein 1990; Muller et al., Handbook of Floating-Point Arithmetic, section
 // 4.7). Quotients that are so small that a remainder underflows have the code 0 either way.
+// Infinities make NaN of it; `any` takes them too.
 struct Divisor {
   __m512 s, inverse;
   static bool fits(float s) { return s >= 0x1p-100f && s <= 0x1p100f; }
   [[gnu::always_inline]] explicit Divisor(float value)
       : s(_mm512_set1_ps(value)), inverse(_mm512_set1_ps(1.0f / value)) {}
+  __m512 any(__m512 x) const { return _mm512_div_ps(x, s); }
   [[gnu::always_inline]] __m512 operator()(__m512 x) const {
     __m512 q = _mm512_mul_ps(x, inverse);
     q = _mm512_fmadd_ps(_mm512_fnmadd_ps(q, s, x), inverse, q);
@@ -219,6 +221,7 @@ struct Factor {
   static bool fits(float) { return true; }
   [[gnu::always_inline]] explicit Factor(float factor) : value(_mm512_set1_ps(factor)) {}
   [[gnu::always_inline]] __m512 operator()(__m512 x) const { return _mm512_mul_ps(x, value); }
+  __m512 any(__m512 x) const { return _mm512_mul_ps(x, value); }
 };
 
 // What the next part's amax reads comes while this part is encoded: the two are PREFETCH values apart (cpu.cc's PART).
