@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import deepseek_fast
-from tests.doors import ROOMS
+from tests.doors import EVERY_ROOM
 from tests.plugin import ISA_LEVELS, isa_cap, supported_isas
 
 
@@ -50,7 +50,7 @@ def test_the_environment_lowers_the_level(level: str) -> None:
     assert done.stdout.strip() == level
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", EVERY_ROOM)
 def test_every_level_has_a_kernel_and_its_own_where_one_is_listed(room: str) -> None:
     from deepseek_fast._load import native
 
