@@ -196,18 +196,5 @@ template <class V, Dtype dtype>
   return V::f32_of_bits(V::or_bits(rounded, sign));
 }
 
-// The code, in the low byte of each lane, of a finite number that round_to_fp8 gave.
-template <class V, Dtype dtype>
-[[gnu::always_inline]] inline typename V::i32 fp8_code(typename V::f32 number) {
-  using F = Fp8<dtype>;
-  using R = Fp8Rounding<dtype>;
-  const auto bits = V::bits_of(number);
-  const auto size = V::and_bits(bits, 0x7FFFFFFF);
-  const auto normal = V::add_i32(V::template shift_right<R::KEPT>(size), -((127 - F::BIAS) << F::MANTISSA));
-  const auto units = V::mul(V::f32_of_bits(size), f32_of<V>((254 << 23) - R::UNIT));  // * 1 / unit
-  const auto code = V::select_below(size, R::NORMAL, V::round_to_i32(units), normal);
-  return V::or_bits(code, V::and_bits(V::template shift_right<24>(bits), 0x80));
-}
-
 }  // namespace
 }  // namespace dsf

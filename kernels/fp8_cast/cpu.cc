@@ -420,7 +420,7 @@ void dsf_fp8_cast(const Context* context, const CastArgs* args) {
   if (call.plain || call.has_given) return cast_with_given(*context, cast);
   if (call.M == 0 || call.K == 0) return scale_nothing(cast);
   if (call.codes_t) return cast_pair(*context, cast);
-  if (is_in_pieces(call)) return cast_pieces(*context, cast);
+  if (is_in_pieces(call) && context->workspace) return cast_pieces(*context, cast);
   cast_tiles(*context, cast);
 }
 

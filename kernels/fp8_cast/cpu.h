@@ -127,7 +127,7 @@ DSF_API int32_t dsf_int8_cast_check(const TensorView* x, Int8CastArgs* args, Pro
 // Sizes of the scale, as many as the result says (at most ndim of x, at least 2), and its strides in elements.
 DSF_API int64_t dsf_fp8_cast_scale_shape(const CastCall* call, const CastArgs* args, int64_t* sizes, int64_t* strides);
 
-// Bytes of context->workspace; -1 where that overflows.
+// Bytes of context->workspace, -1 where that overflows; without one, a block beyond any cache is one thread's.
 DSF_API int64_t dsf_fp8_cast_workspace_bytes(const Context* context, const CastArgs* args);
 DSF_API void dsf_fp8_cast(const Context* context, const CastArgs* args);
 DSF_API void dsf_fp8_dequantize(const Context* context, const DequantizeArgs* args);

@@ -11,6 +11,7 @@
 #include "csrc/gemm/pack.h"
 #include "csrc/gemm/packed.h"
 #include "csrc/gemm/plain_weight.h"
+#include "kernels/fp8_cast/cpu.h"
 #include "kernels/fp8_matmul/cpu_kernels.h"
 
 namespace dsf {
@@ -302,28 +303,29 @@ int32_t dsf_fp8_quantize_weight_check(const TensorView* w, const Block* block, D
 
 int32_t dsf_fp8_quantize_weight(const Context* context, const TensorView* w, const Block* block, Dtype dtype,
                                 uint8_t* codes, float* scale, Problem* problem) {
-  const auto quantize = pick().quantize;
-  const int64_t N = w->sizes[0], K = w->sizes[1], row_stride = dsf_row_stride(w);
-  const int64_t rows = num_blocks(N, block->n), columns = num_blocks(K, block->k);
-  // First and one past the last place of a dimension in its i-th block.
-  const auto begin_of = [](int64_t i, int64_t part) { return part < 0 ? 0 : i * part; };
-  const auto end_of = [](int64_t i, int64_t part, int64_t size) {
-    return part < 0 || size - i * part < part ? size : (i + 1) * part;
-  };
-  parallel_for(*context, rows * columns, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t n = begin_of(i / columns, block->n), k = begin_of(i % columns, block->k);
-      scale[i] =
-          quantize({w->dtype, dtype, static_cast<const char*>(w->data) + (n * row_stride + k) * value_bytes(w->dtype),
-                    row_stride, end_of(i / columns, block->n, N) - n, end_of(i % columns, block->k, K) - k,
-                    codes + n * K + k, K});
-    }
-  });
-  for (int64_t i = 0; i < rows * columns; ++i) {
-    if (!std::isnan(scale[i])) continue;
+  CastCall call{};
+  call.op = QUANTIZE;
+  call.x = *w;
+  call.dtype = dtype;
+  call.block_rows = block->n;
+  call.block_cols = block->k;
+  call.scale = "f32";
+  call.mode = "deepgemm";
+  call.layout = "row";
+  call.rounding = "nearest";
+  call.saturate = true;
+  CastArgs args;
+  if (!dsf_fp8_cast_check(&call, &args, problem)) return 0;
+  args.codes = codes;
+  args.scale = scale;
+  args.scale_row_stride = args.col_blocks;
+  args.scale_col_stride = 1;
+  dsf_fp8_cast(context, &args);
+  for (int64_t i = 0; i < args.row_blocks * args.col_blocks; ++i) {
+    if (std::isfinite(scale[i])) continue;
     char got[96];
-    std::snprintf(got, sizeof got, "nan or inf in the block at (%lld, %lld)", static_cast<long long>(i / columns),
-                  static_cast<long long>(i % columns));
+    std::snprintf(got, sizeof got, "nan or inf in the block at (%lld, %lld)",
+                  static_cast<long long>(i / args.col_blocks), static_cast<long long>(i % args.col_blocks));
     return value_error(problem, QUANTIZE, "w", "be finite", got);
   }
   return 1;

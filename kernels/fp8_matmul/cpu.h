@@ -77,7 +77,7 @@ DSF_API void dsf_fp8_scaled_mm(const Context* context, const LinearArgs* args, c
 // w (N, K) f32, bf16 or f16, dtype the format of the codes. Returns 1, or 0 and *problem.
 DSF_API int32_t dsf_fp8_quantize_weight_check(const TensorView* w, const Block* block, Dtype dtype, Problem* problem);
 // For rows of w: codes (N, K) and scale (one value a block), both contiguous. Returns 1, or 0 and *problem where w
-// holds NaN or inf; what is in codes and scale then has no meaning.
+// holds NaN or inf; what is in codes and scale then has no meaning. It is fp8_cast's mode "deepgemm".
 DSF_API int32_t dsf_fp8_quantize_weight(const Context* context, const TensorView* w, const Block* block, Dtype dtype,
                                         uint8_t* codes, float* scale, Problem* problem);
 

@@ -110,41 +110,7 @@ inline void run_cast(const LinearArgs& args, const CastRows& rows, int64_t m_beg
     run_cast_weight<Dtype::f8e5m2>(args, packed, rows, m_begin, m_end, panel);
 }
 
-// scale = max(amax, 1e-4) / largest;  codes = fp8(w * (1 / scale))
-template <Dtype from, Dtype to>
-float quantize_block(const QuantizeBlock& block) {
-  using V = Vec;
-  const auto row_of = [&](int64_t row) {
-    return static_cast<const char*>(block.w) + row * block.row_stride * value_bytes(from);
-  };
-  auto most = V::zero_i32();
-  for (int64_t row = 0; row < block.rows; ++row) most = largest_so_far<from>(most, row_of(row), 0, block.columns);
-  const uint32_t amax_bits = V::largest(most);
-  if (amax_bits >= 0x7F800000u) return __builtin_nanf("");
-  const float scale = scale_of<to>(amax_bits);
-  const auto inverse = V::set1(1.0f / scale);
-  for (int64_t row = 0; row < block.rows; ++row) {
-    uint8_t* codes = block.codes + row * block.codes_stride;
-    for (int64_t k = 0; k < block.columns; k += V::LANES) {
-      const int n = block.columns - k < V::LANES ? int(block.columns - k) : V::LANES;
-      const auto value = V::mul(load_value<V, from>(row_of(row), k, n), inverse);
-      V::store_low8(codes + k, fp8_code<V, to>(round_to_fp8<V, to>(value)), n);
-    }
-  }
-  return scale;
-}
-
-template <Dtype to>
-float quantize_to(const QuantizeBlock& block) {
-  if (block.from == Dtype::f32) return quantize_block<Dtype::f32, to>(block);
-  return block.from == Dtype::bf16 ? quantize_block<Dtype::bf16, to>(block) : quantize_block<Dtype::f16, to>(block);
-}
-
-inline float quantize(const QuantizeBlock& block) {
-  return block.to == Dtype::f8e4m3 ? quantize_to<Dtype::f8e4m3>(block) : quantize_to<Dtype::f8e5m2>(block);
-}
-
-constexpr Kernel KERNEL = {run, widen_x<Vec>, cast, run_cast, quantize};
+constexpr Kernel KERNEL = {run, widen_x<Vec>, cast, run_cast};
 
 }  // namespace
 }  // namespace dsf::fp8_matmul

@@ -11,15 +11,6 @@ struct CastRows {
   int64_t scale_stride;  // steps of 128 values a row
 };
 
-// A block of w.
-struct QuantizeBlock {
-  Dtype from, to;
-  const void* w;
-  int64_t row_stride, rows, columns;
-  uint8_t* codes;
-  int64_t codes_stride;
-};
-
 struct Kernel {
   // Rows [m_begin, m_end) of the output columns of one panel.
   void (*run)(const LinearArgs& args, int64_t m_begin, int64_t m_end, int64_t panel);
@@ -27,8 +18,6 @@ struct Kernel {
   // activations = "fp8": casts rows [m_begin, m_end) of x; then those rows of one panel.
   void (*cast)(const LinearArgs& args, int64_t m_begin, int64_t m_end, const CastRows& rows);
   void (*run_cast)(const LinearArgs& args, const CastRows& rows, int64_t m_begin, int64_t m_end, int64_t panel);
-  // Returns the block's scale, or NaN where w is not finite.
-  float (*quantize)(const QuantizeBlock& block);
 };
 
 #define DSF_VARIANT(isa, dtype, kernel) extern const Kernel kernel;
