@@ -166,7 +166,8 @@ def _normal(generator: torch.Generator, dtype: str, *shape: int) -> torch.Tensor
 
 
 SIZES = ((128 << 10, "L2"), (64 << 20, "memory"))  # elements, and where they lie
-IN_L1, TIMES = 8 << 10, 1000
+TIMES = 1000
+ALONE = ((8 << 10, "L1", TIMES), (128 << 10, "L2", TIMES // 10))  # the kernel, so many times
 OF_GATE = 1 << 20
 # (read, written, also with as many elements as the gate compares)
 DECODED = ((E4M3, "bfloat16", True), (E4M3, "float32", False), (E5M2, "bfloat16", False))
@@ -177,7 +178,8 @@ def _plain(op: str, kinds: tuple[tuple[str, str, bool], ...], verb: str) -> Iter
     for source, target, gated in kinds:
         for size, level in SIZES:
             yield Bench(op, size // WHOLE_ROWS, WHOLE_ROWS, source, target, why=f"{verb} in {level}")
-        yield Bench(op, IN_L1 // WHOLE_ROWS, WHOLE_ROWS, source, target, why=f"{verb} in L1", times=TIMES)
+        for size, level, times in ALONE:
+            yield Bench(op, size // WHOLE_ROWS, WHOLE_ROWS, source, target, why=f"{verb} in {level}", times=times)
         if gated:
             rows = OF_GATE // WHOLE_ROWS
             yield Bench(op, rows, WHOLE_ROWS, source, target, why=f"{verb} in L3", quick=True)
