@@ -93,6 +93,8 @@ inline bool amax_of_blocks(const void* x, int count, int64_t block, bool ignore_
   __m512i most;
   if (block == DEEPSEEK && count == TREE)
     most = amax_of_tree<dtype>(x, TREE, DEEPSEEK);
+  else if (block == DEEPSEEK && count == TREE / 2)  // of a tile of 128 rows
+    most = amax_of_tree<dtype>(x, TREE / 2, DEEPSEEK);
   else if (block == MX && count == TREE)
     most = amax_of_tree<dtype>(x, TREE, MX);
   else
