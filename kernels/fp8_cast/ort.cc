@@ -35,9 +35,13 @@ bool is_type(int64_t dtype) { return dtype > UNDEFINED && dtype <= ONNX_TENSOR_E
 TensorView of_type(int64_t dtype) { return shape_only(is_type(dtype) ? Type(dtype) : Type(-1), nullptr, 0); }
 
 // A tensor of shape (0,) stands for none: the body of a node reads every input.
+bool is_none(const std::optional<Tensor>& tensor) {
+  return !tensor || (tensor->view.ndim == 1 && tensor->view.sizes[0] == 0);
+}
+
 std::optional<Tensor> given(const Call& call, size_t index) {
   std::optional<Tensor> tensor = call.input(index);
-  if (tensor && tensor->view.ndim == 1 && tensor->view.sizes[0] == 0) tensor.reset();
+  if (is_none(tensor)) tensor.reset();
   return tensor;
 }
 
@@ -61,6 +65,24 @@ Block block_of(const char* op, const Node& node) {
   fail(node.runtime, problem);
 }
 
+// What the checks before a run see of the scales: their types, in shapes that fit an empty tensor.
+class ScalesOfNothing {
+ public:
+  ScalesOfNothing(const Node& node, const Block& block) : sizes_{block.rows == -1, block.cols == -1} {
+    for (size_t i : {SCALE, TENSOR_SCALE}) {
+      const std::optional<Type> type = node.type(i);
+      const std::optional<Tensor> constant = node.constant(i);
+      if (!type || (constant && is_none(constant))) continue;
+      views_[i] = i == SCALE ? shape_only(*type, sizes_, 2) : shape_only(*type, nullptr, 0);
+    }
+  }
+  const TensorView* operator[](size_t input) const { return views_[input] ? &*views_[input] : nullptr; }
+
+ private:
+  const int64_t sizes_[2];
+  std::optional<TensorView> views_[3];
+};
+
 class CastKernel : public Kernel {
  public:
   explicit CastKernel(const Node& node);
@@ -68,7 +90,7 @@ class CastKernel : public Kernel {
 
  private:
   CastCall call_of(const TensorView& x) const;
-  static CastArgs check(const Runtime& runtime, const CastCall& call);
+  static CastArgs check(const Runtime& runtime, CastCall call, const TensorView* scale, const TensorView* tensor_scale);
 
   const int64_t dtype_;
   CastOptions options_{};
@@ -85,7 +107,9 @@ CastKernel::CastKernel(const Node& node) : dtype_(node.attribute("dtype", int64_
               "row",
               node.attribute("rounding", "nearest"),
               node.attribute("seed", int64_t{0})};
-  check(node.runtime, call_of(shape_only(node.type(VALUES).value_or(UNDEFINED), NOTHING, 2)));
+  const ScalesOfNothing scales(node, {rows, cols});
+  check(node.runtime, call_of(shape_only(node.type(VALUES).value_or(UNDEFINED), NOTHING, 2)), scales[SCALE],
+        scales[TENSOR_SCALE]);
 }
 
 CastCall CastKernel::call_of(const TensorView& x) const {
@@ -95,7 +119,11 @@ CastCall CastKernel::call_of(const TensorView& x) const {
   return call;
 }
 
-CastArgs CastKernel::check(const Runtime& runtime, const CastCall& call) {
+CastArgs CastKernel::check(const Runtime& runtime, CastCall call, const TensorView* scale,
+                           const TensorView* tensor_scale) {
+  const TensorView numbers = scale ? held_as(*scale, Dtype::f8e8m0) : TensorView{};
+  call.given = scale ? &numbers : nullptr;
+  call.tensor_scale = tensor_scale;
   CastArgs args{};
   Problem problem;
   if (!dsf_fp8_cast_check(&call, &args, &problem)) fail(runtime, problem);
@@ -106,11 +134,8 @@ void CastKernel::compute(const Call& call) const {
   std::optional<Tensor> x = call.input(VALUES), scale = given(call, SCALE), tensor_scale = given(call, TENSOR_SCALE);
   for (std::optional<Tensor>* tensor : {&x, &scale, &tensor_scale})
     if (*tensor) (*tensor)->align(CAST);
-  CastCall cast = call_of(x->view);
-  if (scale) scale->view = held_as(scale->view, Dtype::f8e8m0);
-  cast.given = view_of(scale);
-  cast.tensor_scale = view_of(tensor_scale);
-  CastArgs args = check(call.runtime, cast);
+  const CastCall cast = call_of(x->view);
+  CastArgs args = check(call.runtime, cast, view_of(scale), view_of(tensor_scale));
 
   std::vector<int64_t> sizes(x->view.sizes, x->view.sizes + x->view.ndim);
   if (args.dtype == Dtype::f4e2m1x2) sizes.back() /= 2;
@@ -191,10 +216,9 @@ class DequantizeKernel : public Kernel {
 
 DequantizeKernel::DequantizeKernel(const Node& node)
     : block_(block_of(DEQUANTIZE, node)), dtype_(node.attribute("dtype", int64_t{FLOAT})) {
-  const TensorView codes = shape_only(node.type(VALUES).value_or(UNDEFINED), NOTHING, 2);
-  const std::optional<Type> type = node.type(SCALE);
-  const TensorView scale = shape_only(type.value_or(UNDEFINED), NOTHING, 2);
-  check(node.runtime, codes, type ? &scale : nullptr, nullptr);
+  const ScalesOfNothing scales(node, block_);
+  check(node.runtime, shape_only(node.type(VALUES).value_or(UNDEFINED), NOTHING, 2), scales[SCALE],
+        scales[TENSOR_SCALE]);
 }
 
 DequantizeArgs DequantizeKernel::check(const Runtime& runtime, const TensorView& codes, const TensorView* scale,
