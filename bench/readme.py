@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.networks.table import LEGEND, table
-from deepseek_fast.bench.report import fairest
+from deepseek_fast.bench.report import fairest, is_cast
 from deepseek_fast.cli import output
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,15 +63,24 @@ def networks_table(data: dict[str, Any]) -> str:
 
 
 def room_table(run: dict[str, Any], room: str) -> str:
-    header = ("M x N x K, dtype, scheme, activation", "us", "G/s", "of ceiling", "x peer", "fastest peer")
-    lines = []
-    for row in run["rows"]:
-        best = fairest(row)
-        if row["room"] != room or not row["best_level"] or row["threads"] != 1 or best is None:
-            continue
-        rates = (f"{row['min_us']:.0f}", f"{row['gflops']:.0f}", f"{row['share_of_ceiling']:.0%}")
-        lines.append((row["case"], *rates, f"{best[1]['time_ratio']:.2f}", best[0]))
+    found = [row for row in run["rows"] if row["room"] == room and row["best_level"] and row["threads"] == 1]
+    shown = [(row, best) for row in found if (best := fairest(row))]
+    if any(is_cast(row) for row, _ in shown):
+        header: tuple[str, ...] = ("case", "us", "G elements/s", "GB/s", "of copy", "x peer", "fastest peer")
+    else:
+        header = ("M x N x K, dtype, scheme, activation", "us", "G/s", "of ceiling", "x peer", "fastest peer")
+    lines = [
+        (row["case"], *_rates(row), f"{row['share_of_ceiling']:.0%}", f"{best[1]['time_ratio']:.2f}", best[0])
+        for row, best in shown
+    ]
     return output.table(header, lines) + "\n\n" + _machine(run["machine"])
+
+
+def _rates(row: dict[str, Any]) -> tuple[str, ...]:
+    """us and what a second has; a cast may take less than a microsecond."""
+    if is_cast(row):
+        return f"{row['min_us']:.1f}", f"{row['gelements']:.1f}", f"{row['gbytes']:.0f}"
+    return f"{row['min_us']:.0f}", f"{row['gflops']:.0f}"
 
 
 def _machine(data: dict[str, Any]) -> str:

@@ -11,6 +11,8 @@ from deepseek_fast._load import native
 SECONDS = 0.05  # of each probe
 # Bytes of a working set, one well inside each memory level of usual x86 servers: 32-48 KiB L1, 1-2 MiB L2, 16+ MiB L3.
 WORKING_SETS = {"L1": 16 << 10, "L2": 512 << 10, "L3": 8 << 20, "memory": 256 << 20}
+# Most bytes that a cache of the baseline's CPU holds, per core but for L3.
+CACHES = {"L1": 48 << 10, "L2": 1 << 20, "L3": 32 << 20}
 MIN_READ = 256  # bytes; a read probe takes no less
 
 
@@ -23,6 +25,11 @@ def measure() -> dict[str, Any]:
         "read": {level: probe.ceiling_read(size, seconds) for level, size in WORKING_SETS.items()},
         "copy": {level: probe.ceiling_copy(size // 2, seconds) for level, size in WORKING_SETS.items()},
     }
+
+
+def level(num_bytes: int) -> str:
+    """The memory level that holds a working set of num_bytes on the baseline's CPU."""
+    return next((name for name, size in CACHES.items() if num_bytes <= size), "memory")
 
 
 class Roofline:
@@ -44,6 +51,17 @@ class Roofline:
         compute = self._probe((isa, rate), native().ceiling_rates(SECONDS)[rate][0])
         read = self._probe((isa, size), native().ceiling_read(size, SECONDS))
         return max(flops / compute, num_bytes / read) / threads
+
+    def copy_seconds(self, num_bytes: int, threads: int = 1) -> float:
+        """Least time of a call that reads some bytes and writes others, num_bytes together, and computes next to none.
+
+        The ceiling is memcpy between two buffers of num_bytes / 2 each, in bytes read plus bytes written per second:
+        the same footprint, so the same level. One rule for every cast, also where the two sizes differ: a call that
+        mostly reads may beat the copy in a cache (more loads than stores a cycle); one that mostly writes cannot reach
+        it.
+        """
+        isa, size = native().isa(), max(num_bytes // 2, MIN_READ)
+        return num_bytes / self._probe((isa, f"copy {size}"), native().ceiling_copy(size, SECONDS)) / threads
 
     def _probe(self, key: tuple[str, str | int], found: float) -> float:
         self._best[key] = max(self._best.get(key, 0.0), found)

@@ -20,7 +20,8 @@ def figures(rows: Rows, ceilings: dict[str, Any], palette: plots.Palette, page: 
         found = [row for row in best if row["threads"] == threads]
         parts += [_ratios(found, palette, page)] if any(row["peers"] for row in found) else []
     single = [row for row in rows if row["threads"] == 1]
-    parts += _roofline([row for row in single if row["isa"] == ceilings["isa"]], ceilings, palette, page)
+    highest = [row for row in single if row["isa"] == ceilings["isa"]]
+    parts += _bytes(highest, page) if report.is_cast(rows[0]) else _roofline(highest, ceilings, palette, page)
     if len({row["isa"] for row in single}) > 1:
         parts.append(_levels(single, page))
     if len(counts) > 1:
@@ -76,6 +77,28 @@ def _roofline(rows: Rows, ceilings: dict[str, Any], palette: plots.Palette, page
     return [page.add(figure, "Roofline", caption, key(palette, peers, ours=True))]
 
 
+def _bytes(rows: Rows, page: Figures) -> list[Markup]:
+    """Instead of a roofline, in which a cast would lie at 0 flops a byte."""
+    groups = []
+    for row in filter(report.right, rows):
+        ceiling = row["gbytes"] / row["share_of_ceiling"]
+        lines = [row["case"], row["why"], f"{row['min_us']:.1f} us, {_rate(row)}"]
+        bars = [plots.Bar("ours", row["gbytes"], f"{row['gbytes']:.1f}", [*lines, f"{row['gbytes']:.1f} GB/s"])]
+        share = f"ours reaches {row['share_of_ceiling']:.0%} of it"
+        bars.append(plots.Bar("copy", ceiling, f"{ceiling:.1f}", [f"copy: {ceiling:.1f} GB/s", share], plots.PEERS[0]))
+        groups.append(plots.Group(row["case"], bars))
+    caption = (
+        "Bytes read and written in a second, and what a copy of as many bytes reaches in the same memory level. One "
+        "thread, best round."
+    )
+    return [page.add(plots.amounts(groups, "GB/s"), "Bytes against a copy", caption)] if groups else []
+
+
+def _rate(row: Row) -> str:
+    """12 GFLOP/s"""
+    return f"{report.rate_text(row)} {report.unit(row)}"
+
+
 def _point(row: Row, name: str, us: float) -> Point:
     gflops, share = row["flops"] / us / 1e3, row["roofline_us"] / us
     hover = [name, row["case"], row["why"], f"{us:.1f} us, {gflops:.0f} GFLOP/s", f"{share:.0%} of its ceiling"]
@@ -91,14 +114,15 @@ def _levels(rows: Rows, page: Figures) -> Markup:
             if not report.right(row):
                 notes.append(f"WRONG: {row['isa']}")
                 continue
-            hover = [row["isa"], case, f"{row['min_us']:.1f} us, {row['gflops']:.0f} GFLOP/s"]
-            hover.append(f"{row['share_of_ceiling']:.0%} of this level's {row['rate']} ceiling")
+            hover = [row["isa"], case, f"{row['min_us']:.1f} us, {_rate(row)}"]
+            hover.append(f"{row['share_of_ceiling']:.0%} of this level's {row['rate'] or 'copy'} ceiling")
             # The highest level in full colour, each lower one paler.
             opacity = 1 - 0.65 * levels.index(row["isa"]) / (len(levels) - 1)
-            bars.append(plots.Bar(row["isa"], row["gflops"], f"{row['gflops']:.0f}", hover, opacity=opacity))
+            text = report.rate_text(row)
+            bars.append(plots.Bar(row["isa"], report.rate(row), text, hover, opacity=opacity))
         groups.append(plots.Group(case, bars, notes))
     caption = "Ours at each level of this CPU, one thread; DSF_MAX_ISA holds the kernels to a level."
-    return page.add(plots.amounts(groups, "GFLOP/s"), "Instruction set levels", caption)
+    return page.add(plots.amounts(groups, report.unit(rows[0])), "Instruction set levels", caption)
 
 
 def _threads(rows: Rows, page: Figures) -> Markup:
@@ -106,14 +130,14 @@ def _threads(rows: Rows, page: Figures) -> Markup:
     for case, of in _by_case(rows).items():
         bars = []
         for row in (row for row in of if report.right(row)):
-            times = f"{row['gflops'] / of[0]['gflops']:.2f}x"
+            times = f"{report.rate(row) / report.rate(of[0]):.2f}x"
             threads, first = count(row["threads"], "thread"), row is of[0]
-            hover = [case, f"{threads}: {row['min_us']:.1f} us, {row['gflops']:.0f} GFLOP/s, {times}"]
-            text = f"{row['gflops']:.0f}" if first else f"{row['gflops']:.0f} ({times})"
-            bars.append(plots.Bar(threads, row["gflops"], text, hover, opacity=0.5 if first else 1.0))
+            hover = [case, f"{threads}: {row['min_us']:.1f} us, {_rate(row)}, {times}"]
+            text = report.rate_text(row) + (f" ({times})" if not first else "")
+            bars.append(plots.Bar(threads, report.rate(row), text, hover, opacity=0.5 if first else 1.0))
         groups.append(plots.Group(case, bars))
     caption = "Ours on one thread and on more, highest level; in brackets how many times the first bar's rate."
-    return page.add(plots.amounts(groups, "GFLOP/s"), "Threads", caption)
+    return page.add(plots.amounts(groups, report.unit(rows[0])), "Threads", caption)
 
 
 def _by_case(rows: Iterable[Row]) -> dict[str, Rows]:

@@ -12,6 +12,11 @@ LEGEND = (
     "over ours; err/bound: largest error against float64 over the derived bound, 0 is exact; x fastest: our time "
     "over the fastest right peer's, below 1 is faster"
 )
+LEGEND_OF_CASTS = (
+    "min: best round; spread: middle half over median; rates: of the best round, GB/s of bytes read and written; of "
+    "ceiling: the time of copying as many bytes over ours; err/bound: 0 where every bit is right; x fastest: our time "
+    "over the fastest right peer's, below 1 is faster"
+)
 
 
 def tables(rows: list[Row], baseline: dict[str, Any] | None) -> list[Markup]:
@@ -33,14 +38,14 @@ def coloured(ratio: float | None) -> Cell:
 
 def _rows(rows: list[Row], baseline: dict[str, Any] | None) -> Markup:
     before = {row["id"]: row["peers"] for row in baseline["rows"]} if baseline else {}
-    header: list[Cell] = ["case", "median us", "min us", "spread", "GFLOP/s", "GB/s", "of ceiling", "err/bound"]
-    header += ["x fastest", *(["x fastest, baseline"] if baseline else [])]
+    header: list[Cell] = ["case", "median us", "min us", "spread", report.unit(rows[0]), "GB/s", "of ceiling"]
+    header += ["err/bound", "x fastest", *(["x fastest, baseline"] if baseline else [])]
     header.append(("fastest right peer", "word"))
     bodies: Bodies = {}
     for row in rows:
         best, error = report.fairest(row), finite(row["error_over_bound"])
         line: list[Cell] = [row["case"], f"{row['median_us']:.1f}", f"{row['min_us']:.1f}", f"{row['spread']:.0%}"]
-        line += [f"{row['gflops']:.0f}", f"{row['gbytes']:.1f}", f"{row['share_of_ceiling']:.0%}"]
+        line += [report.rate_text(row), f"{row['gbytes']:.1f}", f"{row['share_of_ceiling']:.0%}"]
         line.append(error if report.right(row) else (f"WRONG {error}", "bad"))
         line.append(coloured(best[1]["time_ratio"]) if best and report.right(row) else "–")
         if baseline:
@@ -48,7 +53,7 @@ def _rows(rows: list[Row], baseline: dict[str, Any] | None) -> Markup:
             line.append(coloured(was["time_ratio"]) if was else "–")
         line.append((best[0] if best else "none", "word"))
         bodies.setdefault(_level(row), []).append(line)
-    return table(LEGEND, header, bodies.items())
+    return table(LEGEND_OF_CASTS if report.is_cast(rows[0]) else LEGEND, header, bodies.items())
 
 
 def _peers(rows: list[Row]) -> list[Markup]:

@@ -66,8 +66,14 @@ def _lead(run: dict[str, Any]) -> str:
     return (
         f"Kernels of {ours}{beside} on {machine['cpu']}, level {machine['isa']}, "
         f"{threads} thread{'s' * (threads != '1')}: {count(len(run['rows']), 'row')}, every answer checked against "
-        f"float64 in the same run, {machine['date']}."
+        f"{_reference(run)} in the same run, {machine['date']}."
     )
+
+
+def _reference(run: dict[str, Any]) -> str:
+    """What answers of the run are held against."""
+    casts = [report.is_cast(row) for row in run["rows"]]
+    return "float64" if not any(casts) else "its reference" if all(casts) else "float64 or bit for bit"
 
 
 def _warnings(run: dict[str, Any], baseline: dict[str, Any] | None) -> list[Markup]:
@@ -111,6 +117,11 @@ def _how(run: dict[str, Any]) -> list[str]:
         "The ceiling of a row is the larger of its arithmetic at the probed rate and reading its bytes once, probed "
         "right beside the row; several threads are granted that many times one thread's.",
     ]
+    if any(map(report.is_cast, run["rows"])):
+        sentences.append(
+            "A cast computes next to nothing: its answers are compared bit for bit, and its ceiling is the speed of "
+            "copying as many bytes, read and written together, within the same memory level."
+        )
     shortest = min((row["min_us"] for row in run["rows"]), default=None)
     if shortest is not None:
         share = run["harness_ns"] / 1e3 / shortest

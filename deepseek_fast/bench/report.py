@@ -9,17 +9,41 @@ LEGEND = (
     "us: best round; of ceiling: the roofline's least time over it; err/bound: largest error against float64 over the\n"
     "derived bound, 0 is exact; x fastest: our time over the fastest right peer's, taken in turn, below 1 is faster"
 )
+LEGEND_OF_CASTS = "casts: GB/s: read and written; of ceiling: of a copy of as many bytes; err/bound: 0 is every bit"
+OPERATIONS, ELEMENTS = "GFLOP/s", "G elements/s"  # what a row does in a second
 
 
 def text(run: dict[str, Any], baseline: dict[str, Any] | None = None) -> str:
     """Rows of the highest level on one thread, the levels and threads side by side, remarks, ceilings, machine."""
     rows = [row for row in run["rows"] if row["best_level"] and row["threads"] == 1]
-    parts = [_table(rows, baseline), LEGEND] if rows else []
+    casts = [row for row in rows if is_cast(row)]
+    tables = [_table(some, baseline) for some in ([row for row in rows if not is_cast(row)], casts) if some]
+    parts = [*tables, LEGEND, *([LEGEND_OF_CASTS] if casts else [])] if rows else []
     parts += [*_ladder(run), *remarks(run)]
     if run["interrupted"]:
         parts.append(f"interrupted: {len(run['rows'])} finished rows")
     overhead = f"the harness adds {run['harness_ns']:.0f} ns to a call"
     return "\n".join([*parts, ceiling.text(run["ceilings"]), overhead, machine.line(run["machine"])])
+
+
+def is_cast(row: dict[str, Any]) -> bool:
+    """Whether a row counts elements: it is bound by bytes and has no operations to count."""
+    return "gelements" in row
+
+
+def unit(row: dict[str, Any]) -> str:
+    """What `rate` counts."""
+    return ELEMENTS if is_cast(row) else OPERATIONS
+
+
+def rate(row: dict[str, Any]) -> float:
+    """Operations, or a cast's elements, in a second, / 1e9."""
+    return float(row["gelements"] if is_cast(row) else row["gflops"])
+
+
+def rate_text(row: dict[str, Any]) -> str:
+    """`rate` with digits that tell two rows apart."""
+    return f"{rate(row):.1f}" if is_cast(row) else f"{rate(row):.0f}"
 
 
 def fairest(row: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
@@ -61,12 +85,13 @@ def _some(words: list[str]) -> str:
 
 def _table(rows: list[dict[str, Any]], baseline: dict[str, Any] | None) -> str:
     before = {row["id"]: row["peers"] for row in baseline["rows"]} if baseline else {}
-    header = ["room and case", "us", "spread", "GFLOP/s", "GB/s", "of ceiling", "err/bound", "x fastest"]
+    header = ["room and case", "us", "spread", unit(rows[0]), "GB/s", "of ceiling", "err/bound", "x fastest"]
     lines = []
     for row in rows:
         best = fairest(row)
         error = row["error_over_bound"]
-        cells = [f"{row['room']} {row['case']}", f"{row['min_us']:.1f}", f"{row['spread']:.0%}", f"{row['gflops']:.0f}"]
+        cells = [f"{row['room']} {row['case']}", f"{row['min_us']:.1f}", f"{row['spread']:.0%}"]
+        cells.append(rate_text(row))
         cells += [f"{row['gbytes']:.1f}", f"{row['share_of_ceiling']:.0%}", "nan" if error is None else f"{error:.2g}"]
         cells.append(f"{best[1]['time_ratio']:.2f}" if best else "")
         if baseline:
@@ -77,14 +102,18 @@ def _table(rows: list[dict[str, Any]], baseline: dict[str, Any] | None) -> str:
 
 
 def _ladder(run: dict[str, Any]) -> list[str]:
-    """GFLOP/s of every case at every level and number of threads that was run; nothing where that is one."""
+    """The rate of every case at every level and number of threads that was run; nothing where that is one."""
     columns: dict[tuple[str, int], str] = {}
-    cases: dict[str, dict[tuple[str, int], str]] = {}
+    cases: dict[str, dict[str, dict[tuple[str, int], str]]] = {}
     for row in run["rows"]:
         key = row["isa"], row["threads"]
         columns[key] = row["isa"] if row["threads"] == 1 else f"{row['threads']} threads"
-        cases.setdefault(f"{row['room']} {row['case']}", {})[key] = f"{row['gflops']:.0f}"
+        of_unit = cases.setdefault(unit(row), {})
+        of_unit.setdefault(f"{row['room']} {row['case']}", {})[key] = rate_text(row)
     if len(columns) < 2:
         return []
-    lines = [(case, *(of.get(key, "") for key in columns)) for case, of in cases.items()]
-    return ["", output.table(("GFLOP/s", *columns.values()), lines)]
+    tables = []
+    for name, of_unit in cases.items():
+        lines = [(case, *(of.get(key, "") for key in columns)) for case, of in of_unit.items()]
+        tables += ["", output.table((name, *columns.values()), lines)]
+    return tables

@@ -14,6 +14,7 @@ from deepseek_fast.cli import machine
 
 # Of a case at the levels below the highest: a larger one takes seconds there and shows nothing that this one does not.
 LADDER_FLOPS = 1 << 30
+LADDER_BYTES = 8 << 20  # of a cast: in memory every level waits for the same bytes
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Row:
     isa: str
     threads: int
     best: bool  # at the highest level: every peer takes part; at lower ones only the reference peer
+
+    @property
+    def op(self) -> str:
+        """The function that the case calls, which peers are asked for."""
+        return op(self.room, self.case)
 
     @property
     def id(self) -> str:
@@ -40,6 +46,16 @@ def names() -> list[str]:
 def part(room: str, name: str) -> ModuleType:
     """A Python file of a room: part("fused_matmul", "cases")."""
     return importlib.import_module(f"deepseek_fast.kernels.{room}.{name}")
+
+
+def op(room: str, case: Any) -> str:
+    """The function that a case calls; a room of one op has its name."""
+    return str(getattr(case, "op", room))
+
+
+def is_cast(case: Any) -> bool:
+    """Whether it is bound by bytes alone: it has no rate of arithmetic, and its answers are compared bit for bit."""
+    return getattr(case, "rate", "") is None
 
 
 def rows(rooms: Sequence[str], *, quick: bool = False) -> list[Row]:
@@ -62,20 +78,29 @@ def rows(rooms: Sequence[str], *, quick: bool = False) -> list[Row]:
             continue
         if threads > 1:
             found.append(Row(room, case, best, threads, True))
-        if case.flops <= LADDER_FLOPS:
+        if case.flops <= LADDER_FLOPS and not (is_cast(case) and case.bytes > LADDER_BYTES):
             found += [Row(room, case, level, 1, False) for level in reversed(lower) if level in own[room]]
     return found
 
 
 @functools.lru_cache(maxsize=1)  # rows of a case follow one another
 def prepared(room: str, case: Any) -> tuple[dict[str, Any], Any, Any]:
-    """(keyword arguments of the op, its reference, the bound); a case has the same inputs in every run."""
+    """(keyword arguments of the op, its reference, the bound); a case has the same inputs in every run.
+
+    A linear case has a reference and a bound of one tensor each. A cast's are tuples: of ref.<op>_ref, and of
+    ref.<op>_bound where the room has one, None for tensors whose every bit must agree.
+    """
     import torch
 
     seed = int.from_bytes(hashlib.sha256(f"{room}-{case.id}".encode()).digest()[:4], "little")
     inputs: dict[str, Any] = case.inputs(torch.Generator().manual_seed(seed))
-    reference = part(room, "ref")
-    return inputs, getattr(reference, f"{room}_ref")(**inputs), reference.bound(**inputs)
+    reference, name = part(room, "ref"), op(room, case)
+    wanted = getattr(reference, f"{name}_ref")(**inputs)
+    if not is_cast(case):
+        return inputs, wanted, reference.bound(**inputs)
+    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+    bound = getattr(reference, f"{name}_bound", lambda **_: (None,) * len(wanted))(**inputs)
+    return inputs, tuple(wanted), tuple(bound) if isinstance(bound, tuple) else (bound,)
 
 
 class isa_cap:

@@ -1,4 +1,4 @@
-"""One row: ours and its peers timed in turn, every answer checked against float64, the roofline measured beside it.
+"""One row: ours and its peers timed in turn, every answer checked, the roofline measured beside it.
 
 The ratio of two minima that were taken in turn is what a row, a baseline and the gate compare: a busy moment hits both
 sides, and times of different hours or machines are never compared.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deepseek_fast.bench import ceiling, peers, rooms
+from deepseek_fast.bench import answers, ceiling, memory, peers, rooms
 from deepseek_fast.bench.cold import COLD_BYTES
 from deepseek_fast.cli.timing import Timing
 
@@ -64,10 +64,10 @@ class Measurement:
         self.row = row
         inputs, wanted, bound = rooms.prepared(row.room, row.case)
         ours = row.case.call(inputs)
-        self.error = _error_over_bound(ours(), wanted, bound)
+        self.error = answers.error_over_bound(ours(), wanted, bound)
         # A peer has one copy of the weight, which its caches would hold.
         peer_names = () if is_cold(row.case) else peer_names
-        found, self.failed = peers.of(row.room, inputs, peer_names, only_first=only_reference or not row.best)
+        found, self.failed = peers.of(row.op, inputs, peer_names, only_first=only_reference or not row.best)
         self._peers = found
         large = row.case.bytes > WARM_BYTES
         self.ours = Contestant(slowdown(ours, inputs) if slowdown else ours, 1, large)
@@ -75,7 +75,7 @@ class Measurement:
         self._errors: dict[str, float] = {}
         for name, peer in found.items():
             seconds[name], answer = _warm_seconds(peer.call)
-            self._errors[name] = _relative_error(answer, wanted.double())
+            self._errors[name] = answers.relative_error(peer.answer(answer), wanted)
         ours_seconds, _ = _warm_seconds(self.ours.call)
         self.ours.repeats, self.ours.warm = _repeats(ours_seconds), _warm_calls(ours_seconds, large)
         self._others = {
@@ -112,8 +112,7 @@ class Measurement:
         """The row as data, from the seconds of ours' rounds."""
         case, row = self.row.case, self.row
         timing = Timing.of([value / self.ours.repeats for value in samples])
-        working_set = COLD_BYTES if is_cold(case) else case.bytes
-        least = roofline.seconds(case.rate, case.flops, case.bytes, row.threads, working_set)
+        least = _least(case, row.threads, roofline)
         return {
             "id": row.id,
             "room": row.room,
@@ -125,6 +124,7 @@ class Measurement:
             "flops": case.flops,
             "bytes": case.bytes,
             "rate": case.rate,
+            **({"op": row.op, "elements": case.elements} if rooms.is_cast(case) else {}),
             **_times(timing),
             "rounds": len(samples),
             "gflops": case.flops / timing.min / 1e9,
@@ -134,7 +134,7 @@ class Measurement:
             "error_over_bound": self.error,
             "peers": {name: self._peer(name, timing) for name in self._peers},
             "failed": self.failed,
-        }
+        } | ({"gelements": case.elements / timing.min / 1e9} if rooms.is_cast(case) else {})
 
     def _peer(self, name: str, ours: Timing) -> dict[str, Any]:
         peer, timing, error = self._peers[name], Timing.of(self._others[name].seconds), self._errors[name]
@@ -169,17 +169,19 @@ def measure(
 
 
 class settings:
-    """The row's level and torch threads inside a `with`, and no autograd."""
+    """The row's level and torch threads inside a `with`, no autograd, and of a cast the memory that calls free."""
 
     def __init__(self, row: rooms.Row) -> None:
         import torch
 
         self._cap, self._threads, self._inference = rooms.isa_cap(row.isa), row.threads, torch.inference_mode()
+        self._memory = memory.kept(row.case.bytes if rooms.is_cast(row.case) else 0)
 
     def __enter__(self) -> None:
         import torch
 
         self._cap.__enter__()
+        self._memory.__enter__()
         self._inference.__enter__()
         self._before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
@@ -189,6 +191,7 @@ class settings:
 
         torch.set_num_threads(self._before)
         self._inference.__exit__(*error)
+        self._memory.__exit__(*error)
         self._cap.__exit__(*error)
 
 
@@ -219,17 +222,11 @@ def _times(timing: Timing) -> dict[str, float]:
     return {"median_us": timing.median * 1e6, "min_us": timing.min * 1e6, "spread": timing.spread}
 
 
-def _error_over_bound(y: Any, wanted: Any, bound: Any) -> float:
-    """0 for exact; where the reference has y's dtype every bit must agree."""
-    import torch
-
-    if wanted.dtype != torch.float64:
-        return 0.0 if torch.equal(y, wanted) else float("inf")
-    return float(((y.double() - wanted).abs() / bound).max())
-
-
-def _relative_error(y: Any, wanted: Any) -> float:
-    return float((y.double() - wanted).norm() / wanted.norm())
+def _least(case: Any, threads: int, roofline: "ceiling.Roofline") -> float:
+    """Seconds that the machine's ceilings grant a case."""
+    if rooms.is_cast(case):
+        return roofline.copy_seconds(case.bytes, threads)
+    return roofline.seconds(case.rate, case.flops, case.bytes, threads, COLD_BYTES if is_cold(case) else case.bytes)
 
 
 def _warm_calls(seconds: float, large: bool) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-# The lead imports BENCH from bench_cases.py here.
+from deepseek_fast.kernels.fp8_cast.bench_cases import BENCH as BENCH
 
 Block = tuple[int, int]
 DTYPES = ("float32", "bfloat16", "float16")

@@ -173,8 +173,7 @@ bool check_pair(const CastCall& call, const CastArgs& args, Problem* problem) {
                   static_cast<long long>(call.block_cols));
     return value_error(problem, call.op, "block", "be (1, n) with n from 1 to 128", got);
   }
-  if (args.dtype == Dtype::f4e2m1x2)
-    return type_error(problem, call.op, "dtype", "be a float8 type", call.dtype_name);
+  if (args.dtype == Dtype::f4e2m1x2) return type_error(problem, call.op, "dtype", "be a float8 type", call.dtype_name);
   if (args.stochastic) return value_error(problem, call.op, "rounding", "be 'nearest'", "'stochastic'");
   return true;
 }
@@ -218,6 +217,7 @@ int32_t dsf_fp8_cast_check(const CastCall* call, CastArgs* args, Problem* proble
   args->has_given = call->given != nullptr;
   args->has_tensor_scale = call->tensor_scale != nullptr;
   args->saturate = call->saturate;
+  args->amax_only = call->amax_only;
   args->seed = uint64_t(call->seed);
   args->x = call->x.data;
   args->x_stride = call->x.ndim ? dsf_row_stride(&call->x) : 0;
@@ -266,7 +266,8 @@ int32_t dsf_fp8_dequantize_check(const DequantizeCall* call, DequantizeArgs* arg
   args->block_cols = length_of(call->block_cols, args->K);
   args->row_blocks = blocks_of(args->M, args->block_rows, call->block_rows);
   args->col_blocks = blocks_of(args->K, args->block_cols, call->block_cols);
-  if (!check_scale_shape(OP, scale, args->row_blocks, args->col_blocks, codes, call->block_rows == 1, problem)) return 0;
+  if (!check_scale_shape(OP, scale, args->row_blocks, args->col_blocks, codes, call->block_rows == 1, problem))
+    return 0;
   args->scale = scale;
   if (codes.dtype == Dtype::f4e2m1x2 && args->block_cols % 2 && args->K > 0) {
     char got[32];

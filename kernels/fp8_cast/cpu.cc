@@ -118,23 +118,39 @@ struct Cast {
         of_x(pick(call.x_dtype)),
         of_values(call.source == CastSource::x ? of_x : pick(Dtype::f32)),
         encode(of_values.encode[format_index(call.dtype)]),
-        encode_rule{divides(call.mode) && (call.has_given || call.kind == ScaleKind::f32), call.saturate,
-                    call.dtype == Dtype::f4e2m1x2 && call.mode == CastMode::deepgemm, call.stochastic, call.seed},
+        encode_rule{divides(call.mode) && (call.has_given || call.kind == ScaleKind::f32),
+                    call.saturate,
+                    call.dtype == Dtype::f4e2m1x2 && call.mode == CastMode::deepgemm,
+                    call.stochastic,
+                    false,
+                    call.seed},
         scale_rule(rule_of(call)),
         scale{static_cast<char*>(call.scale), scale_dtype(call), call.scale_row_stride, call.scale_col_stride},
-        ignore_nan(call.codes && ignores_nan(call.mode)) {}
+        ignore_nan(!call.amax_only && ignores_nan(call.mode)) {}
 
   static Dtype scale_dtype(const CastArgs& call) {
     if (call.layout == ScaleLayout::packed) return Dtype::i32;
-    if (!call.codes || call.kind == ScaleKind::f32) return Dtype::f32;
+    if (call.amax_only || call.kind == ScaleKind::f32) return Dtype::f32;
     return call.kind == ScaleKind::ue8m0 ? Dtype::f8e8m0 : Dtype::f8e4m3;
   }
   uint8_t* codes_at(int64_t row, int64_t k) const {
     const int64_t per_byte = args.dtype == Dtype::f4e2m1x2 ? 2 : 1;
     return static_cast<uint8_t*>(args.codes) + row * (args.K / per_byte) + k / per_byte;
   }
-  void encode_part(int64_t row, int64_t k, int64_t n, const void* values, int64_t block, const float* factors) const {
-    encode(encode_rule, values, n, block, factors, uint64_t(row) * uint64_t(args.K) + uint64_t(k), codes_at(row, k));
+  // Whether no value that these make of numbers is NaN, or cut off: MX's floor and NVFP4's coarse scale cut some.
+  bool bounds(const uint32_t* amax_bits, int n) const {
+    if (ignore_nan) return false;  // amax says nothing of NaN
+    const bool rounds_up =
+        args.kind == ScaleKind::f32 || (args.kind == ScaleKind::ue8m0 && args.mode < CastMode::torchao);
+    uint32_t most = 0;
+    for (int b = 0; b < n; ++b) most = amax_bits[b] > most ? amax_bits[b] : most;
+    return rounds_up && most < INF_BITS;
+  }
+  void encode_part(int64_t row, int64_t k, int64_t n, const void* values, int64_t block, const float* factors,
+                   bool bounded = false) const {
+    EncodeRule rule = encode_rule;
+    rule.bounded = bounded;
+    encode(rule, values, n, block, factors, uint64_t(row) * uint64_t(args.K) + uint64_t(k), codes_at(row, k));
   }
 };
 
@@ -170,11 +186,20 @@ struct RowValues {
 void make_scales(const Cast& cast, int64_t row_block, int64_t first, int n, const uint32_t* bits, float* factors) {
   float scale[MAX_BLOCKS];
   uint8_t code[MAX_BLOCKS] = {};
-  if (cast.args.codes)
+  if (!cast.args.amax_only)
     cast.of_x.scales(cast.scale_rule, n, bits, scale, factors, code);
   else
     std::memcpy(scale, bits, size_t(n) * 4);
-  for (int b = 0; b < n; ++b) cast.scale.store(row_block, first + b, scale[b], code[b]);
+  cast.scale.store(row_block, first, n, scale, code);
+}
+
+// Asks for what the next row of a tile has, which no hardware prefetcher foresees.
+void prefetch_row(const CastArgs& args, int64_t m, int64_t k, int64_t n) {
+  constexpr int64_t LINE = 64;
+  if (args.source != CastSource::x || m >= args.M) return;
+  const int64_t bytes = value_bytes(args.x_dtype);
+  const char* at = static_cast<const char*>(args.x) + (m * args.x_stride + k) * bytes;
+  for (int64_t line = 0; line < n * bytes; line += LINE) __builtin_prefetch(at + line);
 }
 
 // Blocks side by side, read twice: for amax, then, from cache, for the codes.
@@ -182,7 +207,8 @@ void cast_tile(const Cast& cast, RowValues& values, int64_t row_block, int64_t f
   const CastArgs& args = cast.args;
   const int64_t begin = row_block * args.block_rows, end = least(args.M, begin + args.block_rows);
   const int64_t block = args.block_cols, from = first * block, to = least(args.K, from + columns);
-  const int64_t step = args.source == CastSource::x ? to - from : least(to - from, block < PART ? PART / block * block : PART);
+  const int64_t step =
+      args.source == CastSource::x ? to - from : least(to - from, block < PART ? PART / block * block : PART);
   const bool kept = end - begin == 1 && step == to - from;  // one look is enough to make them
   uint32_t bits[MAX_BLOCKS] = {};
   float factors[MAX_BLOCKS];
@@ -190,15 +216,18 @@ void cast_tile(const Cast& cast, RowValues& values, int64_t row_block, int64_t f
   for (int64_t m = begin; m < end; ++m)
     for (int64_t k = from; k < to; k += step) {
       const int64_t n = least(step, to - k);
+      if (end - begin > 1) prefetch_row(args, m + 1, k, n);
       made = values(m, k, n);
       cast.of_values.amax(made, n, block, cast.ignore_nan, bits + (k - from) / block);
     }
-  make_scales(cast, row_block, first, int(parts_of(to - from, block)), bits, factors);
-  if (!args.codes) return;
+  const int blocks = int(parts_of(to - from, block));
+  make_scales(cast, row_block, first, blocks, bits, factors);
+  if (args.amax_only) return;
+  const bool bounded = cast.bounds(bits, blocks);
   for (int64_t m = begin; m < end; ++m)
     for (int64_t k = from; k < to; k += step) {
       const int64_t n = least(step, to - k);
-      cast.encode_part(m, k, n, kept ? made : values(m, k, n), block, factors + (k - from) / block);
+      cast.encode_part(m, k, n, kept ? made : values(m, k, n), block, factors + (k - from) / block, bounded);
     }
 }
 
@@ -269,7 +298,7 @@ void cast_pieces(const Context& context, const Cast& cast) {
         }
       make_scales(cast, row_block, column, 1, &most, factors + row_block * args.col_blocks + column);
     }
-  if (!args.codes) return;
+  if (args.amax_only) return;
   for_pieces([&](int64_t, int64_t m, int64_t column, int64_t k, int64_t n, const void* values) {
     cast.encode_part(m, k, n, values, n, factors + m / args.block_rows * args.col_blocks + column);
   });
@@ -384,6 +413,10 @@ void dsf_fp8_cast(const Context* context, const CastArgs* args) {
     call.x_stride = call.K;
   }
   const Cast cast(call);
+  // The bytes of an int32 that no block has.
+  const int64_t unused = call.layout == ScaleLayout::packed ? parts_of(call.col_blocks, 4) * 4 : 0;
+  for (int64_t row = 0; row < call.row_blocks; ++row)
+    for (int64_t column = call.col_blocks; column < unused; ++column) cast.scale.store(row, column, 0, 0);
   if (call.plain || call.has_given) return cast_with_given(*context, cast);
   if (call.M == 0 || call.K == 0) return scale_nothing(cast);
   if (call.codes_t) return cast_pair(*context, cast);

@@ -3,10 +3,10 @@
 //   codes = encode(x * factor)    or, of modes v3, v32 and vllm, encode(x / scale)
 //   y     = code * scale          one rounding to y's dtype; with a tensor scale code * (tensor_scale * scale)
 //
-// x (M, K) f32, bf16 or f16, widened exactly; everything in f32, each operation rounded to nearest even, subnormals kept
-// whatever the caller's thread flushes. The rules that make a scale of a block's amax are in scale_rules.h, the formats
-// and their NaN, infinities and overflow in encode.h; ref.py says the same in torch. Codes and scales have the same bits
-// on every ISA level, and depend neither on the number of threads nor on other blocks.
+// x (M, K) f32, bf16 or f16, widened exactly; everything in f32, each operation rounded to nearest even, subnormals
+// kept whatever the caller's thread flushes. The rules that make a scale of a block's amax are in scale_rules.h, the
+// formats and their NaN, infinities and overflow in encode.h; ref.py says the same in torch. Codes and scales have the
+// same bits on every ISA level, and depend neither on the number of threads nor on other blocks.
 //
 //   x       rows of K contiguous values at x_stride, outer dimensions folded into M; alignment of the element type
 //   codes   (M, K), contiguous, a byte each; f4e2m1x2: two each, K even
@@ -25,9 +25,9 @@
 namespace dsf {
 
 // How a scale follows from amax: the code bases that users compare with, then the four roundings of OCP MX (torchao).
-#define DSF_CAST_MODES(entry)                                                                               \
-  entry(v3) entry(v32) entry(deepgemm) entry(tilekernels) entry(vllm) entry(te) entry(torchao)              \
-      entry(torchao_ceil) entry(torchao_even) entry(torchao_rceil)
+#define DSF_CAST_MODES(entry)                                                                                      \
+  entry(v3) entry(v32) entry(deepgemm) entry(tilekernels) entry(vllm) entry(te) entry(torchao) entry(torchao_ceil) \
+      entry(torchao_even) entry(torchao_rceil)
 #define DSF_ENTRY(name) name,
 enum class CastMode : int32_t { DSF_CAST_MODES(DSF_ENTRY) };
 #undef DSF_ENTRY
@@ -44,18 +44,19 @@ struct CastCall {
   const TensorView* norm_weight;  // rms_norm
   float eps;
   const char* dtype_name;
-  Dtype dtype;  // of the codes
-  int32_t plain;  // no block: neither amax nor scales
+  Dtype dtype;                     // of the codes
+  int32_t plain;                   // no block: neither amax nor scales
   int64_t block_rows, block_cols;  // -1: all
-  const char* scale;  // "f32", "ue8m0", "e4m3"
-  const TensorView* given;  // the caller's scales, or null
+  const char* scale;               // "f32", "ue8m0", "e4m3"
+  const TensorView* given;         // the caller's scales, or null
   const char* mode;
   int32_t saturate;
-  const char* layout;  // "row", "column", "tma", "packed"
+  const char* layout;              // "row", "column", "tma", "packed"
   const TensorView* tensor_scale;  // one f32, or null
-  const char* rounding;  // "nearest", "stochastic"
+  const char* rounding;            // "nearest", "stochastic"
   int64_t seed;
-  int32_t pair;  // and x^T alike
+  int32_t pair;       // and x^T alike
+  int32_t amax_only;  // no codes, and amax as f32 for scales
 };
 
 struct CastArgs {
@@ -64,7 +65,7 @@ struct CastArgs {
   CastMode mode;
   ScaleKind kind;
   ScaleLayout layout;
-  int32_t plain, has_given, saturate, stochastic;
+  int32_t plain, has_given, saturate, stochastic, amax_only;
   uint64_t seed;
   int64_t M, K;
   const void* x;
@@ -78,11 +79,11 @@ struct CastArgs {
   int32_t mx;       // blocks of 32, whose scales TransformerEngine makes by another rule
   int64_t leading;  // dimensions of x that the scale's shape repeats; 0: it has two dimensions
   // Set by the door:
-  void* codes;      // null: amax alone, as f32, in scale
+  void* codes;
   void* scale;
   int64_t scale_row_stride, scale_col_stride;  // in elements
-  void* codes_t;    // the transposed pair, or null: (K, M)
-  void* scale_t;    // (K, row blocks of block_cols rows), contiguous
+  void* codes_t;                               // the transposed pair, or null: (K, M)
+  void* scale_t;                               // (K, row blocks of block_cols rows), contiguous
 };
 
 // Back to numbers.

@@ -18,34 +18,57 @@ inline const void* at(const void* x, int64_t i) {
 
 inline int lanes_left(int64_t n) { return n < Vec::LANES ? int(n) : Vec::LANES; }
 
+// The largest |x| of n values; ignore_nan: of the numbers among them.
+template <Dtype dtype>
+uint32_t amax_of_block(const void* x, int64_t n, bool ignore_nan) {
+  using V = Vec;
+  int64_t i = 0;
+  auto most = ignore_nan ? V::zero_i32() : amax_of_whole_vectors<V, dtype>(x, &i, n);
+  for (; i < n; i += V::LANES) {
+    auto size = V::bits_of(V::abs(load_value<V, dtype>(x, i, lanes_left(n - i))));
+    if (ignore_nan) size = V::select_below(size, F32_EXPONENT + 1, size, V::zero_i32());
+    most = V::max_magnitude(most, V::f32_of_bits(size));
+  }
+  return V::largest(most);
+}
+
+// Blocks of one value: bits[i] = max(bits[i], |x[i]|).
+template <Dtype dtype>
+void amax_of_each(const void* x, int64_t n, bool ignore_nan, uint32_t* bits) {
+  using V = Vec;
+  for (int64_t i = 0; i < n; i += V::LANES) {
+    const int count = lanes_left(n - i);
+    auto size = V::bits_of(V::abs(load_value<V, dtype>(x, i, count)));
+    if (ignore_nan) size = V::select_below(size, F32_EXPONENT + 1, size, V::zero_i32());
+    auto* into = reinterpret_cast<float*>(bits + i);
+    const auto before = V::bits_of(load_value<V, Dtype::f32>(into, 0, count));
+    store_value<V, Dtype::f32>(into, 0, V::f32_of_bits(V::max_magnitude(before, V::f32_of_bits(size))), count);
+  }
+}
+
 // amax = x.abs().amax() over each block, as bits: NaN is above inf is above every number.
 template <Dtype dtype>
 void amax(const void* x, int64_t n, int64_t block, bool ignore_nan, uint32_t* bits) {
-  using V = Vec;
-  const auto magnitude = [&](int64_t i, int count) {
-    const auto v = V::abs(load_value<V, dtype>(x, i, count));
-    if (!ignore_nan) return v;
-    const auto b = V::bits_of(v);
-    return V::f32_of_bits(V::select_below(b, F32_EXPONENT + 1, b, V::zero_i32()));
-  };
-  if (block == 1) {
-    for (int64_t i = 0; i < n; i += V::LANES) {
-      const int count = lanes_left(n - i);
-      auto* into = reinterpret_cast<float*>(bits + i);
-      const auto before = V::bits_of(count == V::LANES ? V::load(into) : V::load_n(into, count));
-      V::store_n(into, V::f32_of_bits(V::max_magnitude(before, magnitude(i, count))), count);
+  constexpr uint32_t INF = 0x7F800000u;
+  if (block == 1) return amax_of_each<dtype>(x, n, ignore_nan, bits);
+  for (int64_t begin = 0; begin < n;) {
+    const int64_t whole = (n - begin) / block;
+    const int count = whole < TREE ? int(whole) : TREE;
+    if (count > 1 && amax_of_blocks<dtype>(at<dtype>(x, begin), count, block, ignore_nan, bits)) {
+      begin += count * block;
+      bits += count;
+      continue;
     }
-    return;
-  }
-  for (int64_t begin = 0; begin < n; begin += block, ++bits) {
-    const int64_t end = n - begin < block ? n : begin + block;
-    int64_t i = begin;
-    auto most = amax_of_whole_vectors<V, dtype>(x, &i, end, ignore_nan);
-    for (; i < end; i += V::LANES) most = V::max_magnitude(most, magnitude(i, lanes_left(end - i)));
-    const uint32_t found = V::largest(most);
+    const int64_t length = n - begin < block ? n - begin : block;
+    uint32_t found = amax_of_block<dtype>(at<dtype>(x, begin), length, false);
+    if (ignore_nan && found > INF) found = amax_of_block<dtype>(at<dtype>(x, begin), length, true);
     *bits = found > *bits ? found : *bits;
+    begin += block;
+    ++bits;
   }
 }
+
+inline bool is_usual(const EncodeRule& rule) { return rule.saturate && !rule.midpoints_down && !rule.stochastic; }
 
 // Which code a vector of v, made of x, has under the rule; random: what stochastic rounding needs.
 template <Dtype format>
@@ -64,10 +87,10 @@ template <Dtype format>
 
 // A byte for each of n values, whatever the format.
 template <Dtype dtype, Dtype format>
-void encode_bytes(const EncodeRule& rule, const void* x, int64_t n, int64_t block, const float* factors,
-                  uint64_t first, uint8_t* codes) {
+void encode_bytes(const EncodeRule& rule, const void* x, int64_t n, int64_t block, const float* factors, uint64_t first,
+                  uint8_t* codes) {
   using V = Vec;
-  const bool usual = rule.saturate && !rule.midpoints_down && !rule.stochastic;
+  const bool usual = is_usual(rule);
   alignas(64) uint32_t words[V::LANES + 8];
   for (int64_t begin = 0; begin < n; begin += block) {
     const int64_t end = n - begin < block ? n : begin + block;
@@ -98,7 +121,9 @@ void encode_bytes(const EncodeRule& rule, const void* x, int64_t n, int64_t bloc
       return;
     }
     const auto factor = V::set1(factors ? factors[begin / block] : 1.0f);
-    if (usual && !rule.divide) i = encode_whole_vectors<dtype, format>(x, begin, end, factor, codes);
+    if (usual && end - begin >= STEP)
+      i += encode_steps<dtype, format>(rule, at<dtype>(x, begin), end - begin, end - begin,
+                                       factors ? factors + begin / block : nullptr, codes + begin);
     encode_to(end, [&](int) { return factor; });
   }
 }
@@ -107,7 +132,7 @@ template <Dtype dtype, Dtype format>
 void encode(const EncodeRule& rule, const void* x, int64_t n, int64_t block, const float* factors, uint64_t first,
             uint8_t* codes) {
   if constexpr (!Format<format>::FP4) {
-    const int64_t done = encode_small_blocks<dtype, format>(rule, x, n, block, factors, codes);
+    const int64_t done = is_usual(rule) ? encode_steps<dtype, format>(rule, x, n, block, factors, codes) : 0;
     if (done == n) return;
     const float* rest = factors ? factors + done / block : nullptr;
     encode_bytes<dtype, format>(rule, at<dtype>(x, done), n - done, block, rest, first + uint64_t(done), codes + done);
@@ -120,7 +145,7 @@ void encode(const EncodeRule& rule, const void* x, int64_t n, int64_t block, con
       const int64_t count = n - i < step ? n - i : step;
       const float* factor = factors ? factors + i / block : nullptr;
       const void* part = at<dtype>(x, i);
-      const int64_t done = encode_small_blocks<dtype, format>(rule, part, count, block, factor, bytes);
+      const int64_t done = is_usual(rule) ? encode_steps<dtype, format>(rule, part, count, block, factor, bytes) : 0;
       encode_bytes<dtype, format>(rule, at<dtype>(part, done), count - done, block,
                                   factor ? factor + done / block : nullptr, first + uint64_t(i + done), bytes + done);
       for (int64_t pair = 0; pair < count / 2; ++pair)

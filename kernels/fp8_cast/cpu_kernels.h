@@ -30,6 +30,7 @@ struct EncodeRule {
   int32_t saturate;
   int32_t midpoints_down;  // f4e2m1x2, as DeepGEMM's
   int32_t stochastic;
+  int32_t bounded;  // no value is NaN, no size above the largest by more than rounding
   uint64_t seed;
 };
 

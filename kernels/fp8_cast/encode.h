@@ -1,8 +1,9 @@
 // f32 to the codes of a format, as many at a time as a vector has lanes. ref.py: encode().
 //
-// The rounding is one multiply-add, whose product is exact. With e the power of two at or below |v|, not below the smallest normal number, the sum
-// |v| + e * 2^KEPT has its last bit where the format has its own: hardware rounds |v| to nearest even there, normal and
-// subnormal numbers alike, and leaves how many such units it is in the low bits and e in the exponent field.
+// The rounding is one multiply-add, whose product is exact. With e the power of two at or below |v|, not below the
+// smallest normal number, the sum |v| + e * 2^KEPT has its last bit where the format has its own: hardware rounds |v|
+// to nearest even there, normal and subnormal numbers alike, and leaves how many such units it is in the low bits and e
+// in the exponent field.
 #pragma once
 #include "csrc/gemm/epilogue.h"
 #include "csrc/gemm/fp8.h"
@@ -18,9 +19,9 @@ struct Format {
   using F = Fp8<format>;
   static constexpr bool FNUZ = format == Dtype::f8e4m3fnuz || format == Dtype::f8e5m2fnuz;
   static constexpr bool FP4 = format == Dtype::f4e2m1x2;
-  static constexpr int KEPT = 23 - F::MANTISSA;                        // bits of an f32's mantissa that round away
-  static constexpr int32_t MIN_EXPONENT = 128 - F::BIAS;               // of the smallest normal number, as in an f32
-  static constexpr int32_t MIN_NORMAL = MIN_EXPONENT << 23;            // its bits
+  static constexpr int KEPT = 23 - F::MANTISSA;              // bits of an f32's mantissa that round away
+  static constexpr int32_t MIN_EXPONENT = 128 - F::BIAS;     // of the smallest normal number, as in an f32
+  static constexpr int32_t MIN_NORMAL = MIN_EXPONENT << 23;  // its bits
   static constexpr int32_t OFFSET = (MIN_EXPONENT + KEPT) << F::MANTISSA;  // of the sum's fields over the code
   static constexpr int32_t SIGN_SHIFT = FP4 ? 28 : 24, SIGN = FP4 ? 0x8 : 0x80;
   static constexpr int32_t MAX_CODE = FNUZ ? 0x7F : FP4 ? 0x7 : F::FIRST_SPECIAL - 1;

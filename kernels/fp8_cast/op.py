@@ -8,7 +8,13 @@ from torch import Tensor
 from deepseek_fast import _linear, _load
 
 _load.load_torch()
-_OPS = torch.ops.deepseek_fast
+_CAST = torch.ops.deepseek_fast.fp8_cast.default
+_SILU_MUL_CAST = torch.ops.deepseek_fast.silu_mul_cast.default
+_RMS_NORM_CAST = torch.ops.deepseek_fast.rms_norm_cast.default
+_CAST_TRANSPOSED = torch.ops.deepseek_fast.fp8_cast_transposed.default
+_AMAX = torch.ops.deepseek_fast.fp8_amax.default
+_DEQUANTIZE = torch.ops.deepseek_fast.fp8_dequantize.default
+_INT8_CAST = torch.ops.deepseek_fast.int8_cast.default
 FORMATS = (
     torch.float8_e4m3fn,
     torch.float8_e5m2,
@@ -64,11 +70,9 @@ def fp8_cast(
     if given is not None and not isinstance(given, Tensor):
         raise TypeError(f"{op}: scale must be a name or a tensor; got {type(given).__name__}")
     rows, columns = (0, 0) if block is None else as_block(op, block)
-    options = {"scale": "f32" if given is not None else scale, "mode": mode, "saturate": saturate}
-    options |= {"layout": out_layout, "rounding": rounding, "seed": seed, "plain": block is None}
-    codes, scales = _call(
-        op, _OPS.fp8_cast.default, x, given, tensor_scale, block_rows=rows, block_cols=columns, dtype=dtype, **options
-    )
+    kind = "f32" if given is not None else scale
+    options = (dtype, kind, mode, saturate, out_layout, rounding, seed)
+    codes, scales = _call(op, _CAST, x, given, tensor_scale, rows, columns, block is None, *options)
     return codes, scales if given is None else given
 
 
@@ -98,10 +102,8 @@ def silu_mul_cast(
     """
     op = "silu_mul_cast"
     rows, columns = as_block(op, block)
-    options = {"layout": out_layout, "rounding": rounding, "seed": seed, "scale": scale, "mode": mode, "dtype": dtype}
-    return _call(  # type: ignore[no-any-return]
-        op, _OPS.silu_mul_cast.default, x, tensor_scale, block_rows=rows, block_cols=columns, **options
-    )
+    options = (dtype, scale, mode, out_layout, rounding, seed)
+    return _call(op, _SILU_MUL_CAST, x, tensor_scale, rows, columns, *options)  # type: ignore[no-any-return]
 
 
 def rms_norm_cast(
@@ -132,10 +134,8 @@ def rms_norm_cast(
     """
     op = "rms_norm_cast"
     rows, columns = as_block(op, block)
-    options = {"layout": out_layout, "rounding": rounding, "seed": seed, "scale": scale, "mode": mode, "dtype": dtype}
-    return _call(  # type: ignore[no-any-return]
-        op, _OPS.rms_norm_cast.default, x, weight, tensor_scale, eps=eps, block_rows=rows, block_cols=columns, **options
-    )
+    options = (dtype, scale, mode, out_layout, rounding, seed)
+    return _call(op, _RMS_NORM_CAST, x, weight, tensor_scale, eps, rows, columns, *options)  # type: ignore[no-any-return]
 
 
 def fp8_cast_transposed(
@@ -160,8 +160,7 @@ def fp8_cast_transposed(
     """
     op = "fp8_cast_transposed"
     rows, columns = as_block(op, block)
-    options = {"scale": scale, "mode": mode, "saturate": saturate, "dtype": dtype}
-    return _call(op, _OPS.fp8_cast_transposed.default, x, block_rows=rows, block_cols=columns, **options)  # type: ignore[no-any-return]
+    return _call(op, _CAST_TRANSPOSED, x, rows, columns, dtype, scale, mode, saturate)  # type: ignore[no-any-return]
 
 
 def fp8_amax(x: Tensor, *, block: tuple[int, int] = (1, 128)) -> Tensor:
@@ -175,21 +174,21 @@ def fp8_amax(x: Tensor, *, block: tuple[int, int] = (1, 128)) -> Tensor:
     """
     op = "fp8_amax"
     rows, columns = as_block(op, block)
-    return _call(op, _OPS.fp8_amax.default, x, block_rows=rows, block_cols=columns)  # type: ignore[no-any-return]
+    return _call(op, _AMAX, x, rows, columns)  # type: ignore[no-any-return]
 
 
 def fp8_dequantize(
     codes: Tensor,
     scale: Tensor | None = None,
     *,
-    block: tuple[int, int] = (1, 128),
+    block: tuple[int, int] | None = (1, 128),
     dtype: torch.dtype = torch.float32,
     tensor_scale: Tensor | None = None,
 ) -> Tensor:
     """codes * scale, as numbers; without a scale the numbers that the codes are, exactly.
 
     codes: (..., K) of any float8 type, or (..., K / 2) float4_e2m1fn_x2. scale: as fp8_cast returns it, in any layout:
-    float32, float8_e8m0fnu, float8_e4m3fn, or int32 of four e8m0. block: what shares a scale, -1 for all.
+    float32, float8_e8m0fnu, float8_e4m3fn, or int32 of four e8m0. block: what shares a scale, -1 or None for all.
     tensor_scale: one float32 that multiplies all scales. dtype: float32, bfloat16 or float16.
     Returns (..., K) of dtype. Raises ValueError for shapes and blocks, TypeError for dtypes.
     Numerics: codes are decoded exactly; the product is in float32, then rounded to dtype, as DeepSeek-V3's
@@ -202,17 +201,8 @@ def fp8_dequantize(
     Source: kernels/fp8_cast/README.md; DeepSeek-V3 inference/kernel.py, weight_dequant.
     """
     op = "fp8_dequantize"
-    rows, columns = as_block(op, block)
-    return _call(  # type: ignore[no-any-return]
-        op,
-        _OPS.fp8_dequantize.default,
-        codes,
-        scale,
-        tensor_scale,
-        block_rows=rows,
-        block_cols=columns,
-        dtype=dtype,
-    )
+    rows, columns = (-1, -1) if block is None else as_block(op, block)
+    return _call(op, _DEQUANTIZE, codes, scale, tensor_scale, rows, columns, dtype)  # type: ignore[no-any-return]
 
 
 def int8_cast(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,7 +219,7 @@ def int8_cast(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: kernels/int8_matmul/README.md.
     """
-    return _call("int8_cast", _OPS.int8_cast.default, x)  # type: ignore[no-any-return]
+    return _call("int8_cast", _INT8_CAST, x)  # type: ignore[no-any-return]
 
 
 def as_block(op: str, block: Any) -> tuple[int, int]:
@@ -240,17 +230,16 @@ def as_block(op: str, block: Any) -> tuple[int, int]:
     return block[0], block[1]
 
 
-def _call(op: str, compiled: Any, *tensors: Any, **options: Any) -> Any:
-    """compiled(...), with a failed check as ValueError or TypeError; what is cast has no gradient."""
-    names = [argument.name for argument in compiled._schema.arguments]
-    tensors = tuple(tensor.detach() if isinstance(tensor, Tensor) else tensor for tensor in tensors)
-
-    def check(*args: Any, **kwargs: Any) -> None:
-        _check_types(op, dict(zip(names, args, strict=False)) | kwargs)
-
-    if not isinstance(tensors[0], Tensor) or not isinstance(options.get("dtype", torch.float32), torch.dtype):
-        check(*tensors, **options)
-    return _linear.call(compiled, check, *tensors, **options)
+def _call(op: str, compiled: Any, x: Tensor, *args: Any) -> Any:
+    """compiled(x, ...), with a failed check as ValueError or TypeError; what is cast has no gradient."""
+    try:
+        return compiled(x.detach() if x.requires_grad else x, *args)
+    except (RuntimeError, AttributeError) as error:
+        names = [argument.name for argument in compiled._schema.arguments]
+        _check_types(op, dict(zip(names, (x, *args), strict=False)))
+        if " must " in str(error) and "; got " in str(error):  # a rule that only the compiled check knows
+            raise ValueError(str(error)) from None
+        raise
 
 
 def _check_types(op: str, arguments: dict[str, Any]) -> None:
@@ -317,12 +306,11 @@ def _codes_like(x: Tensor, dtype: torch.dtype, K: Any) -> Tensor:
 @torch.library.register_fake("deepseek_fast::fp8_cast")
 def _(
     x: Tensor,
-    given: Tensor | None = None,
-    tensor_scale: Tensor | None = None,
-    *,
-    block_rows: int = 1,
-    block_cols: int = 128,
-    plain: bool = False,
+    given: Tensor | None,
+    tensor_scale: Tensor | None,
+    block_rows: int,
+    block_cols: int,
+    plain: bool,
     dtype: torch.dtype,
     scale: str = "f32",
     mode: str = "deepgemm",
@@ -342,10 +330,9 @@ def _(
 @torch.library.register_fake("deepseek_fast::silu_mul_cast")
 def _(
     x: Tensor,
-    tensor_scale: Tensor | None = None,
-    *,
-    block_rows: int = 1,
-    block_cols: int = 128,
+    tensor_scale: Tensor | None,
+    block_rows: int,
+    block_cols: int,
     dtype: torch.dtype,
     scale: str = "f32",
     mode: str = "deepgemm",
@@ -362,11 +349,10 @@ def _(
 def _(
     x: Tensor,
     weight: Tensor,
-    tensor_scale: Tensor | None = None,
-    *,
-    eps: float = 1e-6,
-    block_rows: int = 1,
-    block_cols: int = 128,
+    tensor_scale: Tensor | None,
+    eps: float,
+    block_rows: int,
+    block_cols: int,
     dtype: torch.dtype,
     scale: str = "f32",
     mode: str = "deepgemm",
@@ -382,9 +368,8 @@ def _(
 @torch.library.register_fake("deepseek_fast::fp8_cast_transposed")
 def _(
     x: Tensor,
-    *,
-    block_rows: int = 1,
-    block_cols: int = 128,
+    block_rows: int,
+    block_cols: int,
     dtype: torch.dtype,
     scale: str = "f32",
     mode: str = "deepgemm",
@@ -399,7 +384,11 @@ def _(
 
 
 @torch.library.register_fake("deepseek_fast::fp8_amax")
-def _(x: Tensor, *, block_rows: int = 1, block_cols: int = 128) -> Tensor:
+def _(
+    x: Tensor,
+    block_rows: int,
+    block_cols: int,
+) -> Tensor:
     _check_types("fp8_amax", {"x": x})
     return _new_scale(x, block_rows, block_cols, "f32", "row", K=x.shape[-1])
 
@@ -407,11 +396,10 @@ def _(x: Tensor, *, block_rows: int = 1, block_cols: int = 128) -> Tensor:
 @torch.library.register_fake("deepseek_fast::fp8_dequantize")
 def _(
     codes: Tensor,
-    scale: Tensor | None = None,
-    tensor_scale: Tensor | None = None,
-    *,
-    block_rows: int = 1,
-    block_cols: int = 128,
+    scale: Tensor | None,
+    tensor_scale: Tensor | None,
+    block_rows: int,
+    block_cols: int,
     dtype: torch.dtype,
 ) -> Tensor:
     arguments = {"codes": codes, "scale": scale, "tensor_scale": tensor_scale, "dtype": dtype}

@@ -58,7 +58,17 @@ void run(const CastArgs& args) {
   dsf_fp8_cast(&context, &args);
 }
 
-// out_layout is "row": the array's own order.
+// With strides in elements, over memory that reaches as far.
+py::array new_array(const std::string& name, const ScaleShape& shape) {
+  int64_t values = 1;
+  for (size_t d = 0; d < shape.sizes.size(); ++d) values += (shape.sizes[d] - 1) * shape.strides[d];
+  if (std::find(shape.sizes.begin(), shape.sizes.end(), 0) != shape.sizes.end()) return new_array(name, shape.sizes);
+  const py::array memory = new_array(name, {values});
+  std::vector<int64_t> strides = shape.strides;
+  for (int64_t& stride : strides) stride *= memory.itemsize();
+  return py::array(memory.dtype(), shape.sizes, strides, memory.data(), memory);
+}
+
 py::tuple cast(const char* op, CastSource source, CastOptions options, const py::object& dtype,
                const py::object& x_array, const py::object& weight_array, const py::object& given_array,
                const py::object& tensor_scale_array, double eps = 0) {
@@ -73,7 +83,7 @@ py::tuple cast(const char* op, CastSource source, CastOptions options, const py:
   const ScaleShape shape = scale_shape_of(call, &args);
   std::vector<int64_t> sizes(call.x.sizes, call.x.sizes + call.x.ndim);
   sizes.back() = call.dtype == Dtype::f4e2m1x2 ? args.K / 2 : args.K;
-  const py::array codes = new_array(format, sizes), scale = new_array(scale_name(args), shape.sizes);
+  const py::array codes = new_array(format, sizes), scale = new_array(scale_name(args), shape);
   args.codes = const_cast<void*>(codes.data());
   args.scale = const_cast<void*>(scale.data());
   run(args);
@@ -81,27 +91,28 @@ py::tuple cast(const char* op, CastSource source, CastOptions options, const py:
 }
 
 py::tuple fp8_cast(const py::object& x, const py::object& block, const py::object& dtype, const py::object& scale,
-                   const std::string& mode, bool saturate, const py::object& tensor_scale, const std::string& rounding,
-                   int64_t seed) {
-  CastOptions options{0, 0, false, "f32", mode, saturate, "row", rounding, seed};
+                   const std::string& mode, bool saturate, const std::string& out_layout,
+                   const py::object& tensor_scale, const std::string& rounding, int64_t seed) {
+  CastOptions options{0, 0, false, "f32", mode, saturate, out_layout, rounding, seed};
   set_block("fp8_cast", block, true, &options);
   const bool is_text = py::isinstance<py::str>(scale);
   if (is_text) options.scale = scale.cast<std::string>();
   return cast("fp8_cast", CastSource::x, options, dtype, x, py::none(), is_text ? py::none() : scale, tensor_scale);
 }
 
-py::tuple silu_mul_cast(const py::object& x, const py::object& block, const py::object& dtype,
-                        const std::string& scale, const std::string& mode, const py::object& tensor_scale,
+py::tuple silu_mul_cast(const py::object& x, const py::object& block, const py::object& dtype, const std::string& scale,
+                        const std::string& mode, const std::string& out_layout, const py::object& tensor_scale,
                         const std::string& rounding, int64_t seed) {
-  CastOptions options{0, 0, false, scale, mode, true, "row", rounding, seed};
+  CastOptions options{0, 0, false, scale, mode, true, out_layout, rounding, seed};
   set_block("silu_mul_cast", block, false, &options);
   return cast("silu_mul_cast", CastSource::silu_mul, options, dtype, x, py::none(), py::none(), tensor_scale);
 }
 
 py::tuple rms_norm_cast(const py::object& x, const py::object& weight, double eps, const py::object& block,
                         const py::object& dtype, const std::string& scale, const std::string& mode,
-                        const py::object& tensor_scale, const std::string& rounding, int64_t seed) {
-  CastOptions options{0, 0, false, scale, mode, true, "row", rounding, seed};
+                        const std::string& out_layout, const py::object& tensor_scale, const std::string& rounding,
+                        int64_t seed) {
+  CastOptions options{0, 0, false, scale, mode, true, out_layout, rounding, seed};
   set_block("rms_norm_cast", block, false, &options);
   return cast("rms_norm_cast", CastSource::rms_norm, options, dtype, x, weight, py::none(), tensor_scale, eps);
 }
@@ -120,7 +131,8 @@ py::tuple fp8_cast_transposed(const py::object& x_array, const py::object& block
   const ScaleShape shape = scale_shape_of(call, &args);
   const int64_t down = args.M / args.block_cols + (args.M % args.block_cols != 0);
   const py::array codes = new_array(format, {args.M, args.K}), codes_t = new_array(format, {args.K, args.M});
-  const py::array scales = new_array(scale_name(args), shape.sizes), scales_t = new_array(scale_name(args), {args.K, down});
+  const py::array scales = new_array(scale_name(args), shape.sizes),
+                  scales_t = new_array(scale_name(args), {args.K, down});
   args.codes = const_cast<void*>(codes.data());
   args.scale = const_cast<void*>(scales.data());
   args.codes_t = const_cast<void*>(codes_t.data());
@@ -136,6 +148,7 @@ py::array fp8_amax(const py::object& x_array, const py::object& block) {
   Operand x(OP, "x", x_array);
   present(x);
   CastCall call = cast_call(OP, CastSource::x, options, Dtype::f8e4m3, "float8_e4m3fn");
+  call.amax_only = true;
   CastArgs args = checked_cast<Operand>(&call, x, nullptr, nullptr, nullptr, raise);
   const ScaleShape shape = scale_shape_of(call, &args);
   const py::array amax = new_array("float32", shape.sizes);
@@ -148,15 +161,15 @@ py::array fp8_amax(const py::object& x_array, const py::object& block) {
 py::array fp8_dequantize(const py::object& codes_array, const py::object& scale_array, const py::object& block,
                          const py::object& dtype, const py::object& tensor_scale_array) {
   constexpr const char* OP = "fp8_dequantize";
-  CastOptions options{};
-  set_block(OP, block, false, &options);
+  CastOptions options{-1, -1, false, "", "", false, "", "", 0};
+  set_block(OP, block, true, &options);
   Operand codes(OP, "codes", codes_array), scale(OP, "scale", scale_array);
   Operand tensor_scale(OP, "tensor_scale", tensor_scale_array);
   present(codes);
   const std::string name = name_of(dtype);
   DequantizeArgs args;
   const auto check = [&] {
-    DequantizeCall call{codes.view,     scale.get(),  options.block_rows,  options.block_cols,
+    DequantizeCall call{codes.view,     scale.get(),  options.block_rows, options.block_cols,
                         dtype_of(name), name.c_str(), tensor_scale.get()};
     if (call.codes.dtype == Dtype::u8) call.codes.dtype = Dtype::f4e2m1x2;
     Problem problem;
@@ -212,15 +225,16 @@ void bind_fp8_cast(py::module_& module, py::dict& variants) {
   const auto scale = py::arg("scale") = "f32";
   const auto mode = py::arg("mode") = "deepgemm";
   const auto saturate = py::arg("saturate") = true;
+  const auto out_layout = py::arg("out_layout") = "row";
   const auto tensor_scale = py::arg("tensor_scale") = py::none();
   const auto rounding = py::arg("rounding") = "nearest";
   const auto seed = py::arg("seed") = 0;
-  module.def("fp8_cast", &fp8_cast, py::arg("x"), py::kw_only(), block, dtype, scale, mode, saturate, tensor_scale,
-             rounding, seed);
-  module.def("silu_mul_cast", &silu_mul_cast, py::arg("x"), py::kw_only(), block, dtype, scale, mode, tensor_scale,
-             rounding, seed);
+  module.def("fp8_cast", &fp8_cast, py::arg("x"), py::kw_only(), block, dtype, scale, mode, saturate, out_layout,
+             tensor_scale, rounding, seed);
+  module.def("silu_mul_cast", &silu_mul_cast, py::arg("x"), py::kw_only(), block, dtype, scale, mode, out_layout,
+             tensor_scale, rounding, seed);
   module.def("rms_norm_cast", &rms_norm_cast, py::arg("x"), py::arg("weight"), py::kw_only(), py::arg("eps") = 1e-6,
-             block, dtype, scale, mode, tensor_scale, rounding, seed);
+             block, dtype, scale, mode, out_layout, tensor_scale, rounding, seed);
   module.def("fp8_cast_transposed", &fp8_cast_transposed, py::arg("x"), py::kw_only(), block, dtype, scale, mode,
              saturate);
   module.def("fp8_amax", &fp8_amax, py::arg("x"), py::kw_only(), block);

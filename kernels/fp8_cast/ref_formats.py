@@ -74,8 +74,8 @@ def encode(
 ) -> Tensor:
     """Codes of float32 v, one a byte, uint8; e2m1 is not packed yet.
 
-    Rounds half to even, or half towards zero (ties="down": DeepGEMM's e2m1, whose zero has no sign and whose NaN is
-    zero), or stochastically where `bits` has 32 random bits an element.
+    Rounds half to even, or half towards zero (ties="down": DeepGEMM's e2m1, whose zero and NaN have no sign), or
+    stochastically where `bits` has 32 random bits an element.
     Above the largest: with `saturate` the largest, without it `overflow`. v of NaN is NaN, never a number.
     sign: which codes are negative; v's sign bit where it is not given. A NaN that an operation made has no sign of its
     own, so that a caller who wants one bit pattern says whose sign it is.
@@ -93,13 +93,12 @@ def encode(
             code = code + (is_tie & (code % 2 == 1))
     too_large = code >= known.numel()
     code = torch.where(too_large, known.numel() - 1 if saturate or dtype == E2M1 else form.overflow, code)
-    unsigned_nan = 0 if ties == "down" else form.nan
-    code = torch.where(v.isnan(), unsigned_nan, code)
+    code = torch.where(v.isnan(), form.nan, code)
     negative = v.signbit() if sign is None else sign
     if form.fnuz:
         negative = negative & (code != 0) & (code != form.nan)
     elif ties == "down":
-        negative = negative & (code != 0)
+        negative = negative & (code != 0) & ~v.isnan()
     return (code | torch.where(negative, form.sign_bit, 0)).to(torch.uint8)
 
 

@@ -88,61 +88,72 @@ inline void scales_f32(const ScaleRule& rule, int n, const uint32_t* amax_bits, 
   }
 }
 
-// The e8m0 byte of one block.
-inline uint32_t e8m0_of(const ScaleRule& rule, uint32_t amax_bits) {
-  const float amax = f32_from(amax_bits);
-  const bool finite = amax_bits < INF_BITS;
-  switch (rule.mode) {
-    case CastMode::v32:
-      return power_above(at_least(amax, rule.floor) * (1.0f / rule.largest));
-    case CastMode::tilekernels: {
-      const uint32_t b = ((bits_from(at_least(amax, rule.floor) / rule.largest) - 1) >> 23) + 1;
-      return b > 254 ? 254 : b;
-    }
-    case CastMode::te: {
-      if (!rule.mx) {
-        float f = rule.largest / amax;
-        f = bits_from(f) == INF_BITS ? rule.infinite_factor : f;
-        if (!(amax > 0.0f) || !finite) f = 1.0f;
-        const uint32_t field = bits_from(f) >> 23;
-        return 254 - field;
-      }
-      const uint32_t d = bits_from(amax * (1.0f / rule.largest)), field = d >> 23, mantissa = d & MANTISSA_BITS;
-      if (d > INF_BITS) return E8M0_NAN;
-      if (d == INF_BITS) return 254;
-      const bool up = mantissa > 0 && field != 254 && !(field == 0 && mantissa <= 0x400000u);
-      return field + up;
-    }
-    case CastMode::torchao_rceil: {
-      const uint32_t d = bits_from(amax * (1.0f / rule.largest)), field = d >> 23, mantissa = d & MANTISSA_BITS;
-      if (d >= INF_BITS) return E8M0_NAN;
-      return field + (field == 0 ? mantissa > 0x400000u : mantissa != 0);
-    }
-    case CastMode::torchao:
-    case CastMode::torchao_ceil:
-    case CastMode::torchao_even: {
-      uint32_t bits = amax_bits;
-      if (rule.mode == CastMode::torchao_even && bits <= INF_BITS)
-        bits = (bits + (1u << (22 - rule.mantissa))) & ~MANTISSA_BITS;
-      if (bits >= INF_BITS) return E8M0_NAN;
-      int32_t exponent = int32_t(bits >> 23) - rule.largest_exponent;
-      if (rule.mode == CastMode::torchao_ceil && bits & MANTISSA_BITS) ++exponent;
-      return uint32_t(exponent < 0 ? 0 : exponent > 255 ? 255 : exponent);
-    }
-    default:  // v3, deepgemm, vllm
-      return power_above(at_least(amax, rule.floor) / rule.largest);
+// The bytes of e8m0 scales, 255 for NaN: byte_of(amax, its bits) for each block, without a branch.
+template <class ByteOf>
+[[gnu::always_inline]] inline void each_e8m0(int n, const uint32_t* amax_bits, float* scale, float* factor,
+                                             uint8_t* code, const ByteOf& byte_of) {
+  for (int i = 0; i < n; ++i) {
+    const uint32_t b = byte_of(f32_from(amax_bits[i]), amax_bits[i]);
+    code[i] = uint8_t(b);
+    scale[i] = power_of(b);
+    factor[i] = inverse_power_of(b);
   }
 }
 
 inline void scales_ue8m0(const ScaleRule& rule, int n, const uint32_t* amax_bits, float* scale, float* factor,
                          uint8_t* code) {
-  // TransformerEngine's MXFP8 multiplies by 1 where the scale is the smallest.
-  const bool one_of_zero = rule.mode == CastMode::te && rule.mx;
-  for (int i = 0; i < n; ++i) {
-    const uint32_t b = e8m0_of(rule, amax_bits[i]);
-    code[i] = uint8_t(b);
-    scale[i] = power_of(b);
-    factor[i] = one_of_zero && b == 0 ? 1.0f : inverse_power_of(b);
+  const float largest = rule.largest, floor = rule.floor, inverse_largest = 1.0f / largest;
+  const auto each = [&](const auto& byte_of) { each_e8m0(n, amax_bits, scale, factor, code, byte_of); };
+  // Open Compute's MX: the exponent of amax over that of the largest number.
+  const auto mx = [&](uint32_t bits, uint32_t more) {
+    const int32_t exponent = int32_t((bits >> 23) + more) - rule.largest_exponent;
+    return bits >= INF_BITS ? E8M0_NAN : uint32_t(exponent < 0 ? 0 : exponent > 255 ? 255 : exponent);
+  };
+  switch (rule.mode) {
+    case CastMode::v32:
+      each([&](float amax, uint32_t) { return power_above(at_least(amax, floor) * inverse_largest); });
+      break;
+    case CastMode::tilekernels:
+      each([&](float amax, uint32_t) {
+        const uint32_t b = ((bits_from(at_least(amax, floor) / largest) - 1) >> 23) + 1;
+        return b > 254 ? 254 : b;
+      });
+      break;
+    case CastMode::te:
+      if (rule.mx)
+        each([&](float amax, uint32_t) {
+          const uint32_t d = bits_from(amax * inverse_largest), field = d >> 23, mantissa = d & MANTISSA_BITS;
+          const uint32_t up = (mantissa > 0) & (field != 254) & !((field == 0) & (mantissa <= 0x400000u));
+          return d > INF_BITS ? E8M0_NAN : d == INF_BITS ? 254 : field + up;
+        });
+      else
+        each([&](float amax, uint32_t bits) {
+          float f = largest / amax;
+          f = bits_from(f) == INF_BITS ? rule.infinite_factor : f;
+          f = bits > 0 && bits < INF_BITS ? f : 1.0f;
+          return 254 - (bits_from(f) >> 23);
+        });
+      break;
+    case CastMode::torchao_rceil:
+      each([&](float amax, uint32_t) {
+        const uint32_t d = bits_from(amax * inverse_largest), field = d >> 23, mantissa = d & MANTISSA_BITS;
+        return d >= INF_BITS ? E8M0_NAN : field + (field == 0 ? mantissa > 0x400000u : mantissa != 0);
+      });
+      break;
+    case CastMode::torchao:
+      each([&](float, uint32_t bits) { return mx(bits, 0); });
+      break;
+    case CastMode::torchao_ceil:
+      each([&](float, uint32_t bits) { return mx(bits, (bits & MANTISSA_BITS) != 0); });
+      break;
+    case CastMode::torchao_even:
+      each([&](float, uint32_t bits) {
+        const uint32_t half = 1u << (22 - rule.mantissa);
+        return mx(bits > INF_BITS ? bits : (bits + half) & ~MANTISSA_BITS, 0);
+      });
+      break;
+    default:  // v3, deepgemm, vllm
+      each([&](float amax, uint32_t) { return power_above(at_least(amax, floor) / largest); });
   }
 }
 

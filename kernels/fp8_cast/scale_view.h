@@ -10,7 +10,7 @@ namespace {
 
 struct ScaleView {
   char* data;
-  Dtype dtype;  // f32, f8e8m0, f8e4m3, or i32: four e8m0 bytes, those of columns 4c to 4c + 3
+  Dtype dtype;                     // f32, f8e8m0, f8e4m3, or i32: four e8m0 bytes, those of columns 4c to 4c + 3
   int64_t row_stride, col_stride;  // elements
 
   float value(int64_t row, int64_t column) const {
@@ -29,6 +29,17 @@ struct ScaleView {
       std::memcpy(data + (row * row_stride + column * col_stride) * 4, &scale, 4);
     else
       *at(row, column) = char(code);
+  }
+  // n of a row, from column on.
+  void store(int64_t row, int64_t column, int n, const float* scales, const uint8_t* codes) const {
+    if (dtype != Dtype::i32 && col_stride == 1) {
+      const bool f32 = dtype == Dtype::f32;
+      const void* from = f32 ? static_cast<const void*>(scales) : codes;
+      const int64_t bytes = f32 ? 4 : 1;
+      std::memcpy(data + (row * row_stride + column) * bytes, from, size_t(n * bytes));
+      return;
+    }
+    for (int i = 0; i < n; ++i) store(row, column + i, scales[i], codes[i]);
   }
 
  private:

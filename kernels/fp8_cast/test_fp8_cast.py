@@ -177,8 +177,8 @@ def test_every_code_decodes(format: str) -> None:
         check("fp8_dequantize", {"codes": wide, "scale": every_scale, "block": (1, -1), "dtype": y_dtype}, "e8m0")
 
 
-def test_dequantize_rounds_once() -> None:
-    """float32 scales of 24 bits times codes of 4: a product that is rounded twice differs in one of some thousand."""
+def test_dequantize_rounds_a_float32_product() -> None:
+    """float32 scales of 24 bits times codes of 4: rounded once, some in ten thousand would differ."""
     codes = torch.randint(0, 127, (64, 2048), generator=random_generator("codes"), dtype=torch.uint8).view(E4M3)
     scale = torch.rand(64, 2048, generator=random_generator("scale")) + 0.5
     for dtype in (torch.bfloat16, torch.float16):

@@ -11,27 +11,9 @@ inline constexpr int64_t STEP = 64;  // values
 
 // ---- amax ----
 
-// Of [*i, the last whole step of the block); *i moves there.
+// Lanes whose largest is that of |x| over [*i, the last whole step of the block), as bits; *i moves there. NaN counts.
 template <class V, Dtype dtype>
-inline typename V::i32 amax_of_whole_vectors(const void* x, int64_t* i, int64_t end, bool ignore_nan) {
-  if (ignore_nan) return V::zero_i32();
-#ifdef __AVX512BW__
-  if constexpr (dtype != Dtype::f32) {
-    // |x| of two bytes orders as its bits do: 32 at a time.
-    const auto* p = static_cast<const uint16_t*>(x);
-    const __m512i size = _mm512_set1_epi16(0x7FFF);
-    __m512i most[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-    for (; *i + STEP <= end; *i += STEP) {
-      DSF_UNROLL
-      for (int v = 0; v < 2; ++v)
-        most[v] = _mm512_max_epu16(most[v], _mm512_and_si512(size, _mm512_loadu_si512(p + *i + 32 * v)));
-    }
-    const __m512i both = _mm512_max_epu16(most[0], most[1]);
-    const __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64(both, 1));
-    if constexpr (dtype == Dtype::bf16) return _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
-    return _mm512_castps_si512(_mm512_cvtph_ps(half));
-  }
-#endif
+inline typename V::i32 amax_of_whole_vectors(const void* x, int64_t* i, int64_t end) {
   typename V::i32 most[4] = {V::zero_i32(), V::zero_i32(), V::zero_i32(), V::zero_i32()};
   for (; *i + 4 * V::LANES <= end; *i += 4 * V::LANES) {
     DSF_UNROLL
@@ -42,11 +24,98 @@ inline typename V::i32 amax_of_whole_vectors(const void* x, int64_t* i, int64_t 
   return pair(pair(most[0], most[1]), pair(most[2], most[3]));
 }
 
+#ifdef __AVX512BW__
+inline constexpr int TREE = 16;  // blocks whose lanes one tree reduces
+
+// The largest lane of each of 16 vectors: two vectors become one of half as many candidates each, four times.
+[[gnu::always_inline]] inline __m512i largest_of_each(__m512i (&v)[TREE]) {
+  DSF_UNROLL
+  for (int i = 0; i < 8; ++i)
+    v[i] = _mm512_max_epu32(_mm512_unpacklo_epi32(v[i], v[i + 8]), _mm512_unpackhi_epi32(v[i], v[i + 8]));
+  DSF_UNROLL
+  for (int i = 0; i < 4; ++i)
+    v[i] = _mm512_max_epu32(_mm512_unpacklo_epi64(v[i], v[i + 4]), _mm512_unpackhi_epi64(v[i], v[i + 4]));
+  DSF_UNROLL
+  for (int i = 0; i < 2; ++i)
+    v[i] = _mm512_max_epu32(_mm512_shuffle_i64x2(v[i], v[i + 2], 0x88), _mm512_shuffle_i64x2(v[i], v[i + 2], 0xDD));
+  v[0] = _mm512_max_epu32(_mm512_shuffle_i64x2(v[0], v[1], 0x88), _mm512_shuffle_i64x2(v[0], v[1], 0xDD));
+  // A lane's place says by its bits, the highest first, which of v[1], v[2], v[4] and v[8] it came from.
+  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15), v[0]);
+}
+
+// Lanes whose largest is that of |x|, as the bits of f32, or of f16; n is a multiple of 32, of 16 where x is f32.
+template <Dtype dtype>
+[[gnu::always_inline]] inline __m512i amax_lanes(const void* x, const int64_t n) {
+  __m512i most[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+  int64_t i = 0;
+  if constexpr (dtype == Dtype::f32) {
+    const auto* p = static_cast<const float*>(x);
+    const __m512i size = _mm512_set1_epi32(0x7FFFFFFF);
+    const auto add = [&](int v, int64_t at) __attribute__((always_inline)) {
+      most[v] = _mm512_max_epu32(most[v], _mm512_and_si512(size, _mm512_loadu_si512(p + at)));
+    };
+    for (; i + 32 <= n; i += 32) add(0, i), add(1, i + 16);
+    if (i < n) add(0, i);
+    return _mm512_max_epu32(most[0], most[1]);
+  } else {
+    // |x| of two bytes orders as its bits do: 32 at a time.
+    const auto* p = static_cast<const uint16_t*>(x);
+    const __m512i size = _mm512_set1_epi16(0x7FFF);
+    const auto add = [&](int v, int64_t at) __attribute__((always_inline)) {
+      most[v] = _mm512_max_epu16(most[v], _mm512_and_si512(size, _mm512_loadu_si512(p + at)));
+    };
+    for (; i + 64 <= n; i += 64) add(0, i), add(1, i + 32);
+    if (i < n) add(0, i);
+    const __m512i both = _mm512_max_epu16(most[0], most[1]);
+    if constexpr (dtype == Dtype::bf16)
+      return _mm512_max_epu32(_mm512_slli_epi32(both, 16), _mm512_and_si512(both, _mm512_set1_epi32(int(0xFFFF0000))));
+    return _mm512_max_epu32(_mm512_srli_epi32(both, 16), _mm512_and_si512(both, _mm512_set1_epi32(0xFFFF)));
+  }
+}
+
+template <Dtype dtype>
+[[gnu::always_inline]] inline __m512i amax_of_tree(const void* x, int count, const int64_t block) {
+  __m512i lanes[TREE];
+  DSF_UNROLL
+  for (int b = 0; b < TREE; ++b) {
+    const char* from = static_cast<const char*>(x) + b * block * (dtype == Dtype::f32 ? 4 : 2);
+    lanes[b] = b < count ? amax_lanes<dtype>(from, block) : _mm512_setzero_si512();
+  }
+  return largest_of_each(lanes);
+}
+
+// bits[b] = max(bits[b], amax) of at most 16 whole blocks. False, and nothing done, where the block has no whole
+// vectors or holds NaN that is to be ignored.
+template <Dtype dtype>
+inline bool amax_of_blocks(const void* x, int count, int64_t block, bool ignore_nan, uint32_t* bits) {
+  constexpr int64_t DEEPSEEK = 128, MX = 32;  // unrolled
+  if (block % (dtype == Dtype::f32 ? 16 : 32)) return false;
+  __m512i most;
+  if (block == DEEPSEEK && count == TREE)
+    most = amax_of_tree<dtype>(x, TREE, DEEPSEEK);
+  else if (block == MX && count == TREE)
+    most = amax_of_tree<dtype>(x, TREE, MX);
+  else
+    most = amax_of_tree<dtype>(x, count, block);
+  if constexpr (dtype == Dtype::f16) most = _mm512_castps_si512(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(most)));
+  if (ignore_nan && _mm512_cmpgt_epu32_mask(most, _mm512_set1_epi32(F32_EXPONENT))) return false;
+  const __mmask16 mask = Vec::mask_of(count);
+  _mm512_mask_storeu_epi32(bits, mask, _mm512_max_epu32(most, _mm512_maskz_loadu_epi32(mask, bits)));
+  return true;
+}
+#else
+inline constexpr int TREE = 16;
+template <Dtype dtype>
+inline bool amax_of_blocks(const void*, int, int64_t, bool, uint32_t*) {
+  return false;
+}
+#endif
+
 #if defined(__AVX512VBMI__)
 // ---- encode ----
 
-// 64 values as four vectors, and the bytes of a pair of vectors in the order of the values. Two-byte numbers come as the
-// even and the odd ones of 32: one operation each widens them, and the last step orders them for nothing.
+// 64 values as four vectors, and the bytes of a pair of vectors in the order of the values. Two-byte numbers come as
+// the even and the odd ones of 32: one operation each widens them, and the last step orders them for nothing.
 template <Dtype dtype, bool by_16>
 struct Values64 {
   static constexpr bool INTERLEAVED = dtype == Dtype::bf16 && !by_16;
@@ -84,10 +153,11 @@ struct BytesOfPair {
   }
 };
 
-// nearest_code, saturating, of 64 numbers none of which is NaN, with six and a half operations for 16 of them: the sum's
-// exponent field and units are the halves of each lane, which one VPMADDWD puts together as a code in byte 1; the sum's
-// sign fills byte 3; one VPERMI2B takes both bytes of two vectors.
-template <Dtype format, bool interleaved>
+// nearest_code, saturating, of 64 numbers none of which is NaN, with six and a half operations for 16 of them: the
+// sum's exponent field and units are the halves of each lane, which one VPMADDWD puts together as a code in byte 1; the
+// sum's sign fills byte 3; one VPERMI2B takes both bytes of two vectors.
+// bounded: no size is above the largest by more than rounds to it.
+template <Dtype format, bool interleaved, bool bounded>
 struct Codes64 {
   using C = Format<format>;
   static constexpr BytesOfPair<interleaved> BYTES{};
@@ -98,7 +168,7 @@ struct Codes64 {
 
   [[gnu::always_inline]] __m512i lanes(__m512 v) const {
     constexpr int LESS = 2, MORE = 3;  // of the two sizes, with the first one's sign
-    const __m512 size = _mm512_range_ps(v, largest, LESS);
+    const __m512 size = bounded ? v : _mm512_range_ps(v, largest, LESS);
     const __m512 power = _mm512_and_ps(size, _mm512_castsi512_ps(_mm512_set1_epi32(F32_SIGN | F32_EXPONENT)));
     const __m512 sum = _mm512_fmadd_ps(_mm512_range_ps(power, smallest, MORE), unit, size);
     return _mm512_madd_epi16(_mm512_castps_si512(sum), fields);
@@ -119,63 +189,129 @@ struct Codes64 {
 };
 
 // The same by the careful way, for a step that holds NaN.
-template <Dtype dtype, Dtype format>
-[[gnu::noinline]] void encode_step_with_nan(const void* x, int64_t i, const __m512* factors, uint8_t* codes) {
+template <Dtype dtype, Dtype format, class Scaling>
+[[gnu::noinline]] void encode_step_with_nan(const void* x, int64_t i, const Scaling& scaled, uint8_t* codes) {
   for (int q = 0; q < 4; ++q) {
     const auto value = load_value<Vec, dtype>(x, i + 16 * q, 16);
-    const auto v = _mm512_mul_ps(value, factors[q]);
+    const auto v = scaled(value);
     const auto code = nearest_code<Vec, format>(v, Format<format>::F::LARGEST);
     Vec::store_low8(codes + i + 16 * q, with_sign_and_nan<Vec, format>(code, v, value, true), 16);
   }
 }
 
-template <Dtype dtype, Dtype format>
-inline int64_t encode_whole_vectors(const void* x, int64_t begin, int64_t end, __m512 factor, uint8_t* codes) {
+// x / s where 2^-100 <= s <= 2^100, with the bits of VDIVPS, which takes three times as long: two corrections of
+// x * RN(1 / s) by exact remainders (Markstein 1990; Muller et al., Handbook of Floating-Point Arithmetic, section
+// 4.7). Quotients that are so small that a remainder underflows have the code 0 either way.
+struct Divisor {
+  __m512 s, inverse;
+  static bool fits(float s) { return s >= 0x1p-100f && s <= 0x1p100f; }
+  [[gnu::always_inline]] explicit Divisor(float value)
+      : s(_mm512_set1_ps(value)), inverse(_mm512_set1_ps(1.0f / value)) {}
+  [[gnu::always_inline]] __m512 operator()(__m512 x) const {
+    __m512 q = _mm512_mul_ps(x, inverse);
+    q = _mm512_fmadd_ps(_mm512_fnmadd_ps(q, s, x), inverse, q);
+    q = _mm512_fmadd_ps(_mm512_fnmadd_ps(q, s, x), inverse, q);
+    return _mm512_or_ps(q, _mm512_and_ps(x, _mm512_set1_ps(-0.0f)));  // a remainder of zero makes +0 of -0
+  }
+};
+struct Factor {
+  __m512 value;
+  static bool fits(float) { return true; }
+  [[gnu::always_inline]] explicit Factor(float factor) : value(_mm512_set1_ps(factor)) {}
+  [[gnu::always_inline]] __m512 operator()(__m512 x) const { return _mm512_mul_ps(x, value); }
+};
+
+// What the next part's amax reads comes while this part is encoded: the two are PREFETCH values apart (cpu.cc's PART).
+inline constexpr int64_t PREFETCH = 2048;
+template <Dtype dtype>
+[[gnu::always_inline]] inline void prefetch(const void* x, int64_t i) {
+  constexpr int64_t BYTES = dtype == Dtype::f32 ? 4 : 2, LINE = 64;
+  const char* at = static_cast<const char*>(x) + i * BYTES;
+  DSF_UNROLL
+  for (int64_t line = 0; line < STEP * BYTES; line += LINE) __builtin_prefetch(at + line);
+}
+
+// Blocks that are multiples of a step, all but what is left of the last one. Returns how many values are done.
+template <Dtype dtype, Dtype format, class Scaling, bool bounded>
+inline int64_t encode_long_blocks(const void* x, int64_t n, int64_t block, const float* factors, uint8_t* codes) {
   using Values = Values64<dtype, false>;
-  const Codes64<format, Values::INTERLEAVED> to;
-  int64_t i = begin;
-  for (; i + STEP <= end; i += STEP) {
+  const Codes64<format, Values::INTERLEAVED, bounded> to;
+  int64_t i = 0;
+  for (int64_t end = 0; end < n; ++factors) {
+    end = n - end < block ? n : end + block;
+    if (!Scaling::fits(*factors)) return i;
+    const Scaling scaled(*factors);
+    for (; i + STEP <= end; i += STEP) {
+      prefetch<dtype>(x, i + PREFETCH);
+      Values values(x, i);
+      DSF_UNROLL
+      for (int q = 0; q < 4; ++q) values.v[q] = scaled(values.v[q]);
+      if (!bounded && values.has_nan()) [[unlikely]]
+        encode_step_with_nan<dtype, format>(x, i, scaled, codes);
+      else
+        _mm512_storeu_si512(codes + i, to.codes(values.v));
+    }
+  }
+  return i;
+}
+
+// Blocks of 16 and 32, of which a step holds several.
+template <Dtype dtype, Dtype format, class Scaling, bool bounded, bool by_16>
+inline int64_t encode_short_blocks(const void* x, int64_t n, const float* factors, uint8_t* codes) {
+  using Values = Values64<dtype, by_16>;
+  const Codes64<format, Values::INTERLEAVED, bounded> to;
+  int64_t i = 0;
+  for (; i + STEP <= n; i += STEP, factors += by_16 ? 4 : 2) {
     Values values(x, i);
     DSF_UNROLL
-    for (int q = 0; q < 4; ++q) values.v[q] = _mm512_mul_ps(values.v[q], factor);
-    if (values.has_nan()) [[unlikely]] {
-      const __m512 factors[4] = {factor, factor, factor, factor};
-      encode_step_with_nan<dtype, format>(x, i, factors, codes);
-      continue;
+    for (int q = 0; q < 4; ++q) {
+      const float factor = factors[by_16 ? q : q / 2];
+      if (!Scaling::fits(factor)) return i;
+      values.v[q] = Scaling(factor)(values.v[q]);
     }
+    if (!bounded && values.has_nan()) [[unlikely]]
+      return i;
     _mm512_storeu_si512(codes + i, to.codes(values.v));
   }
   return i;
 }
 
-// Blocks of 16 and 32, of which a step holds several. Returns how many values are done.
-template <Dtype dtype, Dtype format, bool by_16>
-inline int64_t encode_blocks_below_step(const void* x, int64_t n, const float* factors, uint8_t* codes) {
-  using Values = Values64<dtype, by_16>;
-  const Codes64<format, Values::INTERLEAVED> to;
+// A factor for each value.
+template <Dtype dtype, Dtype format>
+inline int64_t encode_each(const void* x, int64_t n, const float* factors, uint8_t* codes) {
+  using Values = Values64<dtype, true>;
+  const Codes64<format, Values::INTERLEAVED, false> to;
   int64_t i = 0;
   for (; i + STEP <= n; i += STEP) {
     Values values(x, i);
-    __m512 factor[4];
     DSF_UNROLL
-    for (int q = 0; q < 4; ++q) factor[q] = _mm512_set1_ps(*factors), factors += by_16 || q % 2;
-    DSF_UNROLL
-    for (int q = 0; q < 4; ++q) values.v[q] = _mm512_mul_ps(values.v[q], factor[q]);
+    for (int q = 0; q < 4; ++q) values.v[q] = _mm512_mul_ps(values.v[q], _mm512_loadu_ps(factors + i + 16 * q));
     if (values.has_nan()) [[unlikely]]
-      encode_step_with_nan<dtype, format>(x, i, factor, codes);
-    else
-      _mm512_storeu_si512(codes + i, to.codes(values.v));
+      return i;
+    _mm512_storeu_si512(codes + i, to.codes(values.v));
   }
   return i;
 }
 
-template <Dtype dtype, Dtype format>
-inline int64_t encode_small_blocks(const EncodeRule& rule, const void* x, int64_t n, int64_t block,
-                                   const float* factors, uint8_t* codes) {
-  if (!factors || rule.divide || !rule.saturate || rule.midpoints_down || rule.stochastic) return 0;
-  if (block == 32) return encode_blocks_below_step<dtype, format, false>(x, n, factors, codes);
-  if (block == 16) return encode_blocks_below_step<dtype, format, true>(x, n, factors, codes);
+template <Dtype dtype, Dtype format, class Scaling, bool bounded>
+inline int64_t encode_blocks(const void* x, int64_t n, int64_t block, const float* factors, uint8_t* codes) {
+  if (block >= n) return encode_long_blocks<dtype, format, Scaling, bounded>(x, n, n, factors, codes);
+  if (block % STEP == 0) return encode_long_blocks<dtype, format, Scaling, bounded>(x, n, block, factors, codes);
+  if (block == 32) return encode_short_blocks<dtype, format, Scaling, bounded, false>(x, n, factors, codes);
+  if (block == 16) return encode_short_blocks<dtype, format, Scaling, bounded, true>(x, n, factors, codes);
   return 0;
+}
+
+// As many values from the first on as whole steps hold. The rule is a usual one.
+template <Dtype dtype, Dtype format>
+inline int64_t encode_steps(const EncodeRule& rule, const void* x, int64_t n, int64_t block, const float* factors,
+                            uint8_t* codes) {
+  constexpr float ONE = 1.0f;
+  if (!factors) return encode_blocks<dtype, format, Factor, false>(x, n, n, &ONE, codes);
+  if (block == 1 && n > 1) return rule.divide ? 0 : encode_each<dtype, format>(x, n, factors, codes);
+  if (rule.divide) return encode_blocks<dtype, format, Divisor, false>(x, n, block, factors, codes);
+  if (rule.bounded) return encode_blocks<dtype, format, Factor, true>(x, n, block, factors, codes);
+  return encode_blocks<dtype, format, Factor, false>(x, n, block, factors, codes);
 }
 
 // ---- decode ----
@@ -214,7 +350,8 @@ inline int64_t decode_whole_vectors(const uint8_t* codes, int64_t begin, int64_t
       DSF_UNROLL
       for (int q = 0; q < 4; ++q) {
         const __m512i zero = _mm512_setzero_si512(), from = word[q / 2];
-        __m512 number = _mm512_castsi512_ps(q % 2 ? _mm512_unpackhi_epi16(zero, from) : _mm512_unpacklo_epi16(zero, from));
+        __m512 number =
+            _mm512_castsi512_ps(q % 2 ? _mm512_unpackhi_epi16(zero, from) : _mm512_unpacklo_epi16(zero, from));
         if (factor) number = _mm512_mul_ps(number, *factor);
         store_value<Vec, dtype>(y, i + 16 * q, number, 16);
       }
@@ -223,11 +360,15 @@ inline int64_t decode_whole_vectors(const uint8_t* codes, int64_t begin, int64_t
   return i;
 }
 #else
+// Four vectors at a time, of one block: none, or blocks as long as n.
 template <Dtype dtype, Dtype format>
-inline int64_t encode_whole_vectors(const void* x, int64_t begin, int64_t end, Vec::f32 factor, uint8_t* codes) {
+inline int64_t encode_steps(const EncodeRule& rule, const void* x, int64_t n, int64_t block, const float* factors,
+                            uint8_t* codes) {
   using V = Vec;
-  int64_t i = begin;
-  for (; i + 4 * V::LANES <= end; i += 4 * V::LANES) {
+  if (block < n || rule.divide) return 0;
+  const auto factor = V::set1(factors ? *factors : 1.0f);
+  int64_t i = 0;
+  for (; i + 4 * V::LANES <= n; i += 4 * V::LANES) {
     V::i32 code[4];
     DSF_UNROLL
     for (int q = 0; q < 4; ++q) {
@@ -239,11 +380,6 @@ inline int64_t encode_whole_vectors(const void* x, int64_t begin, int64_t end, V
     V::template store_codes<128>(codes + i, code[0], code[1], code[2], code[3]);
   }
   return i;
-}
-
-template <Dtype dtype, Dtype format>
-inline int64_t encode_small_blocks(const EncodeRule&, const void*, int64_t, int64_t, const float*, uint8_t*) {
-  return 0;
 }
 
 template <Dtype dtype, Dtype format>

@@ -3,8 +3,9 @@
 A plug-in has
     PACKAGES = ("zentorch",)       importable names it needs beside torch; () where torch is enough
     HOW_TO_INSTALL = "..."         what to do where one is missing
-    def int8_matmul(inputs): ...   for each room it competes in: keyword arguments of the op -> {label: Peer}
-A room without a function has no such peer. A function raises Unsupported(sentence) for inputs that its library refuses.
+    def int8_matmul(inputs): ...   for each op it competes in: keyword arguments of the op -> {label: Peer}
+A linear room has one op, of its own name; a room of casts has several. An op without a function has no such peer. A
+function raises Unsupported(sentence) for inputs that its library refuses.
 """
 
 import dataclasses
@@ -18,19 +19,27 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# Part of torch or ONNX Runtime, there wherever ours is measured. The first label of the first that knows a room is the
+# Part of torch or ONNX Runtime, there wherever ours is measured. The first label of the first that knows an op is the
 # reference of the gate.
 ALWAYS = ("torch_mkldnn", "torch_eager", "ort")
 FIRST = (*ALWAYS, "torch_compile")
 
 
+def _as_it_is(answer: Any) -> Any:
+    return answer
+
+
 @dataclass(frozen=True)
 class Peer:
-    """A call without arguments that gives the output as a torch tensor, its weights prepared before."""
+    """A call without arguments that gives the output as a torch tensor, its weights prepared before.
+
+    A cast gives a tensor or a tuple, codes first; what it has no counterpart for it leaves off the end.
+    """
 
     call: Callable[[], Any]
-    tolerance: float  # largest |y - ref| / |ref| (2-norms) that still counts as an answer
+    tolerance: float  # largest |y - ref| / |ref| (2-norms) that still counts as an answer; of a cast 0 is every bit
     why: str  # where the tolerance comes from
+    answer: Callable[[Any], Any] = _as_it_is  # what the call gives, as torch tensors; outside the time
 
 
 class Unsupported(Exception):
@@ -91,16 +100,16 @@ def plugin(name: str) -> ModuleType:
 
 
 def of(
-    room: str, inputs: dict[str, Any], plugins: Sequence[str], *, only_first: bool = False
+    op: str, inputs: dict[str, Any], plugins: Sequence[str], *, only_first: bool = False
 ) -> tuple[dict[str, Peer], dict[str, str]]:
-    """(peers by label, why a plug-in has none by plug-in) of one room for one set of inputs.
+    """(peers by label, why a plug-in has none by plug-in) of one op for one set of inputs.
 
     only_first: the reference alone, the first label that there is.
     """
     found: dict[str, Peer] = {}
     failed: dict[str, str] = {}
     for name in plugins:
-        make = getattr(plugin(name), room, None)
+        make = getattr(plugin(name), op, None)
         if make is None:
             continue
         try:

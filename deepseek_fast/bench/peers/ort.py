@@ -1,4 +1,4 @@
-"""ONNX Runtime's own operators, each in a session of one node and its activation."""
+"""ONNX Runtime's own operators, each in a session of one node and its activation or cast."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from deepseek_fast.bench.peers import Peer, Unsupported
+from deepseek_fast.bench.peers._casts import BETWEEN, EXACT, shape_of_blocks
 from deepseek_fast.bench.peers._common import FLOAT, INT8_TENSOR, int4_peer
 
 PACKAGES = ("onnx", "onnxruntime")
@@ -19,6 +20,16 @@ ACTIVATION_NODES: dict[str, tuple[str, dict[str, Any]]] = {
     "hardswish": ("HardSwish", {}),
     "sigmoid": ("Sigmoid", {}),
     "tanh": ("Tanh", {}),
+}
+
+CASTS = {
+    torch.float32: "FLOAT",
+    torch.bfloat16: "BFLOAT16",
+    torch.float16: "FLOAT16",
+    torch.float8_e4m3fn: "FLOAT8E4M3FN",
+    torch.float8_e5m2: "FLOAT8E5M2",
+    torch.float8_e4m3fnuz: "FLOAT8E4M3FNUZ",
+    torch.float8_e5m2fnuz: "FLOAT8E5M2FNUZ",
 }
 
 
@@ -63,6 +74,58 @@ def int4_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
     return {f"ORT MatMulNBits, accuracy level {level}": int4_peer(call, inputs)}
 
 
+def fp8_cast(inputs: dict[str, Any]) -> dict[str, Peer]:
+    from onnx import helper
+
+    if inputs.get("block", (1, 128)) is not None:
+        raise Unsupported("ONNX Runtime has no node that finds FP8 scales")
+    dtype, saturate = inputs.get("dtype", torch.float8_e4m3fn), inputs.get("saturate", True)
+    node = helper.make_node("Cast", ["x"], ["y"], to=_type(dtype), saturate=int(saturate))
+    return {"ORT Cast": Peer(_bound([node], inputs["x"], dtype, {}), *EXACT)}
+
+
+def fp8_dequantize(inputs: dict[str, Any]) -> dict[str, Peer]:
+    """DequantizeLinear has blocks along one axis: the scales of a taller block are repeated beforehand."""
+    from onnx import helper
+
+    codes, scale, dtype = inputs["codes"], inputs.get("scale"), inputs.get("dtype", torch.float32)
+    if scale is None:
+        node = helper.make_node("Cast", ["x"], ["y"], to=_type(dtype))
+        return {"ORT Cast": Peer(_bound([node], codes, dtype, {}), *EXACT)}
+    if inputs.get("tensor_scale") is not None:
+        raise Unsupported("DequantizeLinear has one scale a block")
+    _, rows, _, columns = shape_of_blocks(codes, inputs.get("block", (1, 128)))
+    values = {"scale": scale.float().repeat_interleave(rows, 0).numpy()}
+    nodes = [helper.make_node("DequantizeLinear", ["x", "scale"], ["z"], axis=1, block_size=columns)]
+    nodes.append(helper.make_node("Cast", ["z"], ["y"], to=_type(dtype)))
+    tolerance = EXACT if dtype == torch.float32 else BETWEEN
+    return {"ORT DequantizeLinear": Peer(_bound(nodes, codes.flatten(0, -2), dtype, values), *tolerance)}
+
+
+def _type(dtype: torch.dtype) -> int:
+    """torch's dtype as ONNX numbers it."""
+    from onnx import TensorProto
+
+    if dtype not in CASTS:
+        raise Unsupported(f"ONNX Runtime has no casts of {dtype}")
+    return int(getattr(TensorProto, CASTS[dtype]))
+
+
+def _bound(nodes: list[Any], x: torch.Tensor, dtype: torch.dtype, values: dict[str, Any]) -> Callable[[], torch.Tensor]:
+    """A call of x (M, K) -> y of its shape through `nodes`, on torch's memory: NumPy has no FP8."""
+    y = torch.empty(x.shape, dtype=dtype)
+    session = _of(nodes, {"x": (_type(x.dtype), x.shape)}, {"y": (_type(dtype), x.shape)}, values, opset=21)
+    binding = session.io_binding()
+    binding.bind_input("x", "cpu", 0, _type(x.dtype), x.shape, x.data_ptr())
+    binding.bind_output("y", "cpu", 0, _type(dtype), y.shape, y.data_ptr())
+
+    def call() -> torch.Tensor:
+        session.run_with_iobinding(binding)
+        return y
+
+    return call
+
+
 def _session(
     op_type: str,
     names: list[str],
@@ -73,28 +136,39 @@ def _session(
     **attributes: Any,
 ) -> Callable[[], torch.Tensor]:
     """A call of A (M, K) -> y (M, N) in float32 through `op_type` and the activation; sizes: (K, N), or B's shape."""
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
     nodes = [helper.make_node(op_type, names, ["z"], domain=domain, **attributes), *_activation(inputs["activation"])]
     K, N = sizes or values["B"].shape
+    session = _of(nodes, {"A": (TensorProto.FLOAT, ("M", K))}, {"y": (TensorProto.FLOAT, ("M", N))}, values, opset=20)
+    feed = {"A": inputs["x"].float().numpy()}
+    return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+
+Values = dict[str, tuple[int, Any]]  # (type, shape) by name
+
+
+def _of(nodes: list[Any], inputs: Values, outputs: Values, constants: dict[str, Any], *, opset: int) -> Any:
+    """A session of some nodes, on as many threads as torch has."""
+    import onnxruntime
+    from onnx import helper, numpy_helper
+
     graph = helper.make_graph(
         nodes,
         "peer",
-        [helper.make_tensor_value_info("A", TensorProto.FLOAT, ("M", K))],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("M", N))],
-        [numpy_helper.from_array(value, name) for name, value in values.items()],
+        [helper.make_tensor_value_info(name, *value) for name, value in inputs.items()],
+        [helper.make_tensor_value_info(name, *value) for name, value in outputs.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    domains = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    domains = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
     # Its threads spin while it runs, and stop then: else they take half of the other contestants' second core.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    model = helper.make_model(graph, opset_imports=domains, ir_version=9).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    feed = {"A": inputs["x"].float().numpy()}
-    return lambda: torch.from_numpy(session.run(None, feed)[0])
+    ir_version = 9 if opset < 21 else 10
+    model = helper.make_model(graph, opset_imports=domains, ir_version=ir_version).SerializeToString()
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _activation(name: str) -> list[Any]:

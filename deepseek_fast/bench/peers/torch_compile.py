@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepseek_fast.bench.peers import Peer
+from deepseek_fast.bench.peers import Peer, _casts
 from deepseek_fast.bench.peers._common import ACTIVATIONS, INT8_ROW, dequantized, float_peer, quantized_rows
 from deepseek_fast.bench.peers._compiled import compiled
 
@@ -52,6 +52,17 @@ class Int8Linear(nn.Module):
         return self.activate(z).to(x.dtype)
 
 
+class Cast(nn.Module):
+    """The formula of a cast."""
+
+    def __init__(self, formula: _casts.Formula) -> None:
+        super().__init__()
+        self.function = formula.function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
 def fused_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
     x = inputs["x"]
     return {"torch.compile": float_peer(compiled(Linear(inputs["weight"], inputs), x), x)}
@@ -63,3 +74,27 @@ def int8_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
         weight = dequantized(inputs["q"], inputs["scale"], x)
         return {"torch.compile": float_peer(compiled(Linear(weight, inputs), x), x)}
     return {"torch.compile": Peer(compiled(Int8Linear(inputs), x), *INT8_ROW)}
+
+
+def fp8_cast(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _cast(_casts.fp8_cast(inputs))
+
+
+def fp8_dequantize(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _cast(_casts.fp8_dequantize(inputs))
+
+
+def int8_cast(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _cast(_casts.int8_cast(inputs))
+
+
+def silu_mul_cast(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _cast(_casts.silu_mul_cast(inputs))
+
+
+def rms_norm_cast(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _cast(_casts.rms_norm_cast(inputs))
+
+
+def _cast(formula: _casts.Formula) -> dict[str, Peer]:
+    return {"torch.compile": formula.peer(compiled(Cast(formula), formula.x))}

@@ -1,4 +1,4 @@
-"""torch as people call it: F.linear, its int8 weights, and its dynamic int8."""
+"""torch as people call it: F.linear, its int8 weights, its dynamic int8, and casts written with its operations."""
 
 import warnings
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from deepseek_fast._load import supported_isas
-from deepseek_fast.bench.peers import Peer, Unsupported
+from deepseek_fast.bench.peers import Peer, Unsupported, _casts
 from deepseek_fast.bench.peers._common import (
     ACTIVATIONS,
     INT8_TENSOR,
@@ -68,3 +68,27 @@ def int4_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
     scales = torch.stack((scale.T, torch.zeros_like(scale.T)), -1).contiguous()
     call = torch.ops.aten._weight_int4pack_mm_for_cpu
     return {"torch _weight_int4pack_mm": int4_peer(lambda: activate(call(x, packed, group, scales) + bias), inputs)}
+
+
+def fp8_cast(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _eager(_casts.fp8_cast(inputs))
+
+
+def fp8_dequantize(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _eager(_casts.fp8_dequantize(inputs))
+
+
+def int8_cast(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _eager(_casts.int8_cast(inputs))
+
+
+def silu_mul_cast(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _eager(_casts.silu_mul_cast(inputs))
+
+
+def rms_norm_cast(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _eager(_casts.rms_norm_cast(inputs))
+
+
+def _eager(formula: _casts.Formula) -> dict[str, Peer]:
+    return {"torch": formula.peer(lambda: formula.function(formula.x))}

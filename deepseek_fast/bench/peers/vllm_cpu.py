@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deepseek_fast.bench.peers import Peer, Unsupported
+from deepseek_fast.bench.peers._casts import EXACT, OTHER_SCALE, PLAIN
 from deepseek_fast.bench.peers._common import ACTIVATIONS, INT8_ROW, float_peer, fp8_peer
 
 PACKAGES = ("vllm",)
@@ -111,3 +112,30 @@ def fp8_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
     return {
         "vLLM fp8_scaled_mm_cpu": fp8_peer(lambda: activate(call(x, packed, scale, block, bias, x.dtype, True)), inputs)
     }
+
+
+def fp8_cast(inputs: dict[str, Any]) -> dict[str, Peer]:
+    x, usual = inputs["x"], {**PLAIN, "dtype": torch.float8_e4m3fn, "scale": "f32", "mode": "deepgemm"}
+    varied = any(inputs.get(name, value) != value for name, value in usual.items())
+    if x.dtype != torch.bfloat16 or inputs.get("block") != (1, -1) or varied:
+        raise Unsupported("quantize_fp8e4m3_vec takes bf16 and one scale a row")
+    if not hasattr(_ops(), "quantize_fp8e4m3_vec"):
+        raise Unsupported("this vLLM has no quantize_fp8e4m3_vec for this CPU")
+    call = _ops().quantize_fp8e4m3_vec
+
+    def answer(found: Any) -> tuple[Tensor, Tensor]:
+        return found[0], found[1][:, None]
+
+    return {"vLLM quantize_fp8e4m3_vec": Peer(lambda: call(x, True, None), *EXACT, answer)}
+
+
+def int8_cast(inputs: dict[str, Any]) -> dict[str, Peer]:
+    x = inputs["x"]
+    call = _ops().dynamic_scaled_int8_quant
+
+    def cast() -> tuple[Tensor, Tensor]:
+        q, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(*x.shape[:-1], 1)
+        call(q, x, scale, None)
+        return q, scale
+
+    return {"vLLM dynamic_scaled_int8_quant": Peer(cast, *OTHER_SCALE)}
