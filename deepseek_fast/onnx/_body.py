@@ -49,7 +49,7 @@ class BodyWriter:
         self.nodes.append(helper.make_node(op_type, list(inputs), [output], **attributes))
         return output
 
-    def constant(self, value: float | Sequence[int], dtype: str = "float32") -> str:
+    def constant(self, value: float | Sequence[Any], dtype: str = "float32") -> str:
         import numpy as np
         from onnx import numpy_helper
 

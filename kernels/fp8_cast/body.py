@@ -79,7 +79,7 @@ class _Blocks:
         self._given = body.integers("block")
         most = body.op("Max", self._sizes, one)
         is_all = body.op("Less", self._given, self._first)  # one block, even of nothing
-        self._block = body.op("Min", body.op("Where", is_all, most, self._given), most)
+        self._block = body.op("Max", body.op("Min", body.op("Where", is_all, most, self._given), most), one)
         count = body.op("Div", body.op("Add", self._sizes, body.op("Sub", self._block, one)), self._block)
         self.count = body.op("Where", is_all, one, count)
 

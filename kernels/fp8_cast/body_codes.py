@@ -33,8 +33,8 @@ def fp8_values(body: BodyWriter, x: str, v: str, dtype: str, saturates: str) -> 
     is left to it.
     """
     nan, zero = body.constant(np.nan), body.constant(0.0)
-    negative_nan = body.constant(-np.float32(np.nan))
-    nan_of_x = body.op("Where", body.op("Less", x, zero), negative_nan, nan)
+    negative_nan = body.constant(-np.nan)
+    nan_of_x = body.op("Where", _is_negative(body, x), negative_nan, nan)
     nan_of_x = body.op("Where", body.op("IsNaN", x), x, nan_of_x)
     v = body.op("Where", body.op("IsNaN", v), nan_of_x, v)
 
@@ -44,8 +44,18 @@ def fp8_values(body: BodyWriter, x: str, v: str, dtype: str, saturates: str) -> 
     return body.op("Where", body.op("Greater", body.op("Abs", v), limit), signed, v)
 
 
+def _is_negative(body: BodyWriter, x: str) -> str:
+    """Whether x, if it is no NaN, has a sign: -0 has."""
+    zero = body.constant(0.0)
+    return body.op("Or", body.op("Less", x, zero), body.op("Less", body.op("Reciprocal", x), zero))
+
+
 def fp4_bytes(body: BodyWriter, x: str, v: str, is_deepgemm: str) -> str:
-    """Two codes a byte, as a float, the first in the low half. DeepGEMM takes midpoints down and gives zero no sign."""
+    """Two codes a byte, as a float, the first in the low half.
+
+    DeepGEMM takes midpoints down, and gives zero and NaN no sign. The sign of a NaN in x cannot be seen: it counts as
+    positive.
+    """
     size, zero = body.op("Abs", v), body.constant(0.0)
     code = zero
     for i, midpoint in enumerate(FP4_MIDPOINTS):
@@ -54,9 +64,10 @@ def fp4_bytes(body: BodyWriter, x: str, v: str, is_deepgemm: str) -> str:
         if i % 2:  # a tie goes to the even code, here the upper one
             above = body.op("Or", above, body.op("And", body.op("Equal", size, limit), body.op("Not", is_deepgemm)))
         code = body.op("Add", code, body.to_float(above))
-    code = body.op("Where", body.op("IsNaN", v), body.constant(FP4_NAN), code)
-    negative = body.op("Or", body.op("Less", x, zero), body.op("Less", body.op("Reciprocal", x), zero))  # -0 too
-    unsigned = body.op("And", is_deepgemm, body.op("Equal", code, zero))
+    is_nan = body.op("IsNaN", v)
+    code = body.op("Where", is_nan, body.constant(FP4_NAN), code)
+    negative = _is_negative(body, x)
+    unsigned = body.op("And", is_deepgemm, body.op("Or", is_nan, body.op("Equal", code, zero)))
     negative = body.op("And", negative, body.op("Not", unsigned))
     code = body.op("Add", code, body.op("Mul", body.to_float(negative), body.constant(FP4_SIGN)))
     one, two, axis = (body.constant(value, "int64") for value in (1, 2, -1))

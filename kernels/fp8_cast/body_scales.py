@@ -125,9 +125,7 @@ def ue8m0(body: BodyWriter, a: Amax) -> tuple[str, str]:
     byte = body.op("Max", body.op("Min", raised, most), body.constant(1.0))
     for is_mode, value in ((rceil, from_zero), (exact, _torchao_byte(body, a, field, significand, up)), (te, of_te)):
         byte = body.op("Where", is_mode, value, byte)
-    factor = number_of_byte(body, byte, INVERSE_POWERS)
-    one_of_zero = body.op("And", body.op("And", te, a.is_mx), body.op("Equal", byte, body.constant(0.0)))
-    return byte, body.op("Where", one_of_zero, body.constant(1.0), factor)
+    return byte, number_of_byte(body, byte, INVERSE_POWERS)
 
 
 def _torchao_byte(body: BodyWriter, a: Amax, field: str, significand: str, up: str) -> str:
