@@ -37,6 +37,7 @@ def complete_cast(node: ir.Node, rewriter: Rewriter) -> None:
         rule = f"optimize: model must give {node.op_type} from 1 to {len(names)} inputs"
         raise ValueError(f"{rule}; got {len(node.inputs)} in '{node.name}'")
     if node.op_type == INT8_CAST:
+        node.outputs[0].dtype, node.outputs[1].dtype = ir.DataType.INT8, ir.DataType.FLOAT
         return
     if len(node.inputs) < len(names):
         node.resize_inputs(len(names))
@@ -49,6 +50,7 @@ def complete_cast(node: ir.Node, rewriter: Rewriter) -> None:
         node.outputs[1].dtype = ir.DataType(scale_type)
         if dtype == UINT8:  # FP4 always saturates, and Cast to uint8 knows no other way
             node.attributes["saturate"] = ir.convenience.convert_attribute("saturate", 1)
+            node.outputs[0].shape = _shape_of_pairs(node.inputs[0])
     for place, kind in ((SCALE_INPUT, scale_type), (TENSOR_SCALE_INPUT, FLOAT)):
         if node.inputs[place] is None:
             node.replace_input_with(place, rewriter.zeros(0, ir.DataType(kind).numpy()))
@@ -63,13 +65,31 @@ def _type_of_scale(node: ir.Node) -> int:
     return SCALE_TYPES.get(node.attributes["scale"].value, FLOAT)
 
 
+def _shape_of_pairs(x: ir.Value) -> ir.Shape | None:
+    """That of the FP4 codes of x, whatever torch's exporter says: it counts them one by one."""
+    import onnx_ir as ir
+
+    if x.shape is None:
+        return None
+    columns = x.shape[-1]
+    return ir.Shape([*x.shape[:-1], columns // 2 if isinstance(columns, int) else None])
+
+
 def _as_bytes(node: ir.Node, rewriter: Rewriter) -> None:
-    """A constant scale of float8e8m0 becomes uint8: no custom operator of ONNX Runtime 1.31 takes the former."""
+    """A scale of float8e8m0 becomes uint8, where it is constant or an input of the graph that only casts read.
+
+    No custom operator of ONNX Runtime 1.31 takes the former.
+    """
     import numpy as np
+    import onnx_ir as ir
 
     scale = node.inputs[SCALE_INPUT]
-    array = None if scale is None else rewriter.constants.array(scale)
-    if scale is not None and array is not None and str(array.dtype) == "float8_e8m0fnu":
+    if scale is None or scale.dtype != ir.DataType.FLOAT8E8M0:
+        return
+    array, users = rewriter.constants.array(scale), scale.consumers()
+    if scale.is_graph_input() and all(user.domain == DOMAIN and user.op_type in OP_TYPES for user in users):
+        scale.dtype = ir.DataType.UINT8
+    elif array is not None:
         node.replace_input_with(SCALE_INPUT, rewriter.initializer(f"{scale.name}_bytes", array.view(np.uint8)))
 
 
