@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from deepseek_fast.kernels.fp8_cast import body
-from deepseek_fast.kernels.fp8_cast.body import CAST, DEFAULTS, FLOAT, INPUTS, INT8_CAST, SCALE_TYPES
-from deepseek_fast.kernels.fp8_cast.body_scales import UINT8
 from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION
 
 if TYPE_CHECKING:
@@ -15,19 +12,24 @@ if TYPE_CHECKING:
 
     from deepseek_fast.onnx._rewriter import Rewriter
 
-OP_TYPES = tuple(INPUTS)
+OP_TYPES = ("Fp8Cast", "Fp8Dequantize", "Int8Cast")
+FLOAT, UINT8 = 1, 2  # TensorProto types
 SCALE_INPUT, TENSOR_SCALE_INPUT = 1, 2
 MIN_BLOCK = (1, 128)  # of a plain cast, which has none
 
 
 def has_body(node: ir.Node) -> bool:
     """Whether ai.onnx can say what the node does; a node without a body runs with our library only."""
+    from deepseek_fast.kernels.fp8_cast import body
+
     return body.problem(node.op_type, {name: attribute.value for name, attribute in node.attributes.items()}) is None
 
 
 def complete_cast(node: ir.Node, rewriter: Rewriter) -> None:
     """The node gets all its inputs and attributes, and its outputs their types."""
     import onnx_ir as ir
+
+    from deepseek_fast.kernels.fp8_cast.body import CAST, DEFAULTS, INPUTS, INT8_CAST
 
     for name, value in DEFAULTS[node.op_type].items():
         if name not in node.attributes:
@@ -57,6 +59,8 @@ def complete_cast(node: ir.Node, rewriter: Rewriter) -> None:
 
 
 def _type_of_scale(node: ir.Node) -> int:
+    from deepseek_fast.kernels.fp8_cast.body import SCALE_TYPES
+
     given = node.inputs[SCALE_INPUT]
     if node.attributes["plain"].value:
         return FLOAT
