@@ -55,6 +55,20 @@ struct Block {
   int64_t rows, cols;
 };
 
+Type type_of_scale(bool plain, const std::string& kind) {
+  return plain ? FLOAT : kind == "ue8m0" ? UINT8 : kind == "e4m3" ? E4M3 : FLOAT;
+}
+
+// The output has the type of an S that stands for none, so that must be the type of the scales.
+void check_none(const Runtime& runtime, const TensorView& none, Type type) {
+  const TensorView wanted = shape_only(type, nullptr, 0);
+  if (std::strcmp(none.dtype_name, wanted.dtype_name) == 0) return;
+  Problem problem{Fault::type, {}};
+  std::snprintf(problem.sentence, sizeof problem.sentence, "%s: scale must be %s where it is empty; got dtype %s", CAST,
+                wanted.dtype_name, none.dtype_name);
+  fail(runtime, problem);
+}
+
 Block block_of(const char* op, const Node& node) {
   const std::vector<int64_t> block = node.attribute("block", {1, BLOCK_COLS});
   if (block.size() == 2) return {block[0], block[1]};
@@ -107,6 +121,9 @@ CastKernel::CastKernel(const Node& node) : dtype_(node.attribute("dtype", int64_
               "row",
               node.attribute("rounding", "nearest"),
               node.attribute("seed", int64_t{0})};
+  const std::optional<Tensor> constant = node.constant(SCALE);
+  if (constant && is_none(constant))
+    check_none(node.runtime, constant->view, type_of_scale(options_.plain, options_.scale));
   const ScalesOfNothing scales(node, {rows, cols});
   check(node.runtime, call_of(shape_only(node.type(VALUES).value_or(UNDEFINED), NOTHING, 2)), scales[SCALE],
         scales[TENSOR_SCALE]);
@@ -131,7 +148,11 @@ CastArgs CastKernel::check(const Runtime& runtime, CastCall call, const TensorVi
 }
 
 void CastKernel::compute(const Call& call) const {
-  std::optional<Tensor> x = call.input(VALUES), scale = given(call, SCALE), tensor_scale = given(call, TENSOR_SCALE);
+  std::optional<Tensor> x = call.input(VALUES), scale = call.input(SCALE), tensor_scale = given(call, TENSOR_SCALE);
+  if (scale && is_none(scale)) {
+    check_none(call.runtime, scale->view, type_of_scale(options_.plain, options_.scale));
+    scale.reset();
+  }
   for (std::optional<Tensor>* tensor : {&x, &scale, &tensor_scale})
     if (*tensor) (*tensor)->align(CAST);
   const CastCall cast = call_of(x->view);
@@ -185,12 +206,9 @@ void set_type(const Shapes& shapes, size_t output, Type type) {
 void infer_cast(const Shapes& shapes) {
   std::vector<Dim> x = shapes.shape(VALUES);
   const int64_t dtype = shapes.attribute("dtype", int64_t{E4M3});
-  const std::string kind = shapes.attribute("scale", "f32");
   const bool plain = shapes.attribute("plain", int64_t{0});
-  const Type scale = plain ? FLOAT
-                           : shapes.type(SCALE).value_or(kind == "ue8m0"  ? UINT8
-                                                         : kind == "e4m3" ? E4M3
-                                                                          : FLOAT);
+  const Type dynamic = type_of_scale(plain, shapes.attribute("scale", "f32"));
+  const Type scale = plain ? FLOAT : shapes.type(SCALE).value_or(dynamic);
   if (!is_type(dtype)) return;
   if (x.empty()) {
     set_type(shapes, CODES, Type(dtype));
