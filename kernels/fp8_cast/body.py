@@ -155,8 +155,11 @@ def _cast(body: BodyWriter) -> None:
     tables = [body_scales.table(body, values, dtype) for values in (VLLM_LARGEST, LARGEST)]
     largest = body.op("Where", modes["vllm"], *tables)
 
+    # Not within a branch: ONNX Runtime 1.24 to 1.30 loses constants above 127 bytes where it takes a branch for its If.
+    powers = body.constant(body_scales.INVERSE_POWERS)
+
     def dynamic() -> str:
-        amax = Amax(*blocks.amax(), modes, largest, dtype, is_32, "X", tensor_scale)
+        amax = Amax(*blocks.amax(), modes, largest, dtype, is_32, "X", tensor_scale, powers)
         pairs = (write(body, amax) for write in (body_scales.ue8m0, body_scales.e4m3, body_scales.f32))
         power, e4m3, f32 = (_stacked(body, *pair) for pair in pairs)
         return body.op("Where", is_e8m0, power, body.op("Where", is_e4m3, e4m3, f32))
@@ -177,10 +180,11 @@ def _cast(body: BodyWriter) -> None:
         lambda: body_codes.fp8_values(body, blocks.rows, values, dtype, saturates),
     )
     body.cast_as("dtype", blocks.reshaped(codes, blocks.shape_of_codes(is_fp4)), "C", saturate="saturate")
+    as_given = body.to_float("S")
     result = body.choose(
         plain,
         lambda: body.constant([[1.0]]),
-        lambda: body.choose(no_scale, lambda: blocks.shaped(scale), lambda: body.to_float("S")),
+        lambda: body.choose(no_scale, lambda: blocks.shaped(scale), lambda: as_given),
     )
     body.op("CastLike", result, "S", output="scale")
 

@@ -110,4 +110,4 @@ def numbers_of_codes(body: BodyWriter, codes: str) -> str:
 def numbers_of_scale(body: BodyWriter, scale: str) -> str:
     """float32 of scales: uint8 are exponents."""
     value = body.to_float(scale)
-    return body.op("Where", is_uint8(body, scale), number_of_byte(body, value, POWERS), value)
+    return body.op("Where", is_uint8(body, scale), number_of_byte(body, value, body.constant(POWERS)), value)

@@ -46,6 +46,7 @@ class Amax:
     is_mx: str  # blocks of (1, 32) or (32, 1)
     x: str
     tensor_scale: str  # one value
+    inverse_powers: str  # INVERSE_POWERS
 
 
 def table(body: BodyWriter, values: Mapping[int, float], dtype: str) -> str:
@@ -125,7 +126,7 @@ def ue8m0(body: BodyWriter, a: Amax) -> tuple[str, str]:
     byte = body.op("Max", body.op("Min", raised, most), body.constant(1.0))
     for is_mode, value in ((rceil, from_zero), (exact, _torchao_byte(body, a, field, significand, up)), (te, of_te)):
         byte = body.op("Where", is_mode, value, byte)
-    return byte, number_of_byte(body, byte, INVERSE_POWERS)
+    return byte, number_of_byte(body, byte, a.inverse_powers)
 
 
 def _torchao_byte(body: BodyWriter, a: Amax, field: str, significand: str, up: str) -> str:
@@ -169,8 +170,8 @@ def e4m3(body: BodyWriter, a: Amax) -> tuple[str, str]:
     return scale, body.op("Div", body.op("Reciprocal", a.tensor_scale), scale)
 
 
-def number_of_byte(body: BodyWriter, byte: str, powers: list[float]) -> str:
-    """byte: a float, 0 to 255; anything else counts as 0."""
+def number_of_byte(body: BodyWriter, byte: str, powers: str) -> str:
+    """The entry of a table. byte: a float, 0 to 255; anything else counts as 0."""
     from onnx import TensorProto
 
     is_byte = body.op(
@@ -179,4 +180,4 @@ def number_of_byte(body: BodyWriter, byte: str, powers: list[float]) -> str:
         body.op("LessOrEqual", byte, body.constant(float(NAN_BYTE))),
     )
     byte = body.op("Where", is_byte, byte, body.constant(0.0))
-    return body.op("Gather", body.constant(powers), body.op("Cast", byte, to=TensorProto.INT64))
+    return body.op("Gather", powers, body.op("Cast", byte, to=TensorProto.INT64))
