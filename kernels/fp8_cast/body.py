@@ -180,11 +180,16 @@ def _cast(body: BodyWriter) -> None:
         lambda: body_codes.fp8_values(body, blocks.rows, values, dtype, saturates),
     )
     body.cast_as("dtype", blocks.reshaped(codes, blocks.shape_of_codes(is_fp4)), "C", saturate="saturate")
-    as_given = body.to_float("S")
+    # As many values as X has blocks: else it could be a constant, which ONNX Runtime 1.24 to 1.27 loses as an output.
+    raw = body.to_float("S")
+    flat = body.op("Reshape", raw, body.constant([-1], "int64"))
+    count = body.op("ReduceProd", blocks.count, keepdims=1)
+    as_given = body.op("Slice", flat, body.constant([0], "int64"), count)
+    as_given_shape = body.op("Shape", raw)
     result = body.choose(
         plain,
         lambda: body.constant([[1.0]]),
-        lambda: body.choose(no_scale, lambda: blocks.shaped(scale), lambda: as_given),
+        lambda: body.choose(no_scale, lambda: blocks.shaped(scale), lambda: blocks.reshaped(as_given, as_given_shape)),
     )
     body.op("CastLike", result, "S", output="scale")
 
