@@ -53,6 +53,11 @@ def op(room: str, case: Any) -> str:
     return str(getattr(case, "op", room))
 
 
+def working_set(case: Any) -> int:
+    """Bytes that a call touches, however often it does."""
+    return int(getattr(case, "working_set", case.bytes))
+
+
 def is_cast(case: Any) -> bool:
     """Whether it is bound by bytes alone: it has no rate of arithmetic, and its answers are compared bit for bit."""
     return getattr(case, "rate", "") is None
@@ -78,7 +83,7 @@ def rows(rooms: Sequence[str], *, quick: bool = False) -> list[Row]:
             continue
         if threads > 1:
             found.append(Row(room, case, best, threads, True))
-        if case.flops <= LADDER_FLOPS and not (is_cast(case) and case.bytes > LADDER_BYTES):
+        if case.flops <= LADDER_FLOPS and not (is_cast(case) and working_set(case) > LADDER_BYTES):
             found += [Row(room, case, level, 1, False) for level in reversed(lower) if level in own[room]]
     return found
 

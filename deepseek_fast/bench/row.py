@@ -69,7 +69,7 @@ class Measurement:
         peer_names = () if is_cold(row.case) or getattr(row.case, "alone", False) else peer_names
         found, self.failed = peers.of(row.op, inputs, peer_names, only_first=only_reference or not row.best)
         self._peers = found
-        large = getattr(row.case, "working_set", row.case.bytes) > WARM_BYTES
+        large = rooms.working_set(row.case) > WARM_BYTES
         self.ours = Contestant(slowdown(ours, inputs) if slowdown else ours, 1, large)
         seconds: dict[str, float] = {}
         self._errors: dict[str, float] = {}
@@ -225,7 +225,7 @@ def _times(timing: Timing) -> dict[str, float]:
 def _least(case: Any, threads: int, roofline: "ceiling.Roofline") -> float:
     """Seconds that the machine's ceilings grant a case."""
     if rooms.is_cast(case):
-        return roofline.copy_seconds(case.bytes, threads, getattr(case, "working_set", None))
+        return roofline.copy_seconds(case.bytes, threads, rooms.working_set(case))
     return roofline.seconds(case.rate, case.flops, case.bytes, threads, COLD_BYTES if is_cold(case) else case.bytes)
 
 
