@@ -52,15 +52,15 @@ class Roofline:
         read = self._probe((isa, size), native().ceiling_read(size, SECONDS))
         return max(flops / compute, num_bytes / read) / threads
 
-    def copy_seconds(self, num_bytes: int, threads: int = 1) -> float:
+    def copy_seconds(self, num_bytes: int, threads: int = 1, working_set: int | None = None) -> float:
         """Least time of a call that reads some bytes and writes others, num_bytes together, and computes next to none.
 
-        The ceiling is memcpy between two buffers of num_bytes / 2 each, in bytes read plus bytes written per second:
-        the same footprint, so the same level. One rule for every cast, also where the two sizes differ: a call that
-        mostly reads may beat the copy in a cache (more loads than stores a cycle); one that mostly writes cannot reach
-        it.
+        The ceiling is memcpy between two buffers of half as many bytes each (or of half of working_set), in bytes read
+        plus bytes written per second: the same footprint, so the same level. One rule for every cast, also where the
+        two sizes differ: a call that mostly reads may beat the copy in a cache (more loads than stores a cycle); one
+        that mostly writes cannot reach it.
         """
-        isa, size = native().isa(), max(num_bytes // 2, MIN_READ)
+        isa, size = native().isa(), max((working_set or num_bytes) // 2, MIN_READ)
         return num_bytes / self._probe((isa, f"copy {size}"), native().ceiling_copy(size, SECONDS)) / threads
 
     def _probe(self, key: tuple[str, str | int], found: float) -> float:

@@ -66,10 +66,10 @@ class Measurement:
         ours = row.case.call(inputs)
         self.error = answers.error_over_bound(ours(), wanted, bound)
         # A peer has one copy of the weight, which its caches would hold.
-        peer_names = () if is_cold(row.case) else peer_names
+        peer_names = () if is_cold(row.case) or getattr(row.case, "alone", False) else peer_names
         found, self.failed = peers.of(row.op, inputs, peer_names, only_first=only_reference or not row.best)
         self._peers = found
-        large = row.case.bytes > WARM_BYTES
+        large = getattr(row.case, "working_set", row.case.bytes) > WARM_BYTES
         self.ours = Contestant(slowdown(ours, inputs) if slowdown else ours, 1, large)
         seconds: dict[str, float] = {}
         self._errors: dict[str, float] = {}
@@ -225,7 +225,7 @@ def _times(timing: Timing) -> dict[str, float]:
 def _least(case: Any, threads: int, roofline: "ceiling.Roofline") -> float:
     """Seconds that the machine's ceilings grant a case."""
     if rooms.is_cast(case):
-        return roofline.copy_seconds(case.bytes, threads)
+        return roofline.copy_seconds(case.bytes, threads, getattr(case, "working_set", None))
     return roofline.seconds(case.rate, case.flops, case.bytes, threads, COLD_BYTES if is_cold(case) else case.bytes)
 
 

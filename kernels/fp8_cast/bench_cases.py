@@ -1,6 +1,7 @@
 """What is measured of fp8_cast and its family; cases.py hands it on as BENCH.
 
-A row is bound by the bytes that it reads and writes: 8 Ki elements lie in L1, 128 Ki in L2, 1 Mi in L3 (on the CPU of
+A row is bound by the bytes that it reads and writes: 8 Ki elements lie in L1 (and are cast again and again by the
+kernel alone, as a call takes longer), 128 Ki in L2, 1 Mi in L3 (on the CPU of
 the baseline: 48 KiB, 1 MiB, 32 MiB), 64 Mi in memory. The gate compares rows of at least 20 us, hence those of 1 Mi.
 """
 
@@ -34,6 +35,7 @@ class Bench:
     mode: str = "deepgemm"
     why: str = ""
     quick: bool = False  # in the small set that CI gates on
+    times: int = 0  # kernel calls behind one call of the NumPy door; 0: the public function
     flops: int = 0
     rate: None = None  # of arithmetic: its ceiling is a copy of as many bytes
 
@@ -43,19 +45,29 @@ class Bench:
         words += [f"{self.M}x{self.K}", *(_short(name) for name in (self.source, self.target))]
         if self.block:
             words.append("x".join("all" if size < 0 else str(size) for size in self.block))
-        return "-".join(words + [self.scale] * (self.scale != "f32"))
+        return "-".join(words + [self.scale] * (self.scale != "f32") + ["kernel"] * (self.times > 0))
 
     @property
     def elements(self) -> int:
         """Numbers cast."""
-        return self.M * self.K
+        return self.M * self.K * max(self.times, 1)
+
+    @property
+    def alone(self) -> bool:
+        """Without peers: they have no call that is their kernel alone."""
+        return self.times > 0
 
     @property
     def bytes(self) -> int:
-        """Everything once: what is read, and codes and scales, or numbers, written."""
+        """What is read, and codes and scales, or numbers, written; each time anew."""
+        return self.working_set * max(self.times, 1)
+
+    @property
+    def working_set(self) -> int:
+        """Everything once."""
         halves = 2 if self.op == "silu_mul_cast" else 1  # gate and up
         weight = self.K * _bits(self.source) if self.op == "rms_norm_cast" else 0
-        bits = self.elements * (halves * _bits(self.source) + _bits(self.target)) + weight
+        bits = self.M * self.K * (halves * _bits(self.source) + _bits(self.target)) + weight
         return bits // 8 + self.num_scales * SCALE_BYTES[self.scale]
 
     @property
@@ -70,7 +82,7 @@ class Bench:
         """Where the working set lies: "L1", "L2", "L3" or "memory"."""
         from deepseek_fast.bench import ceiling
 
-        return ceiling.level(self.bytes)
+        return ceiling.level(self.working_set)
 
     def inputs(self, generator: torch.Generator) -> dict[str, Any]:
         """Keyword arguments of the op: finite numbers, none beyond the format."""
@@ -96,10 +108,45 @@ class Bench:
         return inputs | {"scale": 0.5 + torch.rand(shape, generator=generator), "block": self.block}
 
     def call(self, inputs: dict[str, Any]) -> Callable[[], Any]:
-        """The public function, as users call it: its checks and its new tensors are part of the time."""
+        """The public function, as users call it: its checks and its new tensors are part of the time.
+
+        With `times` the kernel, again and again between the same two buffers: what a cast of values that lie in L1
+        takes where the call around it takes longer than the work.
+        """
         from deepseek_fast.kernels.fp8_cast import op
 
-        return partial(getattr(op, self.op), **inputs)
+        if self.times == 0:
+            return partial(getattr(op, self.op), **inputs)
+        return partial(_again, self.op, self.times, {name: _to_numpy(value) for name, value in inputs.items()})
+
+
+def _again(op: str, times: int, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    from deepseek_fast._load import native
+
+    results = getattr(native(), op)(**inputs, times=times)
+    results = results if isinstance(results, tuple) else (results,)
+    return tuple(_from_numpy(array) for array in results)
+
+
+def _to_numpy(value: Any) -> Any:
+    """Over the same memory; a dtype by its name."""
+    import ml_dtypes
+
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.dtype in (torch.float32, torch.float16):
+        return value.numpy()
+    bits = torch.int16 if value.element_size() == 2 else torch.uint8
+    return value.view(bits).numpy().view(getattr(ml_dtypes, str(value.dtype).removeprefix("torch.")))
+
+
+def _from_numpy(array: Any) -> torch.Tensor:
+    if array.dtype.name in ("float32", "float16"):
+        return torch.from_numpy(array)
+    bits = "int16" if array.itemsize == 2 else "uint8"
+    return torch.from_numpy(array.view(bits)).view(getattr(torch, array.dtype.name))
 
 
 PLAIN_NAMES = ("fp8_cast", "fp8_dequantize", "int8_cast")  # whose dtypes say what they do
@@ -118,7 +165,9 @@ def _normal(generator: torch.Generator, dtype: str, *shape: int) -> torch.Tensor
     return torch.randn(shape, generator=generator).to(getattr(torch, dtype))
 
 
-SIZES = ((8 << 10, "L1"), (128 << 10, "L2"), (64 << 20, "memory"))  # elements, and where they lie
+SIZES = ((128 << 10, "L2"), (64 << 20, "memory"))  # elements, and where they lie
+TIMES = 1000
+ALONE = ((8 << 10, "L1", TIMES), (128 << 10, "L2", TIMES // 10))  # the kernel, so many times
 OF_GATE = 1 << 20
 # (read, written, also with as many elements as the gate compares)
 DECODED = ((E4M3, "bfloat16", True), (E4M3, "float32", False), (E5M2, "bfloat16", False))
@@ -129,6 +178,8 @@ def _plain(op: str, kinds: tuple[tuple[str, str, bool], ...], verb: str) -> Iter
     for source, target, gated in kinds:
         for size, level in SIZES:
             yield Bench(op, size // WHOLE_ROWS, WHOLE_ROWS, source, target, why=f"{verb} in {level}")
+        for size, level, times in ALONE:
+            yield Bench(op, size // WHOLE_ROWS, WHOLE_ROWS, source, target, why=f"{verb} in {level}", times=times)
         if gated:
             rows = OF_GATE // WHOLE_ROWS
             yield Bench(op, rows, WHOLE_ROWS, source, target, why=f"{verb} in L3", quick=True)
@@ -136,7 +187,6 @@ def _plain(op: str, kinds: tuple[tuple[str, str, bool], ...], verb: str) -> Iter
 
 # (M, K, why, quick) of activations with DeepSeek's blocks
 TOKENS = (
-    (64, 128, "one block a row, L1", False),
     (32, 4096, "activations of a small batch, L2", False),
     (256, 4096, "activations of a prefill, L3", True),
     (8192, 7168, "activations of DeepSeek-V3, memory", False),
@@ -147,6 +197,10 @@ BENCH = (
     *(
         Bench("fp8_cast", M, K, source, E4M3, (1, 128), why=why, quick=quick and source == "bfloat16")
         for M, K, why, quick in TOKENS
+        for source in ("bfloat16", "float32")
+    ),
+    *(
+        Bench("fp8_cast", 2, 4096, source, E4M3, (1, 128), why="in L1", times=TIMES)
         for source in ("bfloat16", "float32")
     ),
     Bench("fp8_cast", 4096, 4096, "bfloat16", E4M3, (128, 128), why="a weight with DeepSeek's blocks", quick=True),

@@ -197,7 +197,6 @@ void decode_bytes(const uint8_t* codes, int64_t n, int64_t block, const float* f
       return;
     }
     const auto factor = V::set1(factors ? factors[begin / block] : 1.0f);
-    i = decode_whole_vectors<dtype, format>(codes, begin, end, factors ? &factor : nullptr, y);
     decode_to(end, [&](int) { return factor; });
   }
 }
@@ -206,7 +205,9 @@ void decode_bytes(const uint8_t* codes, int64_t n, int64_t block, const float* f
 template <Dtype dtype, Dtype format>
 void decode(const uint8_t* codes, int64_t n, int64_t block, const float* factors, void* y) {
   if constexpr (!Format<format>::FP4) {
-    decode_bytes<dtype, format>(codes, n, block, factors, y);
+    const int64_t done = decode_steps<dtype, format>(codes, n, block, factors, y);
+    decode_bytes<dtype, format>(codes + done, n - done, block, factors ? factors + done / block : nullptr,
+                                static_cast<char*>(y) + done * (dtype == Dtype::f32 ? 4 : 2));
   } else {
     constexpr int64_t PART = 512;
     alignas(64) uint8_t bytes[PART];
@@ -234,11 +235,11 @@ void silu_mul(const void* gate, const void* up, int64_t n, float* v) {
   }
 }
 
-// Sixteen sums of every sixteenth square, each in the order of i, then added in pairs: the same on every level.
+// 64 sums of every 64th square, each in the order of i, then added in pairs: the same on every level.
 template <Dtype dtype>
 float squares(const void* x, int64_t n) {
   using V = Vec;
-  constexpr int SUMS = 16, VECTORS = SUMS / V::LANES;
+  constexpr int SUMS = 64, VECTORS = SUMS / V::LANES;
   V::f32 sum[VECTORS];
   for (auto& part : sum) part = V::zero();
   for (int64_t i = 0; i < n; i += SUMS) {

@@ -1,5 +1,6 @@
 """fp8_cast and its family in torch: the public functions and their Meta kernels."""
 
+import math
 from typing import Any
 
 import torch
@@ -286,7 +287,7 @@ def _blocks(size: Any, block: int) -> Any:
 
 
 def _new_scale(x: Tensor, rows: int, columns: int, scale: str, layout: str, *, K: Any) -> Tensor:
-    M = x.shape[:-1].numel()
+    M = math.prod(x.shape[:-1])  # torch.Size.numel() would fix a symbolic size
     dtype = _SCALE_DTYPES.get(scale, torch.float32)
     if rows == 1 and x.dim() > 2:
         return x.new_empty((*x.shape[:-1], _blocks(K, columns)), dtype=dtype)

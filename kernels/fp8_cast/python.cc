@@ -49,13 +49,14 @@ const char* scale_name(const CastArgs& args) {
   return args.kind == ScaleKind::ue8m0 ? "float8_e8m0fnu" : args.kind == ScaleKind::e4m3 ? "float8_e4m3fn" : "float32";
 }
 
-void run(const CastArgs& args) {
+// times: again and again, for benchmarks.
+void run(const CastArgs& args, int64_t times = 1) {
   const py::gil_scoped_release unlocked;
   Context context{};
   context.num_threads = 1;
   const Memory workspace("fp8_cast", dsf_fp8_cast_workspace_bytes(&context, &args));
   context.workspace = workspace.data();
-  dsf_fp8_cast(&context, &args);
+  for (int64_t i = 0; i < times; ++i) dsf_fp8_cast(&context, &args);
 }
 
 // With strides in elements, over memory that reaches as far.
@@ -71,7 +72,7 @@ py::array new_array(const std::string& name, const ScaleShape& shape) {
 
 py::tuple cast(const char* op, CastSource source, CastOptions options, const py::object& dtype,
                const py::object& x_array, const py::object& weight_array, const py::object& given_array,
-               const py::object& tensor_scale_array, double eps = 0) {
+               const py::object& tensor_scale_array, double eps = 0, int64_t times = 1) {
   Operand x(op, "x", x_array), weight(op, "weight", weight_array), given(op, "scale", given_array);
   Operand tensor_scale(op, "tensor_scale", tensor_scale_array);
   present(x);
@@ -86,18 +87,19 @@ py::tuple cast(const char* op, CastSource source, CastOptions options, const py:
   const py::array codes = new_array(format, sizes), scale = new_array(scale_name(args), shape);
   args.codes = const_cast<void*>(codes.data());
   args.scale = const_cast<void*>(scale.data());
-  run(args);
+  run(args, times);
   return py::make_tuple(codes, given.present ? given_array : py::object(scale));
 }
 
 py::tuple fp8_cast(const py::object& x, const py::object& block, const py::object& dtype, const py::object& scale,
                    const std::string& mode, bool saturate, const std::string& out_layout,
-                   const py::object& tensor_scale, const std::string& rounding, int64_t seed) {
+                   const py::object& tensor_scale, const std::string& rounding, int64_t seed, int64_t times) {
   CastOptions options{0, 0, false, "f32", mode, saturate, out_layout, rounding, seed};
   set_block("fp8_cast", block, true, &options);
   const bool is_text = py::isinstance<py::str>(scale);
   if (is_text) options.scale = scale.cast<std::string>();
-  return cast("fp8_cast", CastSource::x, options, dtype, x, py::none(), is_text ? py::none() : scale, tensor_scale);
+  return cast("fp8_cast", CastSource::x, options, dtype, x, py::none(), is_text ? py::none() : scale, tensor_scale, 0,
+              times);
 }
 
 py::tuple silu_mul_cast(const py::object& x, const py::object& block, const py::object& dtype, const std::string& scale,
@@ -159,7 +161,7 @@ py::array fp8_amax(const py::object& x_array, const py::object& block) {
 
 // fp4: codes are bytes of two values.
 py::array fp8_dequantize(const py::object& codes_array, const py::object& scale_array, const py::object& block,
-                         const py::object& dtype, const py::object& tensor_scale_array) {
+                         const py::object& dtype, const py::object& tensor_scale_array, int64_t times) {
   constexpr const char* OP = "fp8_dequantize";
   CastOptions options{-1, -1, false, "", "", false, "", "", 0};
   set_block(OP, block, true, &options);
@@ -187,7 +189,7 @@ py::array fp8_dequantize(const py::object& codes_array, const py::object& scale_
     const py::gil_scoped_release unlocked;
     Context context{};
     context.num_threads = 1;
-    dsf_fp8_dequantize(&context, &args);
+    for (int64_t i = 0; i < times; ++i) dsf_fp8_dequantize(&context, &args);
   }
   return y;
 }
@@ -229,8 +231,9 @@ void bind_fp8_cast(py::module_& module, py::dict& variants) {
   const auto tensor_scale = py::arg("tensor_scale") = py::none();
   const auto rounding = py::arg("rounding") = "nearest";
   const auto seed = py::arg("seed") = 0;
+  const auto times = py::arg("times") = 1;
   module.def("fp8_cast", &fp8_cast, py::arg("x"), py::kw_only(), block, dtype, scale, mode, saturate, out_layout,
-             tensor_scale, rounding, seed);
+             tensor_scale, rounding, seed, times);
   module.def("silu_mul_cast", &silu_mul_cast, py::arg("x"), py::kw_only(), block, dtype, scale, mode, out_layout,
              tensor_scale, rounding, seed);
   module.def("rms_norm_cast", &rms_norm_cast, py::arg("x"), py::arg("weight"), py::kw_only(), py::arg("eps") = 1e-6,
@@ -239,7 +242,7 @@ void bind_fp8_cast(py::module_& module, py::dict& variants) {
              saturate);
   module.def("fp8_amax", &fp8_amax, py::arg("x"), py::kw_only(), block);
   module.def("fp8_dequantize", &fp8_dequantize, py::arg("codes"), py::arg("scale") = py::none(), py::kw_only(), block,
-             py::arg("dtype") = "float32", tensor_scale);
+             py::arg("dtype") = "float32", tensor_scale, times);
   module.def("int8_cast", &int8_cast, py::arg("x"));
   variants["fp8_cast"] = variants_of(dsf_fp8_cast_variant);
 }

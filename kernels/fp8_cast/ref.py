@@ -14,7 +14,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from deepseek_fast.kernels.fp8_cast.ref_formats import E2M1, E4M3, E8M0, decode, encode, pack, random_bits, unpack
+from deepseek_fast.kernels.fp8_cast.ref_formats import (
+    E2M1,
+    E4M3,
+    E8M0,
+    FORMATS,
+    decode,
+    encode,
+    pack,
+    random_bits,
+    unpack,
+)
 from deepseek_fast.kernels.fp8_cast.ref_formats import philox as philox
 from deepseek_fast.kernels.fp8_cast.ref_modes import (
     PROPAGATES,
@@ -180,3 +190,30 @@ def int8_cast_ref(x: Tensor) -> tuple[Tensor, Tensor]:
 def fp8_cast_transposed_ref(x: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(codes, scale, codes_t, scale_t): the casts of x and of x.T."""
     return *fp8_cast_ref(x, **options), *fp8_cast_ref(x.T, **options)
+
+
+def silu_mul_cast_ref(x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """The cast of silu(the first half of x's columns) * the second half; a kernel's may be a step of the format off."""
+    gate, up = x.double().chunk(2, -1)
+    return fp8_cast_ref((torch.nn.functional.silu(gate) * up).float(), **options)
+
+
+def rms_norm_cast_ref(x: Tensor, weight: Tensor, *, eps: float = 1e-6, **options: Any) -> tuple[Tensor, Tensor]:
+    """The cast of x / sqrt(mean(x^2) + eps) * weight, alike; ref_fused.py says exactly what is right."""
+    rms = (x.double().square().mean(-1, keepdim=True) + eps).sqrt()
+    return fp8_cast_ref((x.double() / rms * weight.double()).float(), **options)
+
+
+def silu_mul_cast_bound(x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """Codes: a step of the format; scales: 2^-20 of themselves, many times the error of v."""
+    return _steps(*silu_mul_cast_ref(x, **options))
+
+
+def rms_norm_cast_bound(x: Tensor, weight: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    return _steps(*rms_norm_cast_ref(x, weight, **options))
+
+
+def _steps(codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    form = FORMATS[codes.dtype]
+    size = decode(unpack(codes), codes.dtype).double().abs()
+    return size * 2.0**-form.mantissa_bits + form.unit, scale.double() * 2.0**-20

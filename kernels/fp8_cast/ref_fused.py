@@ -48,12 +48,12 @@ def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]
     return v, relative * v.abs() + F32_MIN_SUBNORMAL * (1 + factor.abs())
 
 
-def silu_mul_cast_ref(codes: Tensor, scale: Tensor, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+def silu_mul_cast_admits(codes: Tensor, scale: Tensor, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     """Which codes and which scales of a silu_mul_cast(x, **options) are right."""
     return admissible(codes, scale, *silu_mul_ref(x), **options)
 
 
-def rms_norm_cast_ref(
+def rms_norm_cast_admits(
     codes: Tensor, scale: Tensor, x: Tensor, weight: Tensor, eps: float = 1e-6, **options: Any
 ) -> tuple[Tensor, Tensor]:
     """Which codes and which scales of an rms_norm_cast(x, weight, eps, **options) are right."""

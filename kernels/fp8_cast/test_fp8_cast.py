@@ -35,7 +35,7 @@ def check(op: str, inputs: dict[str, Any], what: str = "", doors: tuple[str, ...
 
 
 def check_fused(op: str, inputs: dict[str, Any]) -> None:
-    allowed = getattr(ref_fused, f"{op}_ref")
+    allowed = getattr(ref_fused, f"{op}_admits")
     options = {"kind" if name == "scale" else name: value for name, value in inputs.items()}
     for level in supported_isas():
         with isa_cap(level):
