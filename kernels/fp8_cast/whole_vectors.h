@@ -236,7 +236,8 @@ template <Dtype dtype>
 
 // Blocks that are multiples of a step, all but what is left of the last one. Returns how many values are done.
 template <Dtype dtype, Dtype format, class Scaling, bool bounded>
-[[gnu::noinline]] int64_t encode_long_blocks(const void* x, int64_t n, int64_t block, const float* factors, uint8_t* codes) {
+[[gnu::noinline]] int64_t encode_long_blocks(const void* x, int64_t n, int64_t block, const float* factors,
+                                             uint8_t* codes) {
   using Values = Values64<dtype, false>;
   const Codes64<format, Values::INTERLEAVED, bounded> to;
   int64_t i = 0;
