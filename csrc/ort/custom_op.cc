@@ -26,8 +26,8 @@ OrtCustomOpInputOutputCharacteristic input_characteristic(const OrtCustomOp* op,
 }
 OrtMemType input_memory(const OrtCustomOp*, size_t) { return OrtMemTypeDefault; }
 
-size_t output_count(const OrtCustomOp*) { return 1; }
-ONNXTensorElementDataType output_type(const OrtCustomOp* op, size_t) { return self(op).spec.output; }
+size_t output_count(const OrtCustomOp* op) { return self(op).spec.outputs.size(); }
+ONNXTensorElementDataType output_type(const OrtCustomOp* op, size_t i) { return self(op).spec.outputs[i]; }
 OrtCustomOpInputOutputCharacteristic output_characteristic(const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; }
 
 // No input or output is variadic, but the functions must be there.
@@ -51,9 +51,9 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
 void destroy(void* kernel) { delete static_cast<KernelHandle*>(kernel); }
 
 // ONNX Runtime neither reads nor frees a status from here, so none leaves.
-OrtStatus* infer_shape(const OrtCustomOp* op, OrtShapeInferContext* context) {
+OrtStatus* infer(const OrtCustomOp* op, OrtShapeInferContext* context) {
   const Runtime& runtime = self(op).runtime;
-  OrtStatus* status = guarded(runtime.api, [&] { self(op).spec.infer_shape(Shapes(runtime, context)); });
+  OrtStatus* status = guarded(runtime.api, [&] { self(op).spec.infer(Shapes(runtime, context)); });
   if (status) runtime.api->ReleaseStatus(status);
   return nullptr;
 }
@@ -81,7 +81,7 @@ CustomOp::CustomOp(const Runtime& runtime, OpSpec spec) : OrtCustomOp{}, runtime
   KernelComputeV2 = compute;
   KernelDestroy = destroy;
   // Before 1.24 ONNX Runtime crashes here when a node leaves out an optional input that is not its last.
-  if (runtime.minor >= 24) InferOutputShapeFn = infer_shape;
+  if (runtime.minor >= 24) InferOutputShapeFn = infer;
 }
 
 }  // namespace dsf::ort_door

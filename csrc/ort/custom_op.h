@@ -24,9 +24,9 @@ struct Input {
 struct OpSpec {
   const char* name;
   std::vector<Input> inputs;
-  ONNXTensorElementDataType output;
+  std::vector<ONNXTensorElementDataType> outputs;  // UNDEFINED: infer says it, from the node's attributes
   std::function<std::unique_ptr<Kernel>(const Node&)> create;
-  std::function<void(const Shapes&)> infer_shape;  // what it throws is ignored: the shape stays unknown
+  std::function<void(const Shapes&)> infer;  // sets outputs' types and shapes; what it throws is ignored: unknown
 };
 using OpList = std::vector<OpSpec>;
 

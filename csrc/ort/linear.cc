@@ -1,8 +1,6 @@
 #include "csrc/ort/linear.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
 #include <cstring>
 
 #include "csrc/gemm/block_scale.h"
@@ -94,18 +92,8 @@ LinearKernel::LinearKernel(const LinearNode& declared, const Node& node)
 // Two integers; what they may be is the room's to say.
 void LinearKernel::check_block(const Node& node) const {
   if (block_.size() == 2) return;
-  std::vector<std::string> sizes;
-  for (const int64_t size : block_) sizes.push_back(std::to_string(size));
-  if (block_.empty())
-    for (const float size : node.float_attribute("block")) {
-      char text[48];
-      std::snprintf(text, sizeof text, size == std::floor(size) ? "%.1f" : "%g", double(size));
-      sizes.emplace_back(text);
-    }
-  std::string got;
-  for (const std::string& size : sizes) got += (got.empty() ? "" : ", ") + size;
   Problem problem;
-  dsf_block_error(room_.op, ("(" + got + (sizes.size() == 1 ? ",)" : ")")).c_str(), &problem);
+  dsf_block_error(room_.op, node.tuple_text("block").c_str(), &problem);
   fail(node.runtime, problem);
 }
 
@@ -176,20 +164,21 @@ void LinearKernel::compute(const Call& call) const {
 
   std::vector<int64_t> sizes(x->view.sizes, x->view.sizes + x->view.ndim);
   sizes.back() = args.N;
-  args.y = call.output(sizes);
+  args.y = call.output(0, sizes);
   args.y_stride = args.N;
 
   args.packed = packed_.data();
   run_checked(room_, call.context(), &args, packed_.data() ? nullptr : &linear.weight);
 }
 
-void infer_shape(const Shapes& shapes) {
+void infer(const Shapes& shapes) {
   std::vector<Dim> x = shapes.shape(X);
   const std::vector<Dim> weight = shapes.shape(WEIGHT);
-  if (x.empty()) return;
+  const std::optional<ONNXTensorElementDataType> type = shapes.type(X);
+  if (x.empty() || !type) return;
   x.back() = weight.empty() ? Dim{-1, ""} : weight.front();
-  if (shapes.attribute(GATED, 0)) x.back() = {x.back().size < 0 ? -1 : x.back().size / 2, ""};
-  shapes.set_output(shapes.type(X), x);
+  if (shapes.attribute(GATED, int64_t{0})) x.back() = {x.back().size < 0 ? -1 : x.back().size / 2, ""};
+  shapes.set_output(0, *type, x);
 }
 
 }  // namespace
@@ -203,7 +192,7 @@ void add_linear(OpList& ops, const LinearNode& node) {
     std::vector<Input> inputs{{x_type, false}, any, maybe, maybe};
     if (node.has_scale) inputs.insert(inputs.begin() + SCALE, any);
     if (node.is_int4) inputs.insert(inputs.begin() + ZEROS, maybe);
-    ops.push_back({node.name, std::move(inputs), x_type, create, infer_shape});
+    ops.push_back({node.name, std::move(inputs), {x_type}, create, infer});
   }
 }
 

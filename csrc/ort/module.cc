@@ -28,6 +28,10 @@ struct Registry {
 #undef DSF_ROOM
     check(runtime.api->CreateCustomOpDomain(DOMAIN_NAME, &domain));
     for (OpSpec& spec : specs) {
+      // Before 1.24 nothing infers, see custom_op.cc, and a type that needs it would fail every session.
+      const auto inferred =
+          std::find(spec.outputs.begin(), spec.outputs.end(), ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED);
+      if (runtime.minor < 24 && inferred != spec.outputs.end()) continue;
       ops.push_back(std::make_unique<CustomOp>(runtime, std::move(spec)));
       check(runtime.api->CustomOpDomain_Add(domain, ops.back().get()));
     }

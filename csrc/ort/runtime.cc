@@ -33,6 +33,10 @@ Dtype dtype_of(ONNXTensorElementDataType type) {
       return Dtype::f8e4m3;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E5M2:
       return Dtype::f8e5m2;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FNUZ:
+      return Dtype::f8e4m3fnuz;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E5M2FNUZ:
+      return Dtype::f8e5m2fnuz;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E8M0:
       return Dtype::f8e8m0;
     default:

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <thread>
 
@@ -68,13 +70,22 @@ std::vector<int64_t> Node::attribute(const char* name, const std::vector<int64_t
   return values;
 }
 
-std::vector<float> Node::float_attribute(const char* name) const {
+std::string Node::tuple_text(const char* name) const {
   const OrtApi* api = runtime.api;
+  std::vector<std::string> numbers;
+  for (const int64_t number : attribute(name, std::vector<int64_t>{})) numbers.push_back(std::to_string(number));
   size_t count = 0;
-  succeeded(api, api->KernelInfoGetAttributeArray_float(info_, name, nullptr, &count));
-  std::vector<float> values(count);
-  if (count) check(api->KernelInfoGetAttributeArray_float(info_, name, values.data(), &count));
-  return values;
+  if (numbers.empty()) succeeded(api, api->KernelInfoGetAttributeArray_float(info_, name, nullptr, &count));
+  std::vector<float> floats(count);
+  if (count) check(api->KernelInfoGetAttributeArray_float(info_, name, floats.data(), &count));
+  for (const float number : floats) {
+    char text[48];
+    std::snprintf(text, sizeof text, number == std::floor(number) ? "%.1f" : "%g", double(number));
+    numbers.emplace_back(text);
+  }
+  std::string joined;
+  for (const std::string& number : numbers) joined += (joined.empty() ? "" : ", ") + number;
+  return "(" + joined + (numbers.size() == 1 ? ",)" : ")");
 }
 
 std::optional<ONNXTensorElementDataType> Node::type(size_t index) const {
@@ -119,10 +130,10 @@ std::optional<Tensor> Call::input(size_t index) const {
   return Tensor(runtime, value);
 }
 
-void* Call::output(const std::vector<int64_t>& sizes) const {
+void* Call::output(size_t index, const std::vector<int64_t>& sizes) const {
   OrtValue* value = nullptr;
   void* data = nullptr;
-  check(runtime.api->KernelContext_GetOutput(context_, 0, sizes.data(), sizes.size(), &value));
+  check(runtime.api->KernelContext_GetOutput(context_, index, sizes.data(), sizes.size(), &value));
   check(runtime.api->GetTensorMutableData(value, &data));
   return data;
 }
@@ -157,9 +168,13 @@ OrtTensorTypeAndShapeInfo* Shapes::info(size_t input) const {
   return borrowed;
 }
 
-ONNXTensorElementDataType Shapes::type(size_t input) const {
+std::optional<ONNXTensorElementDataType> Shapes::type(size_t input) const {
+  const OrtApi* api = runtime_.api;
+  OrtTensorTypeAndShapeInfo* tensor = nullptr;
   ONNXTensorElementDataType type{};
-  check(runtime_.api->GetTensorElementType(info(input), &type));
+  if (!succeeded(api, api->ShapeInferContext_GetInputTypeShape(context_, input, &tensor)) || !tensor) return {};
+  check(api->GetTensorElementType(tensor, &type));
+  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED) return {};
   return type;
 }
 
@@ -186,7 +201,28 @@ int64_t Shapes::attribute(const char* name, int64_t fallback) const {
   return succeeded(api, api->ReadOpAttr(attribute, ORT_OP_ATTR_INT, &value, sizeof value, &bytes)) ? value : fallback;
 }
 
-void Shapes::set_output(ONNXTensorElementDataType type, const std::vector<Dim>& shape) const {
+std::string Shapes::attribute(const char* name, const char* fallback) const {
+  const OrtApi* api = runtime_.api;
+  const OrtOpAttr* attribute = nullptr;
+  if (!succeeded(api, api->ShapeInferContext_GetAttribute(context_, name, &attribute))) return fallback;
+  size_t bytes = 0;
+  succeeded(api, api->ReadOpAttr(attribute, ORT_OP_ATTR_STRING, nullptr, 0, &bytes));  // fails, and says how many
+  std::string text(bytes, '\0');
+  return succeeded(api, api->ReadOpAttr(attribute, ORT_OP_ATTR_STRING, text.data(), bytes, &bytes)) ? text.c_str()
+                                                                                                    : fallback;
+}
+
+std::vector<int64_t> Shapes::attribute(const char* name, const std::vector<int64_t>& fallback) const {
+  const OrtApi* api = runtime_.api;
+  const OrtOpAttr* attribute = nullptr;
+  if (!succeeded(api, api->ShapeInferContext_GetAttribute(context_, name, &attribute))) return fallback;
+  size_t bytes = 0;
+  succeeded(api, api->ReadOpAttr(attribute, ORT_OP_ATTR_INTS, nullptr, 0, &bytes));
+  std::vector<int64_t> values(bytes / sizeof(int64_t));
+  return succeeded(api, api->ReadOpAttr(attribute, ORT_OP_ATTR_INTS, values.data(), bytes, &bytes)) ? values : fallback;
+}
+
+void Shapes::set_output(size_t index, ONNXTensorElementDataType type, const std::vector<Dim>& shape) const {
   const OrtApi* api = runtime_.api;
   std::vector<int64_t> sizes;
   std::vector<std::string> texts;
@@ -202,7 +238,7 @@ void Shapes::set_output(ONNXTensorElementDataType type, const std::vector<Dim>& 
   OrtStatus* status = api->SetTensorElementType(info, type);
   if (!status) status = api->SetDimensions(info, sizes.data(), sizes.size());
   if (!status) status = api->SetSymbolicDimensions(info, names.data(), names.size());
-  if (!status) status = api->ShapeInferContext_SetOutputTypeShape(context_, 0, info);
+  if (!status) status = api->ShapeInferContext_SetOutputTypeShape(context_, index, info);
   api->ReleaseTensorTypeAndShapeInfo(info);
   check(status);
 }

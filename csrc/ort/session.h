@@ -15,8 +15,8 @@ class Node {
   std::string attribute(const char* name, const char* fallback) const;
   int64_t attribute(const char* name, int64_t fallback) const;
   std::vector<int64_t> attribute(const char* name, const std::vector<int64_t>& fallback) const;
-  // The values of an attribute that should be integers and is floats; empty for any other.
-  std::vector<float> float_attribute(const char* name) const;
+  // The numbers of an attribute as a Python tuple, for the sentence that refuses them: "(128, 2.5)".
+  std::string tuple_text(const char* name) const;
   // The input's element type; empty for an optional input that the node leaves out.
   std::optional<ONNXTensorElementDataType> type(size_t index) const;
   // The input, where it is the same in every run. Its memory lives as long as the session.
@@ -38,8 +38,8 @@ class Call {
 
   // Empty for an optional input that the node leaves out.
   std::optional<Tensor> input(size_t index) const;
-  // The memory of the one output.
-  void* output(const std::vector<int64_t>& sizes) const;
+  // The memory of an output.
+  void* output(size_t index, const std::vector<int64_t>& sizes) const;
   // The session's threads; no workspace yet. Borrows this call.
   Context context() const;
 
@@ -63,12 +63,14 @@ class Shapes {
  public:
   Shapes(const Runtime& runtime, OrtShapeInferContext* context) : runtime_(runtime), context_(context) {}
 
-  ONNXTensorElementDataType type(size_t input) const;
+  // Empty for an optional input that the node leaves out.
+  std::optional<ONNXTensorElementDataType> type(size_t input) const;
   // Empty where nothing is known; ONNX Runtime does not tell that from a scalar's shape.
   std::vector<Dim> shape(size_t input) const;
-  // An integer attribute of the node.
   int64_t attribute(const char* name, int64_t fallback) const;
-  void set_output(ONNXTensorElementDataType type, const std::vector<Dim>& shape) const;
+  std::string attribute(const char* name, const char* fallback) const;
+  std::vector<int64_t> attribute(const char* name, const std::vector<int64_t>& fallback) const;
+  void set_output(size_t index, ONNXTensorElementDataType type, const std::vector<Dim>& shape) const;
 
  private:
   OrtTensorTypeAndShapeInfo* info(size_t input) const;

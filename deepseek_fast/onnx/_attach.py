@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from deepseek_fast.onnx import _opset
+from deepseek_fast.onnx import _casts, _opset
 from deepseek_fast.onnx._body import DOMAIN, MIN_OPSET
 from deepseek_fast.onnx._rewriter import number
 
@@ -21,7 +21,7 @@ ROOMS = {
     "FusedMatmul": "fused_matmul",
     "Int4Matmul": "int4_matmul",
     "Int8Matmul": "int8_matmul",
-}
+} | dict.fromkeys(_casts.OP_TYPES, "fp8_cast")
 # Of these the last two, B and R, may be absent, and Int4Matmul's zero points.
 NUM_INPUTS = {"Fp8Matmul": 5, "FusedMatmul": 4, "Int4Matmul": 6, "Int8Matmul": 5}
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -37,12 +37,14 @@ def complete_nodes(rewriter: Rewriter) -> None:
     """Every node of ours gets all its inputs and attributes, as its body reads them all: zeros and defaults."""
     for node in [node for graph in rewriter.model.graphs() for node in graph]:
         if node.domain == DOMAIN and node.op_type in ROOMS:
-            _complete(node, rewriter)
+            complete = _casts.complete_cast if node.op_type in _casts.OP_TYPES else _complete
+            complete(node, rewriter)
 
 
 def attach_bodies(rewriter: Rewriter, rule: str = "optimize: model must import an ai.onnx opset") -> None:
     """The model gets one body for each operator of ours that it uses, the import and the IR version.
 
+    An operator with a node that ai.onnx cannot express gets none: such a model needs our library.
     raises: ValueError, which begins with rule, where the model's opset is too early for a body.
     """
     import onnx_ir as ir
@@ -52,14 +54,17 @@ def attach_bodies(rewriter: Rewriter, rule: str = "optimize: model must import a
     ours = [node for node in nodes if node.domain == DOMAIN and node.op_type in ROOMS]
     used = {node.op_type for node in ours}
     gated = {node.op_type for node in ours if number(node, "gated", 0)}
+    without_body = {node.op_type for node in ours if node.op_type in _casts.OP_TYPES and not _casts.has_body(node)}
     for identifier in [i for i in model.functions if i[0] == DOMAIN and i[1] in ROOMS]:
         del model.functions[identifier]
-    for op_type in sorted(used):
+    for op_type in sorted(used - without_body):
         room = importlib.import_module(f"deepseek_fast.kernels.{ROOMS[op_type]}.body")
-        lowest = getattr(room, "MIN_OPSET", MIN_OPSET)
+        is_cast = op_type in _casts.OP_TYPES
+        lowest = room.MIN_OPSETS[op_type] if is_cast else getattr(room, "MIN_OPSET", MIN_OPSET)
         if rewriter.opset < lowest:
             raise ValueError(f"{rule} from {lowest} on for {op_type}; got {rewriter.opset}")
-        function = ir.serde.deserialize_function(room.function_proto(rewriter.opset, gated=op_type in gated))
+        options = {"op_type": op_type} if is_cast else {"gated": op_type in gated}
+        function = ir.serde.deserialize_function(room.function_proto(rewriter.opset, **options))
         model.functions[function.identifier()] = function
     opsets = model.graph.opset_imports
     if used:

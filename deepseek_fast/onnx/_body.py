@@ -49,7 +49,7 @@ class BodyWriter:
         self.nodes.append(helper.make_node(op_type, list(inputs), [output], **attributes))
         return output
 
-    def constant(self, value: float | Sequence[int], dtype: str = "float32") -> str:
+    def constant(self, value: float | Sequence[Any], dtype: str = "float32") -> str:
         import numpy as np
         from onnx import numpy_helper
 
@@ -70,12 +70,27 @@ class BodyWriter:
 
     def integer(self, name: str) -> str:
         """The value of the integer attribute `name` of the calling node, as a tensor of shape (1,)."""
-        return self.op("Reshape", self._scalar(name), self.constant([1], "int64"))
+        return self.op("Reshape", self.scalar(name), self.constant([1], "int64"))
 
-    def _scalar(self, name: str) -> str:
+    def scalar(self, name: str) -> str:
+        """The value of the integer attribute `name` of the calling node, of no dimensions."""
         import onnx
 
         return self._referred(name, "value_int", onnx.AttributeProto.INT)
+
+    def flag(self, name: str) -> str:
+        """Whether the integer attribute `name` of the calling node is not 0."""
+        return self.op("Not", self.op("Equal", self.scalar(name), self.constant(0, "int64")))
+
+    def cast_as(self, name: str, value: str, output: str | None = None, *, saturate: str | None = None) -> str:
+        """Cast to the type that the attribute `name` of the calling node names, saturating as `saturate` says."""
+        import onnx
+
+        result = self.op("Cast", value, output=output)
+        for field, attribute in (("to", name), ("saturate", saturate)):
+            if attribute is not None:
+                self.nodes[-1].attribute.add(name=field, ref_attr_name=attribute, type=onnx.AttributeProto.INT)
+        return result
 
     def _referred(self, name: str, field: str, kind: Any) -> str:
         from onnx import helper
@@ -88,25 +103,34 @@ class BodyWriter:
 
     def reduce_last(self, op_type: str, x: str) -> str:
         """ReduceMax or ReduceSum of the last axis, to 1."""
+        return self.reduce(op_type, x, [-1])
+
+    def reduce(self, op_type: str, x: str, axes: list[int]) -> str:
+        """ReduceMax or ReduceSum of some axes, each to 1."""
         if op_type == "ReduceSum" or self.opset >= REDUCE_AXES_INPUT_OPSET:
-            return self.op(op_type, x, self.constant([-1], "int64"), keepdims=1)
-        return self.op(op_type, x, axes=[-1], keepdims=1)
+            return self.op(op_type, x, self.constant(axes, "int64"), keepdims=1)
+        return self.op(op_type, x, axes=axes, keepdims=1)
 
     def equals(self, text: str, value: str) -> str:
         """Whether the (1,) string tensor `text` holds `value`: a boolean scalar."""
         both = self.op("Concat", text, self.op("Constant", value_strings=[value]), axis=0)
         return self.op("Equal", self.op("Size", self.op("Unique", both)), self.constant(1, "int64"))
 
-    def choose(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
-        """An If; `then` and `otherwise` write their branch and return its result."""
-        return self.op("If", condition, then_branch=self._branch(then), else_branch=self._branch(otherwise))
+    def choose(
+        self, condition: str, then: Callable[[], str], otherwise: Callable[[], str], dtype: int | None = None
+    ) -> str:
+        """An If; `then` and `otherwise` write their branch and return its result. dtype: of TensorProto, or FLOAT."""
+        branches = (self._branch(write, dtype) for write in (then, otherwise))
+        return self.op("If", condition, **dict(zip(("then_branch", "else_branch"), branches, strict=True)))
 
-    def _branch(self, write: Callable[[], str]) -> onnx.GraphProto:
+    def _branch(self, write: Callable[[], str], dtype: int | None) -> onnx.GraphProto:
         from onnx import TensorProto, helper
 
         outer, self.nodes = self.nodes, []
         result = write()
-        output = helper.make_tensor_value_info(result, TensorProto.FLOAT, None)
+        if not any(result in node.output for node in self.nodes):  # a value from outside is no output of a branch
+            result = self.op("Identity", result)
+        output = helper.make_tensor_value_info(result, dtype or TensorProto.FLOAT, None)
         graph = helper.make_graph(self.nodes, self.fresh("branch"), [], [output])
         self.nodes = outer
         return graph
@@ -150,7 +174,7 @@ class BodyWriter:
         return z
 
     def _gated_activation(self, whole: str) -> str:
-        gated = self.op("Not", self.op("Equal", self._scalar("gated"), self.constant(0, "int64")))
+        gated = self.flag("gated")
         first, last, axis, one = (self.constant([value], "int64") for value in (0, MAX_INT64, -1, 1))
 
         def half() -> str:  # within a branch: a stock runtime keeps nothing of the branch that is not taken
@@ -165,12 +189,14 @@ class BodyWriter:
         factor = self._activation(gate)
         return self.choose(gated, lambda: self.op("Mul", factor, up()), lambda: self.op("Identity", factor))
 
-    def function(self, op_type: str, inputs: Sequence[str], attributes: Sequence[str]) -> onnx.FunctionProto:
+    def function(
+        self, op_type: str, inputs: Sequence[str], attributes: Sequence[str], outputs: Sequence[str] = ("Y",)
+    ) -> onnx.FunctionProto:
         from onnx import helper
 
         opset_imports = [helper.make_opsetid("", self.opset)]
         return helper.make_function(
-            DOMAIN, op_type, list(inputs), ["Y"], self.nodes, opset_imports, attributes=list(attributes)
+            DOMAIN, op_type, list(inputs), list(outputs), self.nodes, opset_imports, attributes=list(attributes)
         )
 
 

@@ -73,14 +73,25 @@ class Runner:
         return {name: _to_numpy(v) for name, v in zip(names, values, strict=True) if v.has_value() and v.is_tensor()}
 
 
+# Element types that NumPy has from ml_dtypes, as ONNX Runtime names them and as TensorProto does.
+BORROWED = {
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(float8e4m3fn)": "float8_e4m3fn",
+    "tensor(float8e4m3fnuz)": "float8_e4m3fnuz",
+    "tensor(float8e5m2)": "float8_e5m2",
+    "tensor(float8e5m2fnuz)": "float8_e5m2fnuz",
+}
+
+
 def _to_ort(array: np.ndarray) -> onnxruntime.OrtValue:
     import numpy as np
-    import onnx
+    from onnx import helper
     from onnxruntime import OrtValue
 
     array = np.asarray(array, order="C")  # np.ascontiguousarray would give a scalar a dimension
-    if str(array.dtype) == "bfloat16":
-        return OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)
+    if str(array.dtype) in BORROWED.values():
+        bits = array.view(f"uint{8 * array.itemsize}")
+        return OrtValue.ortvalue_from_numpy_with_onnx_type(bits, helper.np_dtype_to_tensor_dtype(array.dtype))
     return OrtValue.ortvalue_from_numpy(array)
 
 
@@ -90,11 +101,12 @@ def _to_numpy(value: onnxruntime.OrtValue) -> np.ndarray:
     import ml_dtypes
     import numpy as np
 
-    if value.data_type() != "tensor(bfloat16)":
+    if value.data_type() not in BORROWED:
         return value.numpy()
+    dtype = np.dtype(getattr(ml_dtypes, BORROWED[value.data_type()]))
     shape = tuple(value.shape())
-    count = int(np.prod(shape))
+    count = int(np.prod(shape)) * dtype.itemsize
     if count == 0:
-        return np.zeros(shape, ml_dtypes.bfloat16)
-    bits = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(value.data_ptr()))
-    return bits.copy().view(ml_dtypes.bfloat16).reshape(shape)
+        return np.zeros(shape, dtype)
+    data = np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(value.data_ptr()))
+    return data.copy().view(dtype).reshape(shape)

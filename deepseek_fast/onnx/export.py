@@ -8,10 +8,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from deepseek_fast.onnx import _io
+from deepseek_fast.onnx import _casts, _io
 from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, MAX_OPSET, MIN_OPSET
 from deepseek_fast.onnx._runtime import one_line
-from deepseek_fast.onnx._validity import ai_onnx_opset
 
 if TYPE_CHECKING:
     import onnx
@@ -56,7 +55,7 @@ def export(
         raise ValueError(f"export: opset must be from {MIN_OPSET} to {MAX_OPSET}; got {opset!r}")
     target = _io.check_output(path, "export", "path") if path is not None else None
     rule = "export: opset must be one that torch.onnx.export reaches for this module"
-    with _without_registration_warnings(), _float_scales(model):
+    with _without_registration_warnings(), _float_scales(model), _knows_e8m0():
         try:
             program: Any = torch.onnx.export(
                 model,
@@ -73,7 +72,7 @@ def export(
             if opset >= BUILD_OPSET:
                 raise
             raise RuntimeError(f"{rule}; got {opset} ({one_line(error)})") from error
-    reached = ai_onnx_opset(program.model_proto)
+    reached = program.model.opset_imports.get("")
     if reached != opset:
         raise RuntimeError(f"{rule}; got {opset}, and it stayed at {reached}")
     return _with_bodies(program.model, target)
@@ -110,6 +109,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         namespace.fp8_matmul.default: _fp8_matmul,
         namespace.int4_matmul.default: _int4_matmul,
         namespace.int8_matmul.default: _int8_matmul,
+        **_casts.translations(namespace),
     }
 
 
@@ -117,14 +117,16 @@ def _register_schemas() -> None:
     """onnxscript looks an operator's attributes up in onnx.defs."""
     from onnx import defs
 
+    from deepseek_fast.kernels.fp8_cast import body as fp8_cast
     from deepseek_fast.kernels.fp8_matmul import body as fp8_matmul
     from deepseek_fast.kernels.fused_matmul import body as fused_matmul
     from deepseek_fast.kernels.int4_matmul import body as int4_matmul
     from deepseek_fast.kernels.int8_matmul import body as int8_matmul
 
-    for room in (fp8_matmul, fused_matmul, int4_matmul, int8_matmul):
-        if not defs.has(room.OP_TYPE, domain=DOMAIN):
-            defs.register_schema(room.schema())
+    rooms = (fp8_matmul, fused_matmul, int4_matmul, int8_matmul)
+    for schema in (*(room.schema() for room in rooms), *fp8_cast.schemas()):
+        if not defs.has(schema.name, domain=DOMAIN):
+            defs.register_schema(schema)
 
 
 def _fused_matmul(
@@ -258,6 +260,27 @@ def _float_scales(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for owner, name, value in scales:
             owner[name] = value
+
+
+@contextlib.contextmanager
+def _knows_e8m0() -> Iterator[None]:
+    """The scales that a module computes as float8_e8m0fnu have a type: the table of torch 2.13's exporter lacks it.
+
+    TODO: goes when the lowest torch that we export with has the entry.
+    """
+    import onnx_ir as ir
+    import torch
+    from torch.onnx._internal.exporter import _core
+
+    table: dict[torch.dtype, ir.DataType] = getattr(_core, "_TORCH_DTYPE_TO_ONNX", {})
+    missing = torch.float8_e8m0fnu not in table
+    try:
+        if missing:
+            table[torch.float8_e8m0fnu] = ir.DataType.FLOAT8E8M0
+        yield
+    finally:
+        if missing:
+            table.pop(torch.float8_e8m0fnu, None)
 
 
 @contextlib.contextmanager

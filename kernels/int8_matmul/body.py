@@ -45,6 +45,17 @@ def _int8_product(body: BodyWriter, x: str) -> str:
     """
     from onnx import TensorProto
 
+    rounded, x_scale = quantized_rows(body, x)
+    x_q = body.op("Cast", body.op("Add", rounded, body.constant(UINT8_OFFSET)), to=TensorProto.UINT8)
+    shifted = body.op("Add", body.to_float("Q"), body.constant(UINT8_OFFSET))
+    weight = body.op("Transpose", body.op("Cast", shifted, to=TensorProto.UINT8), perm=[1, 0])
+    zero_point = body.constant(UINT8_OFFSET, "uint8")
+    acc = body.op("MatMulInteger", x_q, weight, zero_point, zero_point)
+    return body.op("Mul", body.to_float(acc), x_scale)
+
+
+def quantized_rows(body: BodyWriter, x: str) -> tuple[str, str]:
+    """x in float: (its values as whole numbers, still float, their rows' scales, NaN where a row is not finite)."""
     row_shape = _row_shape(body, x)
     amax = _row_reduce(body, "ReduceMax", body.op("Abs", x), row_shape)
     # ReduceMax may drop a NaN; this sum of zeros is NaN where the row holds NaN or inf, and adds 0 elsewhere.
@@ -56,13 +67,7 @@ def _int8_product(body: BodyWriter, x: str) -> str:
         body.op("Where", is_zero, body.constant(0.0), body.constant(INT8_MAX)),
         body.op("Where", is_zero, body.constant(1.0), amax),
     )
-    rounded = body.op("Round", body.op("Mul", x, inverse))
-    x_q = body.op("Cast", body.op("Add", rounded, body.constant(UINT8_OFFSET)), to=TensorProto.UINT8)
-    shifted = body.op("Add", body.to_float("Q"), body.constant(UINT8_OFFSET))
-    weight = body.op("Transpose", body.op("Cast", shifted, to=TensorProto.UINT8), perm=[1, 0])
-    zero_point = body.constant(UINT8_OFFSET, "uint8")
-    acc = body.op("MatMulInteger", x_q, weight, zero_point, zero_point)
-    return body.op("Mul", body.to_float(acc), x_scale)
+    return body.op("Round", body.op("Mul", x, inverse)), x_scale
 
 
 def _row_shape(body: BodyWriter, x: str) -> str:
