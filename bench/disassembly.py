@@ -83,9 +83,11 @@ def parse(text: str) -> tuple[Function, ...]:
     return tuple(Function(name, tuple(lines)) for name, lines in found if lines)
 
 
-def inner_loops(function: Function) -> list[tuple[Instruction, ...]]:
-    """The loops that hold no other loop, each from its lowest address."""
+def inner_loops(function: Function, *, calls: bool = True) -> list[tuple[Instruction, ...]]:
+    """The loops that hold no other loop, each from its lowest address; calls=False: without the paths that call."""
     blocks = _blocks(function)
+    if not calls:
+        blocks = {start: block for start, block in blocks.items() if not any(one.name == "call" for one in block)}
     starts = sorted(blocks)
     following = dict(itertools.pairwise(starts))
     edges = {start: _next(blocks[start][-1], following.get(start)) & blocks.keys() for start in starts}

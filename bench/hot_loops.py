@@ -27,7 +27,7 @@ class HotLoop:
     """What one loop over K must be; the counts are those of one iteration.
 
     function: a pattern of its demangled name. The groups of the pattern, where it has some, multiply to the number of
-    sums, and every function that matches is checked.
+    sums, and every function that matches is checked. A loop that sums nothing has sums=1.
     """
 
     isa: str
@@ -39,6 +39,8 @@ class HotLoop:
     reads: int  # of memory, at most, in the largest function
     others: int  # at most: instructions that are neither a step nor a read
     why: str  # of reads and others
+    rare_calls: bool = False  # a path through a call is rare, and not looked at
+    aligned: bool = True
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,11 @@ def find(where: str, want: HotLoop, sums: int, function: Function) -> Found:
     def like(pattern: str, body: Sequence[Instruction]) -> tuple[Instruction, ...]:
         return tuple(one for one in body if re.fullmatch(pattern, one.name))
 
-    body = max(inner_loops(function), key=lambda loop: len(like(want.steps[-1][0], loop)), default=())
+    body = max(
+        inner_loops(function, calls=not want.rare_calls),
+        key=lambda loop: len(like(want.steps[-1][0], loop)),
+        default=(),
+    )
     steps = tuple(like(pattern, body) for pattern, _ in want.steps)
     return Found(where, sums, body, steps, tuple(one for one in body if one.uses(function.stack_registers)))
 
@@ -209,7 +215,7 @@ def judge(want: HotLoop, found: Found) -> list[str]:
             must("call nothing", f"`{one}`")
         if DIVISION.fullmatch(one.name):
             must("divide nothing", f"`{one}`")
-    if found.body[0].address % ALIGNMENT:
+    if want.aligned and found.body[0].address % ALIGNMENT:
         must(f"start at a multiple of {ALIGNMENT} bytes", hex(found.body[0].address))
     return problems
 

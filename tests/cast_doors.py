@@ -49,6 +49,7 @@ def from_numpy(value: Any, dtype: torch.dtype | None = None) -> Tensor:
 
 def assert_same(got: Tensor, want: Tensor, what: str, exact_strides: bool = False) -> None:
     """The bits of want, and its strides: where a dimension has more than one place, or exactly."""
+    assert got.dtype == want.dtype, f"{what}: dtype must be {want.dtype}; got {got.dtype}"
     assert got.shape == want.shape, f"{what}: shape must be {tuple(want.shape)}; got {tuple(got.shape)}"
     if got.numel():
         for size, stride, wanted in zip(got.shape, got.stride(), want.stride(), strict=True):
@@ -57,6 +58,6 @@ def assert_same(got: Tensor, want: Tensor, what: str, exact_strides: bool = Fals
 
 
 def dense(value: Tensor) -> Tensor:
-    """The values in a row each, of a dtype that can be copied."""
+    """The values in a row each, of a dtype that can be copied; FP4, of which torch prints none, as bytes."""
     bits = value.view(torch.uint8) if value.element_size() == 1 and value.dtype != torch.int8 else value
-    return bits.contiguous().view(value.dtype)
+    return bits.contiguous().view(torch.uint8 if value.dtype == E2M1 else value.dtype)

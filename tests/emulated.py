@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tests.doors import ROOT, WEIGHT, raw
 
 BUILD = ROOT / "build" / "emulated"
 RUNNER = ROOT / "tests" / "native" / "runner.cc"
-COMPILER = {"x86_64": "g++", "aarch64": "aarch64-linux-gnu-g++", "amx_model": "g++"}
+COMPILER = {"x86_64": "g++", "aarch64": "aarch64-linux-gnu-g++", "amx_model": "g++", "native": "g++"}
 PACKAGES = "g++-aarch64-linux-gnu and qemu-user"  # Debian's
 # Kinds of an argument, as runner.cc numbers them.
 NOTHING, INTEGER, TEXT, TENSOR = range(4)
@@ -52,6 +53,7 @@ CPUS = (
     Cpu("amx_model", "this", "amx"),
     Cpu("aarch64", "max", "neon_i8mm"),
 )
+THIS = Cpu("native", "this", "")  # this machine and the library that this Python loads, at any of its levels
 LEVELS = {
     "x86_64": ("scalar", "avx2"),
     "amx_model": ("amx",),
@@ -60,10 +62,12 @@ LEVELS = {
 
 
 class Emulated:
-    """One process at one level, which answers one call after another."""
+    """One process at one level, which answers one call after another; place: of tensors, as runner.cc has it."""
 
-    def __init__(self, cpu: Cpu, level: str) -> None:
-        command = [*emulator(cpu), str(runner(cpu.architecture)), str(library(cpu.architecture))]
+    def __init__(self, cpu: Cpu, level: str, place: str = "end") -> None:
+        if cpu.architecture == "x86_64":
+            place = "near"  # see runner.cc
+        command = [*emulator(cpu), str(runner(cpu.architecture)), str(library(cpu.architecture)), place]
         self.cpu = cpu
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by __exit__)
         self.process = subprocess.Popen(
@@ -145,9 +149,21 @@ def argument(value: Any) -> bytes:
         return number(TEXT) + text(dtype_name(value))
     if not isinstance(value, Tensor):
         return number(INTEGER) + number(int(value))
-    values = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    sizes = b"".join(number(size) for size in value.shape)
-    return number(TENSOR) + text(dtype_name(value.dtype)) + number(value.dim()) + sizes + number(len(values)) + values
+    value = value if is_rows(value) else value.contiguous()
+    memory = value.as_strided((span(value.shape, value.stride()),), (1,))
+    values = memory.view(torch.uint8).numpy().tobytes()
+    shape = b"".join(number(size) for size in (*value.shape, *value.stride()))
+    return number(TENSOR) + text(dtype_name(value.dtype)) + number(value.dim()) + shape + number(len(values)) + values
+
+
+def is_rows(value: Tensor) -> bool:
+    """Rows of contiguous values at one distance, which a door hands on as they are."""
+    return value.dim() == 2 and value.stride(1) == 1 and value.stride(0) >= value.shape[1]
+
+
+def span(sizes: Sequence[int], strides: Sequence[int]) -> int:
+    """Values from the first to the last."""
+    return 1 + sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True)) if 0 not in sizes else 0
 
 
 def as_tensor(values: bytes, dtype: torch.dtype) -> Tensor:
@@ -169,6 +185,8 @@ def tool(name: str) -> str:
 
 
 def emulator(cpu: Cpu) -> list[str]:
+    if cpu == THIS:
+        return []
     if cpu.architecture == "amx_model":
         import deepseek_fast
 
@@ -183,7 +201,7 @@ def emulator(cpu: Cpu) -> list[str]:
 
 def library(architecture: str) -> Path:
     """_C_core, brought up to date where it is built for other machines."""
-    if architecture == "x86_64":
+    if architecture in ("x86_64", "native"):
         from deepseek_fast import _load
 
         return Path(_load.native().__file__).parent / "_C_core.abi3.so"
@@ -196,7 +214,8 @@ def library(architecture: str) -> Path:
 
 def runner(architecture: str) -> Path:
     target = BUILD / f"runner-{architecture}"
-    if not target.is_file() or target.stat().st_mtime < RUNNER.stat().st_mtime:
+    newest = max(path.stat().st_mtime for path in RUNNER.parent.iterdir())
+    if not target.is_file() or target.stat().st_mtime < newest:
         target.parent.mkdir(parents=True, exist_ok=True)
         warnings = ("-Wall", "-Wextra", "-Werror")
         run(tool(COMPILER[architecture]), "-std=c++20", "-O1", *warnings, f"-I{ROOT}", str(RUNNER), "-o", str(target))

@@ -13,7 +13,7 @@ from tests.emulated import BUILD, Unavailable, library, tool
 pytestmark = pytest.mark.slow  # `make test-emulated` runs them
 LINE = re.compile(r"^ *([0-9a-f]+):\t(\S+)\s*(.*)$")
 BACK = re.compile(r"(?:[^<]*, )?([0-9a-f]+) <")  # a branch's operands
-# (object, its whole register tile, the instruction that adds, how many of it a loop has, instructions in all)
+# (object, its whole register tile or amax, the instruction that adds, how many of it a loop has, instructions in all)
 LOOPS = (
     ("fused_matmul/cpu_neon", r"TileF32<.*run<6, 4, ", "fmla", 24, 36),
     ("fused_matmul/cpu_neon", r"TileBf16<.*run<4, 4, ", "fmla", 32, 66),
@@ -21,6 +21,10 @@ LOOPS = (
     ("int8_matmul/cpu_neon", r"TileInt8Pairs<.*run<4, 2, ", "sadalp", 16, 70),
     ("int8_matmul/cpu_neon_dotprod", r"TileInt8Dot<.*run<6, 4, ", "sdot", 24, 41),
     ("int8_matmul/cpu_neon_i8mm", r"TileInt8Matrix<.*run<8, 2, ", "smmla", 16, 40),
+    *(
+        ("fp8_cast/cpu_neon", rf"\bamax<\(dsf::Dtype\){dtype}>", "umax", 4, most)
+        for dtype, most in ((0, 15), (1, 19), (8, 19))  # of f32, bf16, f16
+    ),
 )
 
 

@@ -161,6 +161,22 @@ def test_rbp_is_a_register_where_no_frame_is() -> None:
     assert problems(CLEAN.replace("(%rcx)", "(%rbp)")) == []
 
 
+def test_a_rare_call_lies_outside_the_loop() -> None:
+    lines = CLEAN.replace(ADD, f"test %rcx,%rcx\nje 2000 <f+0x1000>\n{ADD}")
+    lines += "2000: mov %rax,0x30(%rsp)\ncall 3000 <g>\nmov 0x30(%rsp),%rax\njmp 103c <f+0x3c>"
+    rare = dataclasses.replace(WANTED, others=6, rare_calls=True)
+    assert problems(lines, rare) == []
+    assert any(
+        "must call nothing; got `call 3000`" in one for one in problems(lines, dataclasses.replace(WANTED, others=9))
+    )
+    every_time = BROKEN["call"][0]
+    assert "must run" in problems(every_time, rare)[0]
+
+
+def test_a_loop_that_is_entered_in_its_middle_may_begin_anywhere() -> None:
+    assert problems(BROKEN["alignment"][0], dataclasses.replace(WANTED, aligned=False)) == []
+
+
 def test_a_step_may_have_two_instructions() -> None:
     wanted = dataclasses.replace(WANTED, steps=(("vpmaddwd", 1), ("vpaddd", 1)))
     lines = re.sub(r"vfmadd231ps (%zmm\d),%zmm2,(%zmm\d)", r"vpmaddwd \1,%zmm2,%zmm8\nvpaddd %zmm8,\2,\2", CLEAN)

@@ -239,7 +239,8 @@ template <Dtype dtype>
 
 // Blocks that are multiples of a step, all but what is left of the last one. Returns how many values are done.
 template <Dtype dtype, Dtype format, class Scaling, bool bounded>
-inline int64_t encode_long_blocks(const void* x, int64_t n, int64_t block, const float* factors, uint8_t* codes) {
+[[gnu::noinline]] int64_t encode_long_blocks(const void* x, int64_t n, int64_t block, const float* factors,
+                                             uint8_t* codes) {
   using Values = Values64<dtype, false>;
   const Codes64<format, Values::INTERLEAVED, bounded> to;
   int64_t i = 0;
@@ -263,7 +264,7 @@ inline int64_t encode_long_blocks(const void* x, int64_t n, int64_t block, const
 
 // Blocks of 16 and 32, of which a step holds several.
 template <Dtype dtype, Dtype format, class Scaling, bool bounded, bool by_16>
-inline int64_t encode_short_blocks(const void* x, int64_t n, const float* factors, uint8_t* codes) {
+[[gnu::noinline]] int64_t encode_short_blocks(const void* x, int64_t n, const float* factors, uint8_t* codes) {
   using Values = Values64<dtype, by_16>;
   const Codes64<format, Values::INTERLEAVED, bounded> to;
   int64_t i = 0;
@@ -284,7 +285,7 @@ inline int64_t encode_short_blocks(const void* x, int64_t n, const float* factor
 
 // A factor for each value.
 template <Dtype dtype, Dtype format>
-inline int64_t encode_each(const void* x, int64_t n, const float* factors, uint8_t* codes) {
+[[gnu::noinline]] int64_t encode_each(const void* x, int64_t n, const float* factors, uint8_t* codes) {
   using Values = Values64<dtype, true>;
   const Codes64<format, Values::INTERLEAVED, false> to;
   int64_t i = 0;

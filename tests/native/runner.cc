@@ -1,33 +1,22 @@
 // Serves calls of _C_core's plain C ABI over stdin and stdout, for machines that have no Python here: run under
 // qemu-user by tests/emulated.py.
 //
-//   runner LIBRARY      the _C_core to load; DSF_MAX_ISA is read by the library
+//   runner LIBRARY PLACE      the _C_core to load; DSF_MAX_ISA is read by the library
 //
 // Numbers are little-endian. A text is its length (i64) and its bytes.
 //   at the start        the name of the level in force (text)
 //   a request           the function (text), the number of arguments (i64), of each its name (text), its kind (i64),
 //   and
 //                         0: nothing                     1: an integer (i64)               2: a text
-//                         3: a tensor: dtype (text), dimensions (i64), sizes (i64 each), contiguous values (as a text)
+//                         3: a tensor: dtype (text), dimensions (i64), sizes and strides in elements (i64 each), its
+//                            memory from the first value to the last (as a text)
 //   its answer          0 (i64), the number of results (i64), the bytes of each (as texts); or
 //                       the Fault (i64, above 0) and its sentence (text)
-// A linear room's function also takes "flush": 1 runs it on a thread that flushes subnormal numbers to zero.
-// Every tensor ends where the page behind it begins, which nobody may touch: a read or write past its end is a SIGSEGV.
-// On x86-64 (tests/test_memory_bounds.py looks there) it ends 32 bytes before: QEMU 7.2 reads all bytes of a VMASKMOV.
-#include <dlfcn.h>
-#include <sys/mman.h>
-#include <unistd.h>
-#ifdef __x86_64__
-#include <xmmintrin.h>
-#endif
-
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <map>
-#include <memory>
+// A linear room's function and the casts also take "flush": 1 runs them on a thread that flushes subnormal numbers to
+// zero. Every tensor lies beside a page that nobody may touch, so that a read or write past its edge is a SIGSEGV:
+// PLACE is "end" where that page is right behind it, "begin" where it is right before, "near" where it is 32 bytes
+// behind, for QEMU 7.2, which reads all bytes of a VMASKMOV.
 #include <string>
-#include <vector>
 
 #include "csrc/core/ceiling.h"
 #include "csrc/core/isa.h"
@@ -36,159 +25,12 @@
 #include "kernels/fp8_matmul/cpu.h"
 #include "kernels/int4_matmul/cpu.h"
 #include "kernels/int8_matmul/cpu.h"
+#include "tests/native/casts.h"
+#include "tests/native/protocol.h"
 
 namespace {
 
 using namespace dsf;
-
-[[noreturn]] void die(const std::string& why) {
-  std::fprintf(stderr, "runner: %s\n", why.c_str());
-  std::exit(2);
-}
-
-#ifdef __x86_64__
-constexpr int64_t SLACK = 32;  // bytes
-#else
-constexpr int64_t SLACK = 0;
-#endif
-
-// Memory that begins at a multiple of `alignment`, as near to a page without access as that allows.
-class Guarded {
- public:
-  Guarded(int64_t bytes, int64_t alignment) {
-    const int64_t page = sysconf(_SC_PAGESIZE), inside = (bytes + SLACK + page) / page * page;
-    total_ = size_t(inside + page);
-    base_ = static_cast<char*>(mmap(nullptr, total_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (base_ == MAP_FAILED || mprotect(base_ + inside, size_t(page), PROT_NONE)) die("no memory");
-    data = base_ + (inside - SLACK - bytes) / alignment * alignment;
-  }
-  ~Guarded() { munmap(base_, total_); }
-  Guarded(const Guarded&) = delete;
-  char* data;
-
- private:
-  char* base_;
-  size_t total_;
-};
-
-bool read_bytes(void* to, int64_t bytes) { return std::fread(to, 1, size_t(bytes), stdin) == size_t(bytes); }
-int64_t read_i64() {
-  int64_t value;
-  if (!read_bytes(&value, sizeof value)) die("the request ends too early");
-  return value;
-}
-std::string read_text() {
-  std::string text(size_t(read_i64()), 0);
-  if (!read_bytes(text.data(), int64_t(text.size()))) die("the request ends too early");
-  return text;
-}
-void write_i64(int64_t value) { std::fwrite(&value, sizeof value, 1, stdout); }
-void write_bytes(const void* data, int64_t bytes) {
-  write_i64(bytes);
-  std::fwrite(data, 1, size_t(bytes), stdout);
-}
-void write_text(const char* text) { write_bytes(text, int64_t(std::strlen(text))); }
-void write_problem(const Problem& problem) {
-  write_i64(int64_t(problem.fault));
-  write_text(problem.sentence);
-}
-
-struct DtypeName {
-  const char* name;
-  Dtype dtype;
-  int64_t bytes;
-};
-constexpr DtypeName DTYPES[] = {
-    {"float32", Dtype::f32, 4},        {"bfloat16", Dtype::bf16, 2},
-    {"float16", Dtype::f16, 2},        {"int8", Dtype::i8, 1},
-    {"uint8", Dtype::u8, 1},           {"float8_e4m3fn", Dtype::f8e4m3, 1},
-    {"float8_e5m2", Dtype::f8e5m2, 1}, {"float8_e8m0fnu", Dtype::f8e8m0, 1},
-};
-
-DtypeName dtype_of(const std::string& name) {
-  for (const DtypeName& row : DTYPES)
-    if (name == row.name) return row;
-  return {"", Dtype::other, 1};
-}
-
-struct Tensor {
-  std::string dtype_name;
-  std::vector<int64_t> sizes;
-  std::unique_ptr<Guarded> memory;
-  TensorView view;
-};
-
-struct Arguments {
-  std::map<std::string, int64_t> integers;
-  std::map<std::string, std::string> texts;
-  std::map<std::string, Tensor> tensors;
-
-  explicit Arguments(int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      const std::string name = read_text();
-      const int64_t kind = read_i64();
-      if (kind == 1) integers[name] = read_i64();
-      if (kind == 2) texts[name] = read_text();
-      if (kind == 3) read_tensor(&tensors[name]);
-    }
-  }
-  int64_t integer(const char* name, int64_t otherwise) const {
-    const auto at = integers.find(name);
-    return at == integers.end() ? otherwise : at->second;
-  }
-  const char* text(const char* name) const {
-    const auto at = texts.find(name);
-    return at == texts.end() ? "" : at->second.c_str();
-  }
-  const TensorView* tensor(const char* name) const {
-    const auto at = tensors.find(name);
-    return at == tensors.end() ? nullptr : &at->second.view;
-  }
-  const TensorView& needed(const char* name) const {
-    if (!tensor(name)) die(std::string("no tensor ") + name);
-    return *tensor(name);
-  }
-
- private:
-  static void read_tensor(Tensor* tensor) {
-    tensor->dtype_name = read_text();
-    const DtypeName dtype = dtype_of(tensor->dtype_name);
-    for (int64_t d = read_i64(); d > 0; --d) tensor->sizes.push_back(read_i64());
-    const int64_t bytes = read_i64();
-    tensor->memory = std::make_unique<Guarded>(bytes, dtype.bytes);
-    if (!read_bytes(tensor->memory->data, bytes)) die("the request ends too early");
-    tensor->view = {tensor->memory->data,          dtype.dtype,          tensor->dtype_name.c_str(),
-                    int64_t(tensor->sizes.size()), tensor->sizes.data(), nullptr};
-  }
-};
-
-Context serial() {
-  Context context{};
-  context.num_threads = 1;
-  return context;
-}
-
-// Within its scope the thread flushes subnormal numbers to zero where `flushes`, as a caller may have set it.
-class Flushing {
- public:
-#ifdef __x86_64__
-  explicit Flushing(bool flushes) : before_(_mm_getcsr()) { _mm_setcsr(flushes ? before_ | 0x8040 : before_); }
-  ~Flushing() { _mm_setcsr(before_); }
-
- private:
-  const unsigned before_;
-#else
-  explicit Flushing(bool flushes) : before_(__builtin_aarch64_get_fpcr64()) {
-    __builtin_aarch64_set_fpcr64(flushes ? before_ | 1 << 24 : before_);
-  }
-  ~Flushing() { __builtin_aarch64_set_fpcr64(before_); }
-
- private:
-  const unsigned long long before_;
-#endif
-};
-
-constexpr int64_t DOOR_ALIGNMENT = 64;  // bytes, of what a door allocates: packed weights and workspaces
 
 // check, pack, run: what every door does.
 void run_linear(const LinearRoom& room, const Arguments& arguments) {
@@ -227,25 +69,6 @@ void run_linear(const LinearRoom& room, const Arguments& arguments) {
   write_i64(1);
   write_bytes(y.data, bytes);
 }
-
-struct Result {
-  const void* data;
-  int64_t bytes;
-};
-void write_results(std::initializer_list<Result> results) {
-  write_i64(0);
-  write_i64(int64_t(results.size()));
-  for (const Result& result : results) write_bytes(result.data, result.bytes);
-}
-
-void* library;
-template <class Function>
-Function* function(const std::string& name) {
-  void* address = dlsym(library, name.c_str());
-  if (!address) die(dlerror());
-  return reinterpret_cast<Function*>(address);
-}
-#define DSF_FUNCTION(name) function<decltype(name)>(#name)
 
 void int8_quantize_weight(const Arguments& arguments) {
   const TensorView& w = arguments.needed("w");
@@ -308,13 +131,16 @@ void serve(const std::string& name, const Arguments& arguments) {
   if (name == "int8_quantize_weight") return int8_quantize_weight(arguments);
   if (name == "int4_quantize_weight") return int4_quantize_weight(arguments);
   if (name == "fp8_quantize_weight") return fp8_quantize_weight(arguments);
+  if (const CastOp cast = cast_named(name)) return cast(name.c_str(), arguments);
   run_linear(*function<const LinearRoom*()>("dsf_" + name + "_room")(), arguments);
 }
 
 }  // namespace
 
 int main(int count, char** words) {
-  if (count != 2) die("usage: runner LIBRARY");
+  if (count != 3) die("usage: runner LIBRARY PLACE");
+  const std::string where = words[2];
+  place = {where == "begin", where == "near" ? 32 : 0};
   library = dlopen(words[1], RTLD_NOW);
   if (!library) die(dlerror());
   write_text(DSF_FUNCTION(dsf_isa_name)(DSF_FUNCTION(dsf_max_isa)()));
