@@ -2,7 +2,7 @@
 
 With AVX-512 VBMI a loop takes 64 values in four vectors: each has its power of two kept above the smallest (VRANGEPS),
 one multiply-add that rounds it and one VPMADDWD that makes it a code; one VPERMT2B takes the bytes of two. "cut" loops
-also cut each size to the largest and look for NaN, which a call deals with. A fnuz format takes three more instructions
+also cut each size to the largest and look for NaN, which ends them. A fnuz format takes three more instructions
 for its one zero. Below that level an encoder has more constants than there are registers, which the stack then holds:
 of those levels amax alone is listed.
 """
@@ -24,8 +24,8 @@ DECODED = (BYTES, ("vmulps", 4))
 LONG, SHORT = "encode_long_blocks<{x}, {code}, .*Factor, ", "encode_short_blocks<{x}, {code}, .*Factor, "
 ENCODERS = (  # (scheme, function, steps, (reads, others) of f32, bf16 and f16)
     ("encode", rf"{LONG}true>", BOUNDED, ((4, 17), (4, 19), (4, 19))),
-    ("encode, cut", rf"{LONG}false>", CUT, ((8, 25), (7, 29), (8, 27))),
-    ("encode, divided", "encode_long_blocks<{x}, {code}, .*Divisor, false>", DIVIDED, ((7, 39), (6, 39), (7, 37))),
+    ("encode, cut", rf"{LONG}false>", CUT, ((4, 24), (4, 26), (4, 26))),
+    ("encode, divided", "encode_long_blocks<{x}, {code}, .*Divisor, false>", DIVIDED, ((4, 40), (4, 38), (4, 38))),
     ("encode by 32", rf"{SHORT}true, false>", BOUNDED, ((6, 13), (6, 17), (6, 17))),
     ("encode by 32, cut", rf"{SHORT}false, false>", CUT, ((6, 19), (7, 23), (6, 23))),
     ("encode by 16", rf"{SHORT}true, true>", BOUNDED, ((8, 13), (8, 17), (8, 13))),

@@ -248,15 +248,17 @@ template <Dtype dtype, Dtype format, class Scaling, bool bounded>
     end = n - end < block ? n : end + block;
     if (!Scaling::fits(*factors)) return i;
     const Scaling scaled(*factors);
-    for (; i + STEP <= end; i += STEP) {
-      prefetch<dtype>(x, i + (bounded ? PREFETCH : PLAIN_BYTES / (dtype == Dtype::f32 ? 4 : 2)));
-      Values values(x, i);
-      DSF_UNROLL
-      for (int q = 0; q < 4; ++q) values.v[q] = scaled(values.v[q]);
-      if (!bounded && values.has_nan()) [[unlikely]]
-        encode_step_with_nan<dtype, format>(x, i, scaled, codes);
-      else
+    for (bool nan = false; i + STEP <= end; nan = false) {
+      for (; i + STEP <= end && !nan; i += STEP) {
+        prefetch<dtype>(x, i + (bounded ? PREFETCH : PLAIN_BYTES / (dtype == Dtype::f32 ? 4 : 2)));
+        Values values(x, i);
+        DSF_UNROLL
+        for (int q = 0; q < 4; ++q) values.v[q] = scaled(values.v[q]);
+        nan = !bounded && values.has_nan();
         _mm512_storeu_si512(codes + i, to.codes(values.v));
+      }
+      // Outside of the loop, whose constants a call would push out of registers.
+      if (nan) encode_step_with_nan<dtype, format>(x, i - STEP, scaled, codes);
     }
   }
   return i;
