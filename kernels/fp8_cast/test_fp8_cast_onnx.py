@@ -23,7 +23,7 @@ from tests.onnx_models import run_everywhere
 OPS = tuple(OP_TYPES)
 CASES = [case for case in cases.CASES if case.op in OPS and case.out_layout == "row"]
 WITH_BODY = [case for case in CASES if case.rounding == "nearest"]
-EVERY = 7  # of the cases, that many apart, go through all doors: no divisor of the tables' periods
+EVERY = 14  # of the cases, that many apart, go through all doors: no divisor of the tables' periods
 OPSETS = range(body.MIN_OPSETS[body.CAST], 26)
 
 
@@ -63,7 +63,10 @@ def test_every_case(case: cases.Case) -> None:
         check_everywhere(case.op, case.inputs(torch.Generator().manual_seed(3)), case.id)
 
 
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize(
+    "opset",
+    [pytest.param(opset, marks=[pytest.mark.slow] * (opset not in (OPSETS[0], 23, OPSETS[-1]))) for opset in OPSETS],
+)
 def test_every_opset(opset: int) -> None:
     for case in WITH_BODY[opset :: 9 * EVERY]:
         check_everywhere(case.op, case.inputs(torch.Generator().manual_seed(opset)), case.id, opset=opset)
@@ -100,7 +103,10 @@ KINDS = (
 )
 
 
-@pytest.mark.parametrize("i", range(len(KINDS)), ids=lambda i: "-".join(KINDS[i]))
+# Every other one, the rest with the slow tests.
+@pytest.mark.parametrize(
+    "i", [pytest.param(i, marks=[pytest.mark.slow] * (i % 2), id="-".join(KINDS[i])) for i in range(len(KINDS))]
+)
 def test_values_that_are_hard(i: int) -> None:
     (mode, scale, fmt), dtype = KINDS[i], getattr(torch, cases.DTYPES[i % 3])
     x = rows_of_every_kind().to(dtype)

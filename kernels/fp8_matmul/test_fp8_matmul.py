@@ -265,6 +265,7 @@ def check_quantize(w: torch.Tensor, what: str, **options: Any) -> None:
         assert_equal(codes, want, f"{what}: codes through {door}")
 
 
+@pytest.mark.slow  # the kernel is fp8_cast's, whose tests take every value
 @FORMATS
 def test_every_bf16_value_quantizes_as_the_reference(dtype: torch.dtype, isa: str) -> None:
     codes = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
