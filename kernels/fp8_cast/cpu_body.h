@@ -4,9 +4,10 @@
 
 #include "csrc/gemm/activation.h"
 #include "csrc/gemm/quantize.h"
-#include "kernels/fp8_cast/encode.h"
+#include "kernels/fp8_cast/amax_steps.h"
+#include "kernels/fp8_cast/decode_steps.h"
+#include "kernels/fp8_cast/encode_steps.h"
 #include "kernels/fp8_cast/scale_rules.h"
-#include "kernels/fp8_cast/whole_vectors.h"
 
 namespace dsf::fp8_cast {
 namespace {

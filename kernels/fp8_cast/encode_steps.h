@@ -1,7 +1,6 @@
-// The whole vectors of a block: 64 values at a time with AVX-512, four vectors at a time elsewhere. What is left of a
-// block, and every unusual rule, goes through encode.h.
+// Codes 64 values at a time with AVX-512 VBMI, four vectors at a time elsewhere. What is left of a block, and every
+// unusual rule, goes through encode.h.
 #pragma once
-#include "csrc/gemm/quantize.h"
 #include "kernels/fp8_cast/encode.h"
 
 namespace dsf::fp8_cast {
@@ -9,113 +8,7 @@ namespace {
 
 inline constexpr int64_t STEP = 64;  // values
 
-// ---- amax ----
-
-// Lanes whose largest is that of |x| over [*i, the last whole step of the block), as bits; *i moves there. NaN counts.
-template <class V, Dtype dtype>
-inline typename V::i32 amax_of_whole_vectors(const void* x, int64_t* i, int64_t end) {
-  typename V::i32 most[4] = {V::zero_i32(), V::zero_i32(), V::zero_i32(), V::zero_i32()};
-  for (; *i + 4 * V::LANES <= end; *i += 4 * V::LANES) {
-    DSF_UNROLL
-    for (int v = 0; v < 4; ++v)
-      most[v] = V::max_magnitude(most[v], load_value<V, dtype>(x, *i + v * V::LANES, V::LANES));
-  }
-  const auto pair = [](typename V::i32 a, typename V::i32 b) { return V::max_magnitude(a, V::f32_of_bits(b)); };
-  return pair(pair(most[0], most[1]), pair(most[2], most[3]));
-}
-
-#ifdef __AVX512BW__
-inline constexpr int TREE = 16;  // blocks whose lanes one tree reduces
-
-// The largest lane of each of 16 vectors: two vectors become one of half as many candidates each, four times.
-[[gnu::always_inline]] inline __m512i largest_of_each(__m512i (&v)[TREE]) {
-  DSF_UNROLL
-  for (int i = 0; i < 8; ++i)
-    v[i] = _mm512_max_epu32(_mm512_unpacklo_epi32(v[i], v[i + 8]), _mm512_unpackhi_epi32(v[i], v[i + 8]));
-  DSF_UNROLL
-  for (int i = 0; i < 4; ++i)
-    v[i] = _mm512_max_epu32(_mm512_unpacklo_epi64(v[i], v[i + 4]), _mm512_unpackhi_epi64(v[i], v[i + 4]));
-  DSF_UNROLL
-  for (int i = 0; i < 2; ++i)
-    v[i] = _mm512_max_epu32(_mm512_shuffle_i64x2(v[i], v[i + 2], 0x88), _mm512_shuffle_i64x2(v[i], v[i + 2], 0xDD));
-  v[0] = _mm512_max_epu32(_mm512_shuffle_i64x2(v[0], v[1], 0x88), _mm512_shuffle_i64x2(v[0], v[1], 0xDD));
-  // A lane's place says by its bits, the highest first, which of v[1], v[2], v[4] and v[8] it came from.
-  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15), v[0]);
-}
-
-// Lanes whose largest is that of |x|, as the bits of f32, or of f16; n is a multiple of 32, of 16 where x is f32.
-template <Dtype dtype>
-[[gnu::always_inline]] inline __m512i amax_lanes(const void* x, const int64_t n) {
-  __m512i most[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-  int64_t i = 0;
-  if constexpr (dtype == Dtype::f32) {
-    const auto* p = static_cast<const float*>(x);
-    const __m512i size = _mm512_set1_epi32(0x7FFFFFFF);
-    const auto add = [&](int v, int64_t at) __attribute__((always_inline)) {
-      most[v] = _mm512_max_epu32(most[v], _mm512_and_si512(size, _mm512_loadu_si512(p + at)));
-    };
-    for (; i + 32 <= n; i += 32) add(0, i), add(1, i + 16);
-    if (i < n) add(0, i);
-    return _mm512_max_epu32(most[0], most[1]);
-  } else {
-    // |x| of two bytes orders as its bits do: 32 at a time.
-    const auto* p = static_cast<const uint16_t*>(x);
-    const __m512i size = _mm512_set1_epi16(0x7FFF);
-    const auto add = [&](int v, int64_t at) __attribute__((always_inline)) {
-      most[v] = _mm512_max_epu16(most[v], _mm512_and_si512(size, _mm512_loadu_si512(p + at)));
-    };
-    for (; i + 64 <= n; i += 64) add(0, i), add(1, i + 32);
-    if (i < n) add(0, i);
-    const __m512i both = _mm512_max_epu16(most[0], most[1]);
-    if constexpr (dtype == Dtype::bf16)
-      return _mm512_max_epu32(_mm512_slli_epi32(both, 16), _mm512_and_si512(both, _mm512_set1_epi32(int(0xFFFF0000))));
-    return _mm512_max_epu32(_mm512_srli_epi32(both, 16), _mm512_and_si512(both, _mm512_set1_epi32(0xFFFF)));
-  }
-}
-
-template <Dtype dtype>
-[[gnu::always_inline]] inline __m512i amax_of_tree(const void* x, int count, const int64_t block) {
-  __m512i lanes[TREE];
-  DSF_UNROLL
-  for (int b = 0; b < TREE; ++b) {
-    const char* from = static_cast<const char*>(x) + b * block * (dtype == Dtype::f32 ? 4 : 2);
-    lanes[b] = b < count ? amax_lanes<dtype>(from, block) : _mm512_setzero_si512();
-  }
-  return largest_of_each(lanes);
-}
-
-// bits[b] = max(bits[b], amax) of at most 16 whole blocks. False, and nothing done, where the block has no whole
-// vectors or holds NaN that is to be ignored.
-template <Dtype dtype>
-inline bool amax_of_blocks(const void* x, int count, int64_t block, bool ignore_nan, uint32_t* bits) {
-  constexpr int64_t DEEPSEEK = 128, MX = 32;  // unrolled
-  if (block % (dtype == Dtype::f32 ? 16 : 32)) return false;
-  __m512i most;
-  if (block == DEEPSEEK && count == TREE)
-    most = amax_of_tree<dtype>(x, TREE, DEEPSEEK);
-  else if (block == DEEPSEEK && count == TREE / 2)  // of a tile of 128 rows
-    most = amax_of_tree<dtype>(x, TREE / 2, DEEPSEEK);
-  else if (block == MX && count == TREE)
-    most = amax_of_tree<dtype>(x, TREE, MX);
-  else
-    most = amax_of_tree<dtype>(x, count, block);
-  if constexpr (dtype == Dtype::f16) most = _mm512_castps_si512(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(most)));
-  if (ignore_nan && _mm512_cmpgt_epu32_mask(most, _mm512_set1_epi32(F32_EXPONENT))) return false;
-  const __mmask16 mask = Vec::mask_of(count);
-  _mm512_mask_storeu_epi32(bits, mask, _mm512_max_epu32(most, _mm512_maskz_loadu_epi32(mask, bits)));
-  return true;
-}
-#else
-inline constexpr int TREE = 16;
-template <Dtype dtype>
-inline bool amax_of_blocks(const void*, int, int64_t, bool, uint32_t*) {
-  return false;
-}
-#endif
-
 #if defined(__AVX512VBMI__)
-// ---- encode ----
-
 // 64 values as four vectors, and the bytes of a pair of vectors in the order of the values. Two-byte numbers come as
 // the even and the odd ones of 32: one operation each widens them, and the last step orders them for nothing.
 template <Dtype dtype, bool by_16>
@@ -323,95 +216,6 @@ inline int64_t encode_steps(const EncodeRule& rule, const void* x, int64_t n, in
   return encode_blocks<dtype, format, Factor, false>(x, n, block, factors, codes);
 }
 
-// ---- decode ----
-
-// Numbers of 64 codes: two lookups of 128 entries make the low and the high byte of the bf16 that each code is.
-template <Dtype format>
-struct Numbers64 {
-  static constexpr Fp8Bytes<format> TABLE{};
-  const __m512i low0 = _mm512_load_si512(TABLE.low), low1 = _mm512_load_si512(TABLE.low + 64);
-  const __m512i high0 = _mm512_load_si512(TABLE.high), high1 = _mm512_load_si512(TABLE.high + 64);
-  const __m512i sign = _mm512_set1_epi8(char(0x80));
-  // Ahead of what VPUNPCK does in each 128 bits: once for bytes to words, twice to the upper halves of dwords.
-  const __m512i for_words = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-  const __m512i for_dwords = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-
-  // bf16, as pairs of bytes in the order of the codes where they were permuted before.
-  [[gnu::always_inline]] void words(__m512i code, __m512i (&word)[2]) const {
-    __m512i low = _mm512_permutex2var_epi8(low0, code, low1);
-    __m512i high = _mm512_permutex2var_epi8(high0, code, high1);
-    high = _mm512_ternarylogic_epi32(high, code, sign, 0xF8);  // high | (code & sign)
-    if constexpr (Format<format>::FNUZ) {
-      const __mmask64 nan = _mm512_cmpeq_epi8_mask(code, sign);
-      low = _mm512_mask_mov_epi8(low, nan, _mm512_set1_epi8(char(0xC0)));
-      high = _mm512_mask_mov_epi8(high, nan, _mm512_set1_epi8(0x7F));
-    }
-    word[0] = _mm512_unpacklo_epi8(low, high);
-    word[1] = _mm512_unpackhi_epi8(low, high);
-  }
-  [[gnu::always_inline]] void store_bf16(const uint8_t* codes, uint16_t* y) const {
-    __m512i word[2];
-    words(_mm512_permutexvar_epi64(for_words, _mm512_loadu_si512(codes)), word);
-    _mm512_storeu_si512(y, word[0]);
-    _mm512_storeu_si512(y + 32, word[1]);
-  }
-  [[gnu::always_inline]] void f32(const uint8_t* codes, __m512 (&number)[4]) const {
-    __m512i word[2];
-    words(_mm512_permutexvar_epi32(for_dwords, _mm512_loadu_si512(codes)), word);
-    const __m512i zero = _mm512_setzero_si512();
-    DSF_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      number[2 * h] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(zero, word[h]));
-      number[2 * h + 1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(zero, word[h]));
-    }
-  }
-};
-
-// Products that are no subnormal numbers, which VCVTNE2PS2BF16 would take for zeros: the smallest code is 2^-17.
-inline bool has_normal_products(float factor) { return factor >= 0x1p-100f; }
-
-template <Dtype dtype>
-[[gnu::always_inline]] inline void store64(void* y, int64_t i, const __m512 (&number)[4], bool normal) {
-#ifdef __AVX512BF16__
-  if (dtype == Dtype::bf16 && normal) {
-    DSF_UNROLL
-    for (int h = 0; h < 2; ++h)
-      _mm512_storeu_si512(static_cast<uint16_t*>(y) + i + 32 * h,
-                          __m512i(_mm512_cvtne2ps_pbh(number[2 * h + 1], number[2 * h])));
-    return;
-  }
-#endif
-  DSF_UNROLL
-  for (int q = 0; q < 4; ++q) store_value<Vec, dtype>(y, i + 16 * q, number[q], 16);
-}
-
-// As many values from the first on as whole steps hold, of blocks that are multiples of a step, all or none.
-template <Dtype dtype, Dtype format>
-inline int64_t decode_steps(const uint8_t* codes, int64_t n, int64_t block, const float* factors, void* y) {
-  int64_t i = 0;
-  if constexpr (!Format<format>::FP4) {
-    if (block < n && block % STEP) return 0;
-    const Numbers64<format> numbers;
-    if (dtype == Dtype::bf16 && !factors) {
-      for (; i + STEP <= n; i += STEP) numbers.store_bf16(codes + i, static_cast<uint16_t*>(y) + i);
-      return i;
-    }
-    for (int64_t end = 0; end < n;) {
-      end = n - end < block ? n : end + block;
-      const float value = factors ? *factors++ : 1.0f;
-      const __m512 factor = _mm512_set1_ps(value);
-      const bool normal = has_normal_products(value);
-      for (; i + STEP <= end; i += STEP) {
-        __m512 number[4];
-        numbers.f32(codes + i, number);
-        DSF_UNROLL
-        for (int q = 0; q < 4; ++q) number[q] = _mm512_mul_ps(number[q], factor);
-        store64<dtype>(y, i, number, normal);
-      }
-    }
-  }
-  return i;
-}
 #else
 // Four vectors at a time, of one block: none, or blocks as long as n.
 template <Dtype dtype, Dtype format>
@@ -433,11 +237,6 @@ inline int64_t encode_steps(const EncodeRule& rule, const void* x, int64_t n, in
     V::template store_codes<128>(codes + i, code[0], code[1], code[2], code[3]);
   }
   return i;
-}
-
-template <Dtype dtype, Dtype format>
-inline int64_t decode_steps(const uint8_t*, int64_t, int64_t, const float*, void*) {
-  return 0;
 }
 #endif
 
