@@ -64,13 +64,18 @@ def networks_table(data: dict[str, Any]) -> str:
 
 def room_table(run: dict[str, Any], room: str) -> str:
     found = [row for row in run["rows"] if row["room"] == room and row["best_level"] and row["threads"] == 1]
-    shown = [(row, best) for row in found if (best := fairest(row))]
+    shown = [(row, best) for row in found if (best := fairest(row)) or is_cast(row)]  # a cast's kernel has no peer
     if any(is_cast(row) for row, _ in shown):
         header: tuple[str, ...] = ("case", "us", "G elements/s", "GB/s", "of copy", "x peer", "fastest peer")
     else:
         header = ("M x N x K, dtype, scheme, activation", "us", "G/s", "of ceiling", "x peer", "fastest peer")
     lines = [
-        (row["case"], *_rates(row), f"{row['share_of_ceiling']:.0%}", f"{best[1]['time_ratio']:.2f}", best[0])
+        (
+            row["case"],
+            *_rates(row),
+            f"{row['share_of_ceiling']:.0%}",
+            *((f"{best[1]['time_ratio']:.2f}", best[0]) if best else ("", "")),
+        )
         for row, best in shown
     ]
     return output.table(header, lines) + "\n\n" + _machine(run["machine"])

@@ -80,7 +80,9 @@ inline ScaleRule rule_of(const CastArgs& args) {
 }
 
 inline bool divides(CastMode mode) { return mode == CastMode::v3 || mode == CastMode::v32 || mode == CastMode::vllm; }
-inline bool ignores_nan(CastMode mode) { return divides(mode) || mode == CastMode::tilekernels || mode == CastMode::te; }
+inline bool ignores_nan(CastMode mode) {
+  return divides(mode) || mode == CastMode::tilekernels || mode == CastMode::te;
+}
 
 // One call: the kernels it uses and how they go about it.
 struct Cast {
@@ -163,7 +165,8 @@ struct RowValues {
 };
 
 // Scales of n blocks from their amax, stored; factors to encode with. Of amax alone, amax itself.
-inline void make_scales(const Cast& cast, int64_t row_block, int64_t first, int n, const uint32_t* bits, float* factors) {
+inline void make_scales(const Cast& cast, int64_t row_block, int64_t first, int n, const uint32_t* bits,
+                        float* factors) {
   float scale[MAX_BLOCKS];
   uint8_t code[MAX_BLOCKS] = {};
   if (!cast.args.amax_only)

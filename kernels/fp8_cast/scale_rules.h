@@ -161,14 +161,17 @@ inline void scales_ue8m0(const ScaleRule& rule, int n, const uint32_t* amax_bits
 inline void scales_e4m3(const ScaleRule& rule, int n, const uint32_t* amax_bits, float* scale, float* factor,
                         uint8_t* code) {
   constexpr float SMALLEST = 0x1p-6f, LARGEST = 448.0f;
-  for (int i = 0; i < n; ++i) {
-    float s = f32_from(amax_bits[i]) / rule.largest;
-    if (rule.has_tensor_scale) s = s / rule.tensor_scale;
-    const bool nan = s != s;
-    s = s < SMALLEST ? SMALLEST : s > LARGEST ? LARGEST : s;
-    code[i] = uint8_t(nan ? 0x7F : e4m3_code_of_normal(s));
-    scale[i] = nan ? s : e4m3_number_of_normal(code[i]);
-    factor[i] = (rule.has_tensor_scale ? 1.0f / rule.tensor_scale : 1.0f) / scale[i];
+  constexpr uint32_t NAN_CODE = 0x7F;
+  const float tensor_scale = rule.has_tensor_scale ? rule.tensor_scale : 1.0f, inverse = 1.0f / tensor_scale;
+  const float largest = rule.largest;
+  for (int i = 0; i < n; ++i) {  // by 1 changes no bit
+    const float wanted = f32_from(amax_bits[i]) / largest / tensor_scale;
+    const bool nan = bits_from(wanted) > INF_BITS;
+    const float above = wanted < SMALLEST ? SMALLEST : wanted, s = above > LARGEST ? LARGEST : above;
+    const uint32_t b = nan ? NAN_CODE : e4m3_code_of_normal(s);
+    code[i] = uint8_t(b);
+    scale[i] = nan ? s : e4m3_number_of_normal(b);
+    factor[i] = inverse / scale[i];
   }
 }
 
