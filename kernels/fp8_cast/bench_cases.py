@@ -209,7 +209,7 @@ BENCH = (
     Bench("fp8_cast", 4096, 4096, "bfloat16", E4M3, (1, 32), "ue8m0", "torchao", why="MXFP8 as OCP defines it"),
     Bench("fp8_cast", 4096, 4096, "bfloat16", E2M1, (1, 16), "e4m3", "torchao", why="NVFP4"),
     Bench("fp8_dequantize", 4096, 4096, E4M3, "bfloat16", (128, 128), why="a weight of a checkpoint"),
-    Bench("int8_cast", 256, 4096, "bfloat16", "int8", why="what int8_matmul does to x", quick=True),
+    Bench("int8_cast", 256, 4096, "bfloat16", "int8", why="what int8_matmul does to x"),
     Bench("silu_mul_cast", 256, 2048, "bfloat16", E4M3, (1, 128), why="DeepSeek-V3 expert, before down", quick=True),
     Bench("rms_norm_cast", 256, 7168, "bfloat16", E4M3, (1, 128), why="DeepSeek-V3 hidden state", quick=True),
 )
