@@ -2,123 +2,21 @@
 
 import ml_dtypes
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import TensorProto, helper
 
-from deepseek_fast import cli
-from deepseek_fast.onnx import _io, explain, optimize, verify
-from deepseek_fast.onnx._runtime import library_problem
+from deepseek_fast.onnx import explain, optimize, verify
+from tests.fp8_qdq import (
+    FORMATS,
+    Fp8Graph,
+    K,
+    N,
+    check,
+    scale_of,
+    stock,
+    with_x,
+)
 from tests.onnx_models import Graph, attribute, counts, fused, normal, run_everywhere, sentences, weight
-
-FORMATS = {
-    "e4m3fn": (TensorProto.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn),
-    "e5m2": (TensorProto.FLOAT8E5M2, ml_dtypes.float8_e5m2),
-    "e4m3fnuz": (TensorProto.FLOAT8E4M3FNUZ, ml_dtypes.float8_e4m3fnuz),
-    "e5m2fnuz": (TensorProto.FLOAT8E5M2FNUZ, ml_dtypes.float8_e5m2fnuz),
-}
-N, K = 24, 96
-CLOSE = 2e-6  # float32 sums of a hundred values, in another order
-LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
-REFUSES = "ONNX Runtime loads it"  # the reason to skip: a later one may have mended what we step around
-
-
-class Fp8Graph(Graph):
-    """A graph whose QuantizeLinear and DequantizeLinear are of one float8 format."""
-
-    def __init__(self, dtype: str = "e4m3fn", *, zero_point: bool = True) -> None:
-        super().__init__()
-        self.dtype, self.zero_point = dtype, zero_point
-        self.constant("s", 0.02)
-        self.codes("z", np.zeros(()))
-
-    def codes(self, name, values):
-        kind, dtype = FORMATS[self.dtype]
-        array = np.asarray(values, np.float32).astype(dtype)
-        self.initializers.append(TensorProto(name=name, data_type=kind, dims=array.shape, raw_data=array.tobytes()))
-        return name
-
-    def pair(self, x, **options):
-        """x through the format and back."""
-        return self.op("DequantizeLinear", self.op("QuantizeLinear", x, "s", "z", **options), "s", "z")
-
-    def weight(self, name, shape, scale=0.01, **attributes):
-        self.codes(name, self.rng.standard_normal(shape) * 20)
-        inputs = [name, self.constant(f"{name}_s", scale, attributes.pop("scale_dtype", np.float32))]
-        if self.zero_point:
-            inputs.append(self.codes(f"{name}_z", np.zeros(np.shape(scale))))
-        return self.op("DequantizeLinear", *inputs, output=f"{name}_d", **attributes)
-
-    def linear(self, x, columns, rows, name):
-        product = self.op("MatMul", self.pair(x), self.weight(name, (columns, rows)))
-        return self.op("Add", product, self.random(f"{name}_b", rows))
-
-    def last(self, y, rank=2):
-        self.output(self.op("Identity", y, output="y"), rank=rank)
-
-
-def with_x(dtype="e4m3fn", shape=("batch", K), **options):
-    graph = Fp8Graph(dtype, **options)
-    graph.input("x", *shape)
-    return graph
-
-
-def feeds_of(model, rows=3):
-    shapes = {v.name: [d.dim_value or rows for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
-    kinds = {v.name: helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in model.graph.input}
-    return {name: normal(*shape).astype(kinds[name]) for name, shape in shapes.items()}
-
-
-def stock(model, level="ORT_ENABLE_ALL", **config):
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    for key, value in config.items():
-        options.add_session_config_entry(key.replace("__", "."), value)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def is_refused_by_stock(model):
-    try:
-        stock(model)
-    except Exception as error:  # a type of ONNX Runtime's own
-        return str(error)
-    return ""
-
-
-def check(graph, *, opset=21, close=CLOSE, levels=LEVELS, **options):
-    """Optimizes; the numbers of the model, by onnx's evaluator, come out of every runtime at every level."""
-    model = graph.model(opset)
-    result = explain(model, **options)
-    onnx.checker.check_model(result.model, full_check=True)
-    for rows in (1, 3):
-        feeds = feeds_of(model, rows)
-        (want,) = ReferenceEvaluator(model).run(None, feeds)
-        got = {name: values["y"] for name, values in run_everywhere(result.model, feeds).items()}
-        got |= {level: stock(result.model, level).run(["y"], feeds)[0] for level in levels}
-        for runtime, array in got.items():
-            assert array.shape == want.shape and array.dtype == want.dtype, runtime
-            error = np.abs(array.astype(np.float64) - want.astype(np.float64)).max(initial=0)
-            assert error <= close * max(np.abs(want.astype(np.float64)).max(initial=0), 1), (runtime, error)
-    return result
-
-
-# Weights: formats, layouts, scales
-
-
-def scale_of(kind, transposed, block=32):
-    """A scale of a (K, N) weight, where transposed (N, K), and the attributes of its DequantizeLinear."""
-    rng = np.random.default_rng(2)
-    axis_k = 1 if transposed else 0
-    if kind == "tensor":
-        return 0.01, {}
-    if kind == "channel":
-        return 0.01 + 0.01 * rng.random(N), {"axis": (1 - axis_k) - 2}
-    blocks = -(-K // block)
-    return 0.01 + 0.01 * rng.random((N, blocks) if transposed else (blocks, N)), {"axis": axis_k, "block_size": block}
-
 
 BLOCKS = {"tensor": [-1, -1], "channel": [1, -1], "block": [1, 32]}
 
@@ -370,107 +268,3 @@ def test_int8_pairs_are_left_to_the_runtime():
     graph.output(graph.op("Relu", graph.op("MatMul", x, W), output="y"), rank=2)
     model = graph.model(21)
     assert counts(optimize(model)) == counts(model)
-
-
-# What ONNX Runtime makes of the original, and of the rest of a model in FP8
-
-
-@pytest.mark.parametrize("dtype", FORMATS)
-@pytest.mark.parametrize("op_type", ["MatMul", "Gemm"])
-def test_original_does_not_load(op_type, dtype):
-    graph = with_x(dtype)
-    graph.output(graph.op(op_type, graph.pair("x"), graph.weight("W", (K, N)), output="y"), rank=2)
-    problem = is_refused_by_stock(graph.model(21))
-    if not problem:
-        pytest.skip(REFUSES)
-    assert "MatMulIntegerToFloat" in problem or "QGemm" in problem
-    check(graph)
-
-
-def test_numbers_are_those_of_the_runtime_without_its_rewrites():
-    graph = with_x()
-    graph.output(graph.op("MatMul", graph.pair("x"), graph.weight("W", (K, N)), output="y"), rank=2)
-    model, feeds = graph.model(21), {"x": normal(5, K)}
-    (want,) = stock(model, session__disable_quant_qdq="1").run(None, feeds)
-    for runtime, got in run_everywhere(optimize(model), feeds).items():
-        np.testing.assert_allclose(got["y"], want, rtol=0, atol=CLOSE * np.abs(want).max(), err_msg=runtime)
-
-
-@pytest.mark.parametrize("op_type", ["MatMul", "Add", "Mul", "Concat", "Softmax", "Sigmoid", "Flatten", "Gemm"])
-def test_other_operators_between_pairs_load(op_type):
-    graph = with_x(shape=(8, 8))
-    inputs = [graph.pair("x")] * (2 if op_type in ("MatMul", "Add", "Mul", "Concat", "Gemm") else 1)
-    graph.last(graph.pair(graph.op(op_type, *inputs, **({"axis": 1} if op_type == "Concat" else {}))))
-    assert "Cast and Mul" in sentences(check(graph).rewritten)
-
-
-def test_attention_in_fp8_loads():
-    graph = with_x(shape=("batch", 5, K))
-    q, k, v = (graph.pair(graph.linear("x", K, N, name)) for name in "qkv")
-    scores = graph.pair(graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 2, 1])))
-    graph.last(graph.op("MatMul", graph.pair(graph.op("Softmax", scores)), v), rank=3)
-    result = check(graph)
-    assert counts(result.model)["Fp8Matmul"] == 3
-    assert "Fp8MatMul" in sentences(result.refused)  # products of two computed values
-
-
-def test_pair_with_a_scale_a_channel_loads():
-    graph = with_x(shape=(2, K, N))
-    graph.codes("channel_z", np.zeros(N))
-    scale = graph.constant("channel_s", 0.01 + 0.001 * np.arange(N))
-    q = graph.op("QuantizeLinear", "x", scale, "channel_z", axis=2)
-    x = graph.op("DequantizeLinear", q, scale, "channel_z", axis=2)
-    graph.last(graph.pair(graph.op("Mul", x, graph.weight("W", (K, N)))), rank=3)
-    assert "Cast and Mul" in sentences(check(graph).rewritten)
-
-
-@pytest.mark.parametrize("opset", [19, 21])
-@pytest.mark.parametrize("moved", [False, True])
-def test_relu_before_a_pair_is_kept(opset, moved):
-    graph = with_x()
-    y = graph.op("Relu", "x")
-    y = graph.op("Transpose", y, perm=[1, 0]) if moved else y
-    graph.last(graph.pair(y))
-    result = check(graph, opset=opset)
-    assert "keep" in sentences(result.rewritten) and counts(result.model)["Relu"] == 1
-
-
-def test_pair_that_no_one_joins_is_left_as_it_is():
-    graph = with_x()
-    graph.last(graph.op("Add", graph.pair("x"), "x"))
-    result = check(graph)
-    assert counts(result.model) == counts(graph.model(21)) and not result.rewritten
-
-
-# Through the other doors
-
-
-def test_verify_accepts_it_and_the_command_line_makes_it(tmp_path):
-    graph = with_x()
-    hidden = graph.op("Relu", graph.linear("x", K, N, "up"))
-    graph.last(graph.linear(hidden, N, K, "down"))
-    source, made = tmp_path / "qdq.onnx", tmp_path / "fast.onnx"
-    onnx.save(graph.model(21), source)
-    assert cli.main(["optimize", str(source), str(made), "--verify"]) == 0
-    assert counts(_io.read_model(made, "test", "made"))["Fp8Matmul"] == 2
-    assert made.stat().st_size < 30_000  # 4608 codes, once
-    report = verify(source, made)
-    assert report.ok, str(report)
-    assert {output.runtime for output in report.outputs} == {"stock"} | (set() if library_problem() else {"library"})
-
-
-def test_quantize_leaves_a_weight_in_fp8_as_it_is():
-    graph = with_x()
-    product = graph.op("MatMul", graph.op("MatMul", "x", graph.weight("W", (K, N))), graph.random("V", N, N))
-    graph.last(product)
-    assert counts(optimize(graph.model(21), quantize="w8a16")) == {"Fp8Matmul": 1, "Int8Matmul": 1, "Identity": 1}
-
-
-def test_equal_scales_are_stored_once():
-    graph = with_x()
-    W = graph.weight("W", (K, N))
-    graph.last(graph.op("Add", graph.op("MatMul", "x", W), graph.op("MatMul", graph.op("Neg", "x"), W)))
-    model = check(graph).model
-    assert len({node.input[1] for node in fused(model, "Fp8Matmul")}) == 1
-    kept = [numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer]
-    assert sum(kept) < N * K + 200

@@ -30,12 +30,12 @@ struct Operand {
   bool present = false;
   py::array array;
   TensorView view{};
+  bool whole = true;  // aligned, with strides that are multiples of the value's size: else view's mean nothing
 
  private:
   void read();
   std::string dtype_name;
   std::vector<int64_t> sizes, strides;
-  bool whole = true;  // aligned, with strides that are multiples of the value's size
 };
 
 // Raises the problem as ValueError, TypeError or RuntimeError.

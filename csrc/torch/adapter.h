@@ -33,6 +33,8 @@ struct Operand {
   bool make_rows();
   const TensorView* get() const { return tensor ? &view : nullptr; }
 
+  static constexpr bool whole = true;  // strides count values
+
   const char* op;
   const char* arg;
   std::optional<Tensor> tensor;

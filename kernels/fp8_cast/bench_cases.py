@@ -123,7 +123,7 @@ class Bench:
 def _again(op: str, times: int, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
     from deepseek_fast._load import native
 
-    results = getattr(native(), op)(**inputs, times=times)
+    results = getattr(native(), f"{op}_repeated")(**inputs, times=times)
     results = results if isinstance(results, tuple) else (results,)
     return tuple(_from_numpy(array) for array in results)
 

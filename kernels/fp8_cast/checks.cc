@@ -157,8 +157,11 @@ bool check_together(const CastCall& call, const CastArgs& args, Problem* problem
     std::snprintf(text, sizeof text, "%lld", static_cast<long long>(args.block_cols));
     return wrong("block", "have an even number of columns for FP4", text);
   }
-  if (args.source != CastSource::x && (args.plain || args.has_given || args.block_rows != 1))
-    return wrong("block", "have one row", args.plain ? "None" : "more");
+  if (args.source != CastSource::x && args.block_rows != 1) {
+    std::snprintf(text, sizeof text, "(%lld, %lld)", static_cast<long long>(call.block_rows),
+                  static_cast<long long>(call.block_cols));
+    return wrong("block", "have one row", text);
+  }
   return true;
 }
 

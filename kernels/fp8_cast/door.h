@@ -37,7 +37,7 @@ inline CastCall cast_call(const char* op, CastSource source, const CastOptions& 
 }
 
 // Operand has `view`, `get()` (null where absent) and `make_rows()` (true where it copied). A scale of two dimensions
-// is read at its own strides.
+// is read at its own strides, where they count values.
 template <class Operand, class Raise>
 CastArgs checked_cast(CastCall* call, Operand& x, Operand* weight, Operand* given, Operand* tensor_scale,
                       const Raise& raise) {
@@ -50,6 +50,7 @@ CastArgs checked_cast(CastCall* call, Operand& x, Operand* weight, Operand* give
     Problem problem;
     if (!dsf_fp8_cast_check(call, &args, &problem)) raise(problem);
   };
+  if (given && given->get() && !given->whole) given->make_rows();  // the check reads its values
   check();
   bool copied = x.make_rows();
   if (weight) copied |= weight->make_rows();

@@ -111,6 +111,12 @@ struct Divisor {
     return _mm512_or_ps(q, _mm512_and_ps(x, _mm512_set1_ps(-0.0f)));  // a remainder of zero makes +0 of -0
   }
 };
+struct Unscaled {
+  static bool fits(float) { return true; }
+  explicit Unscaled(float) {}
+  [[gnu::always_inline]] __m512 operator()(__m512 x) const { return x; }
+  __m512 any(__m512 x) const { return x; }
+};
 struct Factor {
   __m512 value;
   static bool fits(float) { return true; }
@@ -209,7 +215,7 @@ template <Dtype dtype, Dtype format>
 inline int64_t encode_steps(const EncodeRule& rule, const void* x, int64_t n, int64_t block, const float* factors,
                             uint8_t* codes) {
   constexpr float ONE = 1.0f;
-  if (!factors) return encode_blocks<dtype, format, Factor, false>(x, n, n, &ONE, codes);
+  if (!factors) return encode_long_blocks<dtype, format, Unscaled, false>(x, n, n, &ONE, codes);
   if (block == 1 && n > 1) return rule.divide ? 0 : encode_each<dtype, format>(x, n, factors, codes);
   if (rule.divide) return encode_blocks<dtype, format, Divisor, false>(x, n, block, factors, codes);
   if (rule.bounded) return encode_blocks<dtype, format, Factor, true>(x, n, block, factors, codes);

@@ -25,6 +25,7 @@ LONG, SHORT = "encode_long_blocks<{x}, {code}, .*Factor, ", "encode_short_blocks
 ENCODERS = (  # (scheme, function, steps, (reads, others) of f32, bf16 and f16)
     ("encode", rf"{LONG}true>", BOUNDED, ((4, 17), (4, 19), (4, 19))),
     ("encode, cut", rf"{LONG}false>", CUT, ((4, 24), (4, 26), (4, 26))),
+    ("encode, plain", "encode_long_blocks<{x}, {code}, .*Unscaled, false>", CUT, ((8, 22), (4, 22), (4, 22))),
     ("encode, divided", "encode_long_blocks<{x}, {code}, .*Divisor, false>", DIVIDED, ((4, 40), (4, 38), (4, 38))),
     ("encode by 32", rf"{SHORT}true, false>", BOUNDED, ((6, 13), (6, 17), (6, 17))),
     ("encode by 32, cut", rf"{SHORT}false, false>", CUT, ((6, 19), (7, 23), (6, 23))),

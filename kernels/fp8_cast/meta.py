@@ -24,13 +24,17 @@ _BE_A_FORMAT = "be float8_e4m3fn, float8_e5m2, float8_e4m3fnuz, float8_e5m2fnuz 
 _FP4 = torch.float4_e2m1fn_x2
 _SCALE_DTYPES = {"f32": torch.float32, "ue8m0": torch.float8_e8m0fnu, "e4m3": torch.float8_e4m3fn}
 _TMA_BYTES = 16
+NAMES = {"scale": "scale", "mode": "mode", "layout": "out_layout", "rounding": "rounding"}  # op's: function's
 
 
 def check_types(op: str, arguments: dict[str, Any]) -> None:
     """The rules whose breach is a TypeError, in the compiled check's order."""
     first = "codes" if op == "fp8_dequantize" else "x"
-    if arguments[first] is None:
-        raise TypeError(f"{op}: {first} must be a tensor; got NoneType")
+    for arg in (first, "weight"):
+        if arg in arguments and arguments[arg] is None:
+            raise TypeError(f"{op}: {arg} must be a tensor; got NoneType")
+    if not torch.compiler.is_compiling():
+        _check_options(op, arguments)
     _linear.check_tensors(
         op,
         **{arg: arguments.get(arg) for arg in (first, "given", "scale", "weight", "tensor_scale")}
@@ -57,6 +61,21 @@ def check_types(op: str, arguments: dict[str, Any]) -> None:
     tensor_scale = arguments.get("tensor_scale")
     if tensor_scale is not None and tensor_scale.dtype != torch.float32:
         _linear.dtype_error(op, "tensor_scale", "be float32", tensor_scale)
+
+
+def _check_options(op: str, arguments: dict[str, Any]) -> None:
+    """Those that torch's own sentence, of several lines, would refuse."""
+    for arg, name in NAMES.items():
+        is_tensor = arg == "scale" and op == "fp8_dequantize"
+        if arg in arguments and not is_tensor and not isinstance(arguments[arg], str):
+            raise TypeError(f"{op}: {name} must be a name; got {arguments[arg]!r}")
+    if not isinstance(arguments.get("saturate", True), bool):
+        raise TypeError(f"{op}: saturate must be True or False; got {arguments['saturate']!r}")
+    seed, eps = arguments.get("seed", 0), arguments.get("eps", 0.0)
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise TypeError(f"{op}: seed must be an integer of 64 bits; got {seed!r}")
+    if not isinstance(eps, (int, float)):
+        raise TypeError(f"{op}: eps must be a number; got {eps!r}")
 
 
 def _check_dtype(op: str, dtype: Any, allowed: tuple[torch.dtype, ...], rule: str) -> None:

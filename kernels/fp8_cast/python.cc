@@ -91,9 +91,10 @@ py::tuple cast(const char* op, CastSource source, CastOptions options, const py:
   return py::make_tuple(codes, given.present ? given_array : py::object(scale));
 }
 
-py::tuple fp8_cast(const py::object& x, const py::object& block, const py::object& dtype, const py::object& scale,
-                   const std::string& mode, bool saturate, const std::string& out_layout,
-                   const py::object& tensor_scale, const std::string& rounding, int64_t seed, int64_t times) {
+py::tuple fp8_cast_repeated(const py::object& x, const py::object& block, const py::object& dtype,
+                            const py::object& scale, const std::string& mode, bool saturate,
+                            const std::string& out_layout, const py::object& tensor_scale, const std::string& rounding,
+                            int64_t seed, int64_t times) {
   CastOptions options{0, 0, false, "f32", mode, saturate, out_layout, rounding, seed};
   set_block("fp8_cast", block, true, &options);
   const bool is_text = py::isinstance<py::str>(scale);
@@ -160,8 +161,8 @@ py::array fp8_amax(const py::object& x_array, const py::object& block) {
 }
 
 // fp4: codes are bytes of two values.
-py::array fp8_dequantize(const py::object& codes_array, const py::object& scale_array, const py::object& block,
-                         const py::object& dtype, const py::object& tensor_scale_array, int64_t times) {
+py::array fp8_dequantize_repeated(const py::object& codes_array, const py::object& scale_array, const py::object& block,
+                                  const py::object& dtype, const py::object& tensor_scale_array, int64_t times) {
   constexpr const char* OP = "fp8_dequantize";
   CastOptions options{-1, -1, false, "", "", false, "", "", 0};
   set_block(OP, block, true, &options);
@@ -179,7 +180,7 @@ py::array fp8_dequantize(const py::object& codes_array, const py::object& scale_
   };
   check();
   bool copied = codes.make_rows();
-  if (scale.present && scale.view.ndim != 2) copied |= scale.make_rows();
+  if (scale.present && (scale.view.ndim != 2 || !scale.whole)) copied |= scale.make_rows();
   if (copied) check();
   std::vector<int64_t> sizes(codes.view.sizes, codes.view.sizes + codes.view.ndim);
   sizes.back() = args.K;
@@ -192,6 +193,17 @@ py::array fp8_dequantize(const py::object& codes_array, const py::object& scale_
     for (int64_t i = 0; i < times; ++i) dsf_fp8_dequantize(&context, &args);
   }
   return y;
+}
+
+py::tuple fp8_cast(const py::object& x, const py::object& block, const py::object& dtype, const py::object& scale,
+                   const std::string& mode, bool saturate, const std::string& out_layout,
+                   const py::object& tensor_scale, const std::string& rounding, int64_t seed) {
+  return fp8_cast_repeated(x, block, dtype, scale, mode, saturate, out_layout, tensor_scale, rounding, seed, 1);
+}
+
+py::array fp8_dequantize(const py::object& codes, const py::object& scale, const py::object& block,
+                         const py::object& dtype, const py::object& tensor_scale) {
+  return fp8_dequantize_repeated(codes, scale, block, dtype, tensor_scale, 1);
 }
 
 py::tuple int8_cast(const py::object& x_array) {
@@ -231,9 +243,8 @@ void bind_fp8_cast(py::module_& module, py::dict& variants) {
   const auto tensor_scale = py::arg("tensor_scale") = py::none();
   const auto rounding = py::arg("rounding") = "nearest";
   const auto seed = py::arg("seed") = 0;
-  const auto times = py::arg("times") = 1;
   module.def("fp8_cast", &fp8_cast, py::arg("x"), py::kw_only(), block, dtype, scale, mode, saturate, out_layout,
-             tensor_scale, rounding, seed, times);
+             tensor_scale, rounding, seed);
   module.def("silu_mul_cast", &silu_mul_cast, py::arg("x"), py::kw_only(), block, dtype, scale, mode, out_layout,
              tensor_scale, rounding, seed);
   module.def("rms_norm_cast", &rms_norm_cast, py::arg("x"), py::arg("weight"), py::kw_only(), py::arg("eps") = 1e-6,
@@ -242,7 +253,12 @@ void bind_fp8_cast(py::module_& module, py::dict& variants) {
              saturate);
   module.def("fp8_amax", &fp8_amax, py::arg("x"), py::kw_only(), block);
   module.def("fp8_dequantize", &fp8_dequantize, py::arg("codes"), py::arg("scale") = py::none(), py::kw_only(), block,
-             py::arg("dtype") = "float32", tensor_scale, times);
+             py::arg("dtype") = "float32", tensor_scale);
+  // The kernel alone, so many times: for benchmarks.
+  module.def("fp8_cast_repeated", &fp8_cast_repeated, py::arg("x"), py::kw_only(), block, dtype, scale, mode, saturate,
+             out_layout, tensor_scale, rounding, seed, py::arg("times"));
+  module.def("fp8_dequantize_repeated", &fp8_dequantize_repeated, py::arg("codes"), py::arg("scale") = py::none(),
+             py::kw_only(), block, py::arg("dtype") = "float32", tensor_scale, py::arg("times"));
   module.def("int8_cast", &int8_cast, py::arg("x"));
   variants["fp8_cast"] = variants_of(dsf_fp8_cast_variant);
 }

@@ -3,9 +3,12 @@
 import math
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
 import torch
 
+import deepseek_fast.numpy
 from deepseek_fast.kernels.fp8_cast.ref_formats import E2M1, E4M3, E8M0
 from tests.cast_doors import CAST_DOORS, call
 from tests.oracle import SENTENCE
@@ -132,7 +135,7 @@ def good(op: str) -> dict[str, Any]:
 def test_good_calls_are_good() -> None:
     for op in {row[0] for row in BAD}:
         for door in CAST_DOORS:
-            call(op, door, good(op))
+            assert all(result.numel() for result in call(op, door, good(op)))
 
 
 @pytest.mark.parametrize("door", CAST_DOORS)
@@ -161,3 +164,34 @@ def test_options_are_named() -> None:
         deepseek_fast.fp8_cast(X, (1, 128))
     with pytest.raises(TypeError, match="unknown"):
         deepseek_fast.fp8_cast(X, unknown=1)
+
+
+@pytest.mark.parametrize(
+    ("op", "change", "sentence"),
+    [
+        ("fp8_cast", {"mode": None}, "fp8_cast: mode must be a name; got None"),
+        ("fp8_cast", {"out_layout": 1}, "fp8_cast: out_layout must be a name; got 1"),
+        ("silu_mul_cast", {"scale": 3}, "silu_mul_cast: scale must be a name; got 3"),
+        ("fp8_cast", {"saturate": "x"}, "fp8_cast: saturate must be True or False; got 'x'"),
+        ("fp8_cast", {"seed": 1.5}, "fp8_cast: seed must be an integer of 64 bits; got 1.5"),
+        ("fp8_cast", {"seed": 2**70}, f"fp8_cast: seed must be an integer of 64 bits; got {2**70}"),
+        ("rms_norm_cast", {"eps": "a"}, "rms_norm_cast: eps must be a number; got 'a'"),
+        ("rms_norm_cast", {"weight": None}, "rms_norm_cast: weight must be a tensor; got NoneType"),
+    ],
+)
+def test_options_of_a_wrong_type_get_one_sentence(op: str, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(TypeError) as raised:
+        call(op, "torch", good(op) | change)
+    assert str(raised.value) == sentence
+
+
+def test_a_scale_whose_strides_count_no_values() -> None:
+    """A field of a structured NumPy array: 5 bytes from one float32 to the next."""
+    records = np.zeros((4, 2), dtype=[("flag", "u1"), ("scale", "<f4")])
+    records["scale"] = np.arange(1, 9).reshape(4, 2)
+    codes = np.ones((4, 256), np.float32).astype(ml_dtypes.float8_e4m3fn)
+    want = np.repeat(records["scale"], 128, axis=1)
+    assert np.array_equal(deepseek_fast.numpy.fp8_dequantize(codes, records["scale"]), want)
+    x = want.copy()
+    found, _ = deepseek_fast.numpy.fp8_cast(x, scale=records["scale"])
+    assert np.array_equal(found.astype(np.float32), np.ones_like(x))
