@@ -1,0 +1,61 @@
+// The kernels behind cpu.h: pure functions over a block of output rows, one table of them per row of variants.inc.
+// They see channels side by side only; cpu.cc turns planes into pixels and back, a strip of rows at a time.
+#pragma once
+#include "kernels/fused_conv/cpu.h"
+
+namespace dsf::fused_conv {
+
+struct Range {
+  int64_t begin, end;
+};
+
+// Rows of one image, channels side by side: channel c of (h, w) is element (h - h_begin) * stride_h + w * stride_w + c.
+struct Pixels {
+  const char* data;  // null: there is no such tensor
+  int64_t h_begin, stride_h, stride_w;
+};
+
+// Rows `p` and channels `f` of one image's convolution, finished: with bias, residual and activation, before the pool.
+struct Block {
+  Range p, f;
+  Pixels x;             // at least the rows that p needs, of those inside x
+  Pixels residual;      // rows p, all F channels
+  char* y;              // y_dtype, at (p.begin, 0, f.begin)
+  int64_t y_stride_h, y_stride_w;
+  const char* outside;  // C values of x's dtype that a tap outside x reads: 0, or x_zero_point
+};
+
+// Rows `out` of one image's pool.
+struct PoolBlock {
+  Range out;
+  int64_t channels;
+  Pixels x;  // at least the rows that out needs
+  char* y;   // at (out.begin, 0, channel 0)
+  int64_t y_stride_h, y_stride_w;
+};
+
+// What a pool needs to know beside its block: pool2d's, or that of fused_conv on (P, Q).
+struct PoolRule {
+  Window window;
+  int64_t H, W, out_w;  // of what is pooled, and of the result
+  int32_t average, count_include_pad;
+};
+
+struct Kernel {
+  // Every path gives all rows and channels of the block; which one serves a weight is path_of's choice (packed.h).
+  void (*tiles)(const ConvArgs& args, const Block& block);      // block.f begins at a panel
+  void (*depthwise)(const ConvArgs& args, const Block& block);  // one channel a group
+  void (*grouped)(const ConvArgs& args, const Block& block);    // few channels a group
+  void (*pool)(const PoolRule& rule, const PoolBlock& block);
+  // pixels[i * pixel_stride + c] = planes[c * plane_stride + i] of `channels` and `count` pixels, and back.
+  void (*to_pixels)(const char* planes, int64_t plane_stride, int64_t channels, int64_t count, char* pixels,
+                    int64_t pixel_stride);
+  void (*to_planes)(const char* pixels, int64_t pixel_stride, int64_t channels, int64_t count, char* planes,
+                    int64_t plane_stride);
+};
+
+#define DSF_VARIANT(isa, dtype, kernel) extern const Kernel kernel;
+#include "kernels/fused_conv/variants.inc"
+#undef DSF_VARIANT
+
+}  // namespace dsf::fused_conv

@@ -1,0 +1,46 @@
+// The packed weight of fused_conv: a header, then what the weight's path reads. Which path that is follows from the
+// weight's shape alone, so that one packed weight serves every level, stride, dilation and layout.
+//   tiles      panels of PANEL_F channels of one group, zero-filled at the right edge:
+//                f32    panel[r][s][c][f]
+//                bf16   panel[r][s][c / 2][f][c % 2]     pairs of c, the last one zero-filled
+//                s8     panel[r][s][c / 4][f][c % 4]     quads of c; before the panels sum_rsc weight[f] (int32) for every f
+//   stem       tiles whose taps of one row are one run: c and s count on together, s * C + c, and pairs and quads go on
+//              over them; for few channels and one group
+//   depthwise  [r][s][f], F rounded up to DEPTHWISE_LANES, zero-filled; f32, bf16 as f32, s8 as s8
+//   grouped    as `tiles`, in the order [group][r][s][c][f of the group], f32, bf16 as f32, s8 as s8, nothing filled
+#pragma once
+#include <cstdint>
+
+#include "csrc/core/tensor_view.h"
+
+namespace dsf::fused_conv {
+
+inline constexpr int64_t PANEL_F = 32;  // output channels a panel: two 512-bit vectors of 32-bit sums
+inline constexpr int64_t DEPTHWISE_LANES = 16;
+inline constexpr uint32_t PACKED_MAGIC = 0x43465344;  // "DSFC" in memory
+inline constexpr uint32_t PACKED_VERSION = 1;
+
+enum class Path : int32_t { tiles, stem, depthwise, grouped };
+
+struct PackedHeader {
+  uint32_t magic;
+  uint32_t version;
+  int32_t dtype;  // of the weight: f32, bf16 or i8
+  int32_t path;
+  int64_t F, C, R, S;  // C: of one group
+  int64_t groups;
+  int64_t bytes;  // of header and all
+};
+static_assert(sizeof(PackedHeader) == 64);
+
+inline constexpr int64_t STEM_C = 4;  // channels of x up to which a row's taps are one run
+// Output channels a group below which a panel would be mostly zeros. A tile of 4 channels costs what one of 16 does.
+inline constexpr int64_t GROUPED_F = 8;
+
+inline constexpr Path path_of(int64_t F, int64_t C, int64_t S, int64_t groups) {
+  if (groups > 1 && C == 1 && F == groups) return Path::depthwise;
+  if (groups > 1 && F / groups <= GROUPED_F) return Path::grouped;
+  return groups == 1 && C <= STEM_C && S > 1 ? Path::stem : Path::tiles;
+}
+
+}  // namespace dsf::fused_conv
