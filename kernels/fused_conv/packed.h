@@ -6,8 +6,8 @@
 //                s8     panel[r][s][c / 4][f][c % 4]     quads of c; before the panels sum_rsc weight[f] (int32) for every f
 //   stem       tiles whose taps of one row are one run: c and s count on together, s * C + c, and pairs and quads go on
 //              over them; for few channels and one group
-//   depthwise  [r][s][f], F rounded up to DEPTHWISE_LANES, zero-filled; f32, bf16 as f32, s8 as s8
-//   grouped    as `tiles`, in the order [group][r][s][c][f of the group], f32, bf16 as f32, s8 as s8, nothing filled
+//   depthwise  [r][s][f], F rounded up to DEPTHWISE_LANES, zero-filled; f32, bf16 as f32, s8 as s8 and the sums
+//   grouped    [r][s][c][f] alike, f over all groups, c within one
 #pragma once
 #include <cstdint>
 
