@@ -148,6 +148,7 @@ void to_pixels(const char* planes, int64_t plane_stride, int64_t channels, int64
                int64_t pixel_stride) {
   using T = Transpose<V, bytes>;
   const T transpose{plane_stride * bytes, pixel_stride * bytes};
+  if (count == 0) return;
   int64_t i = 0;
   if (channels == 1 && pixel_stride == 1) return void(std::memcpy(pixels, planes, size_t(count * bytes)));
   if (channels > 1 && channels <= FEW && pixel_stride == channels)
@@ -164,6 +165,7 @@ void to_planes(const char* pixels, int64_t pixel_stride, int64_t channels, int64
                int64_t plane_stride) {
   using T = Transpose<V, bytes>;
   const T transpose{pixel_stride * bytes, plane_stride * bytes};
+  if (count == 0) return;
   int64_t i = 0;
   if (channels == 1 && pixel_stride == 1) return void(std::memcpy(planes, pixels, size_t(count * bytes)));
   if (channels > 1 && channels <= FEW && pixel_stride == channels)
