@@ -106,27 +106,28 @@ struct Finish {
             r.data ? r.data + ((p - r.h_begin) * r.stride_h + q * r.stride_w) * VALUE_BYTES : nullptr};
   }
 
+  // From a pixel to the next one of its row.
+  void next(Ends* ends) const {
+    ends->y += block.y_stride_w * VALUE_BYTES;
+    if (ends->residual) ends->residual += block.residual.stride_w * VALUE_BYTES;
+  }
+
   // Sums of channels [f, f + channels) of several pixels; ends_of(i): of the i-th one. Vectors past `channels` are
   // left.
   template <int pixels, int vectors, class EndsOf>
   [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels,
                                    const EndsOf& ends_of) const {
-    if (curve) {
-      alignas(64) float scratch[pixels * vectors * V::LANES];
-      Ends places[pixels];
+    if (!curve && channels >= vectors * V::LANES) [[likely]]
+      return limited(sums, f, ends_of);
+    alignas(64) float scratch[pixels * vectors * V::LANES];
+    Ends places[pixels];
+    DSF_UNROLL
+    for (int i = 0; i < pixels; ++i) {
+      places[i] = ends_of(i);
       DSF_UNROLL
-      for (int i = 0; i < pixels; ++i) {
-        places[i] = ends_of(i);
-        DSF_UNROLL
-        for (int v = 0; v < vectors; ++v) V::store(scratch + (i * vectors + v) * V::LANES, sums[i][v]);
-      }
-      return curved(scratch, places, pixels, vectors, f, channels);
+      for (int v = 0; v < vectors; ++v) V::store(scratch + (i * vectors + v) * V::LANES, sums[i][v]);
     }
-    if (channels >= vectors * V::LANES) {
-      limited<true>(sums, f, channels, ends_of);
-    } else {
-      limited<false>(sums, f, channels, ends_of);
-    }
+    from_scratch(scratch, places, pixels, vectors, f, channels);
   }
   // Of pixels side by side, from (p, q) on.
   template <int pixels, int vectors>
@@ -150,26 +151,33 @@ struct Finish {
     store_value<V, dtype>(at.y, f - block.f.begin, z, n);
   }
 
-  template <bool whole, int pixels, int vectors, class EndsOf>
-  [[gnu::always_inline]] void limited(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels,
-                                      const EndsOf& ends_of) const {
+  // Whole vectors, step by step: what a step asks of the block it asks once for all pixels.
+  template <int pixels, int vectors, class EndsOf>
+  [[gnu::always_inline]] void limited(const f32 (&sums)[pixels][vectors], int64_t f, const EndsOf& ends_of) const {
     const f32 lowest = V::set1(limits.lowest), highest = V::set1(limits.highest);
     DSF_UNROLL
     for (int v = 0; v < vectors; ++v) {
-      const int64_t left = channels - v * V::LANES;
-      if (!whole && left <= 0) return;
-      const int n = whole || left > V::LANES ? V::LANES : int(left);
+      const int64_t channel = f + v * V::LANES, y_channel = channel - block.f.begin;
+      const f32 shift = bias ? load_value<V, dtype>(bias, channel, V::LANES) : V::zero();
+      f32 z[pixels];
       DSF_UNROLL
-      for (int i = 0; i < pixels; ++i) {
-        const Ends at = ends_of(i);
-        const f32 z = before_activation(sums[i][v], at, f + v * V::LANES, n);
-        after_activation(V::at_most(V::at_least(z, lowest), highest), at, f + v * V::LANES, n);
-      }
+      for (int i = 0; i < pixels; ++i) z[i] = V::add(sums[i][v], shift);
+      const auto add_residual = [&]() __attribute__((always_inline)) {
+        DSF_UNROLL
+        for (int i = 0; i < pixels; ++i)
+          z[i] = V::add(z[i], load_value<V, dtype>(ends_of(i).residual, channel, V::LANES));
+      };
+      if (residual_before) add_residual();
+      DSF_UNROLL
+      for (int i = 0; i < pixels; ++i) z[i] = V::at_most(V::at_least(z[i], lowest), highest);
+      if (residual_after) add_residual();
+      DSF_UNROLL
+      for (int i = 0; i < pixels; ++i) store_value<V, dtype>(ends_of(i).y, y_channel, z[i], V::LANES);
     }
   }
 
-  [[gnu::noinline]] void curved(float* z, const Ends* places, int pixels, int vectors, int64_t f,
-                                int64_t channels) const {
+  [[gnu::noinline]] void from_scratch(float* z, const Ends* places, int pixels, int vectors, int64_t f,
+                                      int64_t channels) const {
     const auto each = [&](const auto& step) __attribute__((always_inline)) {
       for (int i = 0; i < pixels; ++i)
         for (int64_t c = 0; c < channels && c < vectors * V::LANES; c += V::LANES) {
@@ -180,7 +188,13 @@ struct Finish {
     each([&](float* at, const Ends& pixel, int64_t channel, int n) {
       V::store(at, before_activation(V::load(at), pixel, channel, n));
     });
-    curve(z, int64_t(pixels) * vectors * V::LANES, params);
+    if (curve) {
+      curve(z, int64_t(pixels) * vectors * V::LANES, params);
+    } else {
+      const f32 lowest = V::set1(limits.lowest), highest = V::set1(limits.highest);
+      for (int i = 0; i < pixels * vectors * V::LANES; i += V::LANES)
+        V::store(z + i, V::at_most(V::at_least(V::load(z + i), lowest), highest));
+    }
     each([&](float* at, const Ends& pixel, int64_t channel, int n) {
       after_activation(V::load(at), pixel, channel, n);
     });
