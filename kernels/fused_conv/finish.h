@@ -1,5 +1,6 @@
 // The end of a convolution, shared by every path: sums -> + bias -> + residual -> activation -> + residual -> y.
-// What is cut off at limits is finished in registers; a curved activation takes the sums through a scratch row.
+// The usual is finished in registers; curved activations, edges and a residual after the activation by way of memory.
+// An absent bias is +0, and is added: -0 becomes +0 with or without one.
 #pragma once
 #include <cstdint>
 
@@ -112,91 +113,85 @@ struct Finish {
     if (ends->residual) ends->residual += block.residual.stride_w * VALUE_BYTES;
   }
 
-  // Sums of channels [f, f + channels) of several pixels; ends_of(i): of the i-th one. Vectors past `channels` are
-  // left.
+  // Sums of channels [f, f + channels) of several pixels, of which the first `count` are wanted; ends_of(i): of the i-th
+  // one, asked for in their order. Vectors past `channels` are left out.
   template <int pixels, int vectors, class EndsOf>
-  [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels,
+  [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels, int count,
                                    const EndsOf& ends_of) const {
-    if (!curve && channels >= vectors * V::LANES) [[likely]]
-      return limited(sums, f, ends_of);
+    if (channels >= vectors * V::LANES && !curve && !residual_after) {
+      if (residual_before) return limited<true>(sums, f, count, ends_of);
+      return limited<false>(sums, f, count, ends_of);
+    }
     alignas(64) float scratch[pixels * vectors * V::LANES];
     Ends places[pixels];
     DSF_UNROLL
     for (int i = 0; i < pixels; ++i) {
-      places[i] = ends_of(i);
+      if (i < count) places[i] = ends_of(i);
       DSF_UNROLL
       for (int v = 0; v < vectors; ++v) V::store(scratch + (i * vectors + v) * V::LANES, sums[i][v]);
     }
-    from_scratch(scratch, places, pixels, vectors, f, channels);
+    any(scratch, vectors * V::LANES, places, count, f, channels);
   }
-  // Of pixels side by side, from (p, q) on.
+  // Of pixels side by side in a row.
   template <int pixels, int vectors>
-  [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels, int64_t p,
-                                   int64_t q) const {
-    const Ends first = ends(p, q);
+  [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels, int count,
+                                   const Ends& first) const {
     const int64_t y_step = block.y_stride_w * VALUE_BYTES, residual_step = block.residual.stride_w * VALUE_BYTES;
-    tile(sums, f, channels, [&](int i) __attribute__((always_inline)) {
-      return Ends{first.y + i * y_step, first.residual ? first.residual + i * residual_step : nullptr};
+    Ends next = first;
+    tile(sums, f, channels, count, [&](int) __attribute__((always_inline)) {
+      const Ends at = next;
+      next.y += y_step;
+      if (at.residual) next.residual += residual_step;
+      asm("" : "+r"(next.y), "+r"(next.residual));  // two pointers, not addresses in memory for every pixel
+      return at;
     });
   }
 
  private:
-  f32 before_activation(f32 z, const Ends& at, int64_t f, int n) const {
-    if (bias) z = V::add(z, load_value<V, dtype>(bias, f, n));
-    if (residual_before) z = V::add(z, load_value<V, dtype>(at.residual, f, n));
-    return z;
-  }
-  void after_activation(f32 z, const Ends& at, int64_t f, int n) const {
-    if (residual_after) z = V::add(z, load_value<V, dtype>(at.residual, f, n));
-    store_value<V, dtype>(at.y, f - block.f.begin, z, n);
-  }
-
-  // Whole vectors, step by step: what a step asks of the block it asks once for all pixels.
-  template <int pixels, int vectors, class EndsOf>
-  [[gnu::always_inline]] void limited(const f32 (&sums)[pixels][vectors], int64_t f, const EndsOf& ends_of) const {
+  // What almost every layer is: whole vectors, a residual before the activation or none.
+  template <bool with_residual, int pixels, int vectors, class EndsOf>
+  [[gnu::always_inline]] void limited(const f32 (&sums)[pixels][vectors], int64_t f, int count,
+                                      const EndsOf& ends_of) const {
     const f32 lowest = V::set1(limits.lowest), highest = V::set1(limits.highest);
+    const int64_t y_channel = f - block.f.begin;
+    f32 biases[vectors];
     DSF_UNROLL
-    for (int v = 0; v < vectors; ++v) {
-      const int64_t channel = f + v * V::LANES, y_channel = channel - block.f.begin;
-      const f32 shift = bias ? load_value<V, dtype>(bias, channel, V::LANES) : V::zero();
-      f32 z[pixels];
+    for (int v = 0; v < vectors; ++v)
+      biases[v] = bias ? load_value<V, dtype>(bias, f + v * V::LANES, V::LANES) : V::zero();
+    DSF_UNROLL
+    for (int i = 0; i < pixels; ++i) {
+      if (i >= count) break;
+      const Ends at = ends_of(i);
       DSF_UNROLL
-      for (int i = 0; i < pixels; ++i) z[i] = V::add(sums[i][v], shift);
-      const auto add_residual = [&]() __attribute__((always_inline)) {
-        DSF_UNROLL
-        for (int i = 0; i < pixels; ++i)
-          z[i] = V::add(z[i], load_value<V, dtype>(ends_of(i).residual, channel, V::LANES));
-      };
-      if (residual_before) add_residual();
-      DSF_UNROLL
-      for (int i = 0; i < pixels; ++i) z[i] = V::at_most(V::at_least(z[i], lowest), highest);
-      if (residual_after) add_residual();
-      DSF_UNROLL
-      for (int i = 0; i < pixels; ++i) store_value<V, dtype>(ends_of(i).y, y_channel, z[i], V::LANES);
+      for (int v = 0; v < vectors; ++v) {
+        f32 z = V::add(sums[i][v], biases[v]);
+        if (with_residual) z = V::add(z, load_value<V, dtype>(at.residual, f + v * V::LANES, V::LANES));
+        z = V::at_most(V::at_least(z, lowest), highest);
+        store_value<V, dtype>(at.y, y_channel + v * V::LANES, z, V::LANES);
+      }
     }
   }
 
-  [[gnu::noinline]] void from_scratch(float* z, const Ends* places, int pixels, int vectors, int64_t f,
-                                      int64_t channels) const {
+  // Sums in memory, `stride` from pixel to pixel, a multiple of LANES.
+  [[gnu::noinline]] void any(float* sums, int64_t stride, const Ends* places, int count, int64_t f,
+                             int64_t channels) const {
+    if (channels > stride) channels = stride;
+    const f32 lowest = V::set1(limits.lowest), highest = V::set1(limits.highest);
     const auto each = [&](const auto& step) __attribute__((always_inline)) {
-      for (int i = 0; i < pixels; ++i)
-        for (int64_t c = 0; c < channels && c < vectors * V::LANES; c += V::LANES) {
-          const int n = channels - c < V::LANES ? int(channels - c) : V::LANES;
-          step(z + i * vectors * V::LANES + c, places[i], f + c, n);
-        }
+      for (int i = 0; i < count; ++i)
+        for (int64_t c = 0; c < channels; c += V::LANES)
+          step(sums + i * stride + c, places[i], f + c, channels - c < V::LANES ? int(channels - c) : V::LANES);
     };
-    each([&](float* at, const Ends& pixel, int64_t channel, int n) {
-      V::store(at, before_activation(V::load(at), pixel, channel, n));
+    each([&](float* at, const Ends& place, int64_t channel, int n) {
+      f32 z = V::add(V::load(at), bias ? load_value<V, dtype>(bias, channel, n) : V::zero());
+      if (residual_before) z = V::add(z, load_value<V, dtype>(place.residual, channel, n));
+      V::store(at, V::at_most(V::at_least(z, lowest), highest));
     });
-    if (curve) {
-      curve(z, int64_t(pixels) * vectors * V::LANES, params);
-    } else {
-      const f32 lowest = V::set1(limits.lowest), highest = V::set1(limits.highest);
-      for (int i = 0; i < pixels * vectors * V::LANES; i += V::LANES)
-        V::store(z + i, V::at_most(V::at_least(V::load(z + i), lowest), highest));
-    }
-    each([&](float* at, const Ends& pixel, int64_t channel, int n) {
-      after_activation(V::load(at), pixel, channel, n);
+    if (curve) curve(sums, count * stride, params);
+    each([&](float* at, const Ends& place, int64_t channel, int n) {
+      f32 z = V::load(at);
+      if (residual_after) z = V::add(z, load_value<V, dtype>(place.residual, channel, n));
+      store_value<V, dtype>(place.y, channel - block.f.begin, z, n);
     });
   }
 };

@@ -236,7 +236,7 @@ struct TileEnd {
 
   template <int rows, int vectors>
   [[gnu::always_inline]] void take(const typename V::f32 (&acc)[rows][vectors]) const {
-    finish.tile(acc, f, channels, [&](int r) __attribute__((always_inline)) { return ends[r]; });
+    finish.tile(acc, f, channels, rows, [&](int r) __attribute__((always_inline)) { return ends[r]; });
   }
 };
 
