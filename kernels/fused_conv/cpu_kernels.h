@@ -23,8 +23,9 @@ struct Block {
   Pixels residual;  // rows p, all F channels
   char* y;          // y_dtype, at (p.begin, 0, f.begin)
   int64_t y_stride_h, y_stride_w;
-  const char* outside;  // a pixel that taps outside x read: 0, or x_zero_point; C values, of a stem S * C
-  const char** runs;    // scratch: MAX_TILE_PIXELS pointers a tap
+  const char* outside;       // a pixel that taps outside x read: 0, or x_zero_point; C values, of a stem S * C
+  const float* multipliers;  // u8, s8: x_scale * weight_scale / y_scale of all F channels
+  const char** runs;         // scratch: MAX_TILE_PIXELS pointers a tap
 };
 inline constexpr int64_t MAX_TILE_PIXELS = 16;
 

@@ -15,8 +15,7 @@ template <int n, class Step>
 [[gnu::always_inline]] inline void unrolled(const Step& step) {
   [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
     (step(std::integral_constant<int, i>{}), ...);
-  }
-  (std::make_integer_sequence<int, n>{});
+  }(std::make_integer_sequence<int, n>{});
 }
 
 // Where the sums of one row of output pixels come from; strides in bytes.
@@ -43,9 +42,8 @@ template <class V, Dtype dtype, int S_, int stride_, bool inside, int pixels>
     V::keep(v);  // else GCC loads it once a tap
     return v;
   };
-  const auto is_inside = [&](int64_t at) __attribute__((always_inline)) {
-    return inside || uint64_t(at) < uint64_t(row.W);
-  };
+  const auto is_inside = [&](int64_t at)
+                             __attribute__((always_inline)) { return inside || uint64_t(at) < uint64_t(row.W); };
   const int64_t x_column = row.x_column, x_row = row.x_row, weight_tap = row.weight_tap, S = S_ ? S_ : row.S;
   for (int64_t r = row.taps.end - row.taps.begin; r > 0; --r, x += x_row) {
     if constexpr (S_ == 0) {

@@ -113,8 +113,8 @@ struct Finish {
     if (ends->residual) ends->residual += block.residual.stride_w * VALUE_BYTES;
   }
 
-  // Sums of channels [f, f + channels) of several pixels, of which the first `count` are wanted; ends_of(i): of the i-th
-  // one, asked for in their order. Vectors past `channels` are left out.
+  // Sums of channels [f, f + channels) of several pixels, of which the first `count` are wanted; ends_of(i): of the
+  // i-th one, asked for in their order. Vectors past `channels` are left out.
   template <int pixels, int vectors, class EndsOf>
   [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels, int count,
                                    const EndsOf& ends_of) const {

@@ -88,6 +88,7 @@ Plan plan_of(const Context& context, const ConvArgs& args) {
     plan.pooled_bytes = round_up(plan.chunk_rows * args.out_w * plan.block_f * y_value, CACHE_LINE);
   plan.runs_bytes = round_up(args.R * args.S * MAX_TILE_PIXELS * int64_t(sizeof(char*)), CACHE_LINE);
   plan.outside_bytes = round_up(args.C * (stem ? args.S : 1) * x_value, CACHE_LINE);
+  if (x_value == 1) plan.multipliers_bytes = round_up(args.F * int64_t(sizeof(float)), CACHE_LINE);
   return plan;
 }
 
