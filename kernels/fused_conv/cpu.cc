@@ -56,6 +56,7 @@ class Worker {
     y_ = take(plan.y_bytes);
     pooled_ = take(plan.pooled_bytes);
     runs_ = reinterpret_cast<const char**>(take(plan.runs_bytes));
+    scratch_ = take(plan.winograd_bytes);
   }
 
   // Tasks of the same channels follow one another: their weights stay in L2.
@@ -94,6 +95,7 @@ class Worker {
   const float* multipliers_;
   char *x_, *residual_, *y_, *pooled_;
   const char** runs_;
+  char* scratch_;
 };
 
 // Rows `out` of y, and all of the task's channels.
@@ -115,6 +117,7 @@ void Worker::chunk(int64_t n, Range out, int64_t f_first, Range* done) const {
   block.outside = outside_;
   block.multipliers = multipliers_;
   block.runs = runs_;
+  block.scratch = scratch_;
   for (int64_t i = f_first; i < f_first + plan_.f_per_task; ++i) {
     block.f = {i * plan_.block_f, least(args_.F, (i + 1) * plan_.block_f)};
     if (plan_.copies_y) {
@@ -127,9 +130,10 @@ void Worker::chunk(int64_t n, Range out, int64_t f_first, Range* done) const {
       block.y_stride_w = args_.y_strides.w;
     }
     if (block.p.begin < block.p.end)
-      (plan_.path == Path::depthwise ? kernel_.depthwise
-       : plan_.path == Path::grouped ? kernel_.grouped
-                                     : kernel_.tiles)(args_, block);
+      (plan_.path == Path::depthwise  ? kernel_.depthwise
+       : plan_.path == Path::grouped  ? kernel_.grouped
+       : plan_.path == Path::winograd ? kernel_.winograd
+                                      : kernel_.tiles)(args_, block);
     if (args_.has_pool)
       pool_and_store(n, out, wanted, block.f);
     else if (plan_.copies_y)
