@@ -78,9 +78,9 @@ bool check_window(const ConvCall& call, int64_t spatial, ConvArgs* args, Problem
     return value_error(problem, call.op, arg, rule, got.text);
   };
   const Padding& pad = call.padding;
-  if (!check_steps(call.op, "stride", "be from 1 to 2^30", call.stride, problem)) return false;
-  if (!check_steps(call.op, "dilation", "be from 1 to 2^30", call.dilation, problem)) return false;
-  if (!check_padding(call.op, "padding", "be from 0 to 2^30", pad, problem)) return false;
+  if (!check_steps(call.op, "stride", "be from 1 to 2^24", call.stride, problem)) return false;
+  if (!check_steps(call.op, "dilation", "be from 1 to 2^24", call.dilation, problem)) return false;
+  if (!check_padding(call.op, "padding", "be from 0 to 2^24", pad, problem)) return false;
   if (spatial == 1 && (pad.top || pad.bottom))
     return wrong("padding", "have no rows where weight has 3 dimensions", {pad.top, pad.left, pad.bottom, pad.right});
   int64_t span_h, span_w;
@@ -96,7 +96,8 @@ bool check_window(const ConvCall& call, int64_t spatial, ConvArgs* args, Problem
                       Numbers{span_h + 1, span_w + 1}.text)
                      .text,
                  {args->H + pad.top + pad.bottom, args->W + pad.left + pad.right});
-  args->stride = call.stride;
+  // Of one place the stride is no matter; so no stride is larger than what it steps over.
+  args->stride = {args->P == 1 ? 1 : call.stride.h, args->Q == 1 ? 1 : call.stride.w};
   args->dilation = call.dilation;
   args->padding = pad;
   return true;
@@ -313,7 +314,7 @@ int32_t dsf_fused_conv_check(const ConvCall* call, ConvArgs* args, Problem* prob
                        Numbers{args->out_h}.text);
   const int64_t whole[4] = {args->N, args->F, args->P, args->Q}, y[4] = {args->N, args->F, args->out_h, args->out_w};
   return check_output(call->op, call->x, args->y_dtype, whole, problem) &&
-         check_output(call->op, call->x, args->y_dtype, y, problem);
+         check_output(call->op, call->x, args->y_dtype, y, problem) && check_has_kernel(call->op, call->x, problem);
 }
 
 int32_t dsf_fused_conv_pack_check(const ConvWeight* weight, Problem* problem) {

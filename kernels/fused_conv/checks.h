@@ -8,7 +8,7 @@
 namespace dsf::fused_conv {
 
 constexpr int64_t LARGEST = int64_t{1} << 58;       // values of a tensor: the bytes of a few of them fit int64
-constexpr int64_t LARGEST_STEP = int64_t{1} << 30;  // of a window, in rows or columns
+constexpr int64_t LARGEST_STEP = int64_t{1} << 24;  // of a window, in rows or columns
 
 constexpr const char* BE_FLOAT_OR_BF16 = "be float32 or bfloat16";
 constexpr const char* BE_8_BITS = "be uint8 or int8";
@@ -38,6 +38,14 @@ struct Rule {
   }
 };
 
+// Whether a row of variants.inc computes with it.
+inline bool has_kernel(Dtype dtype) {
+#define DSF_VARIANT(isa, kernel_dtype, kernel) \
+  if (dtype == Dtype::kernel_dtype) return true;
+#include "kernels/fused_conv/variants.inc"
+#undef DSF_VARIANT
+  return false;
+}
 inline bool is_8_bits(Dtype dtype) { return dtype == Dtype::u8 || dtype == Dtype::i8; }
 
 // How many elements, at most LARGEST: false where there are more.
@@ -46,6 +54,7 @@ bool count_elements(const int64_t (&sizes)[4], int64_t* elements);
 Layout place(const View4& view, Strides* strides);
 
 // Each false with *problem where something is wrong.
+bool check_has_kernel(const char* op, const TensorView& x, Problem* problem);
 bool check_steps(const char* op, const char* arg, const char* rule, Pair steps, Problem* problem);
 bool check_padding(const char* op, const char* arg, const char* rule, const Padding& padding, Problem* problem);
 bool check_output(const char* op, const TensorView& x, Dtype dtype, const int64_t (&sizes)[4], Problem* problem);

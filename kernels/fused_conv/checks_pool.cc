@@ -30,6 +30,13 @@ Layout place(const View4& view, Strides* strides) {
   return layout;
 }
 
+bool check_has_kernel(const char* op, const TensorView& x, Problem* problem) {
+  if (has_kernel(x.dtype)) return true;
+  dtype_error(problem, op, "x", "have a dtype that this build has kernels for", x);
+  problem->fault = Fault::runtime;
+  return false;
+}
+
 bool check_steps(const char* op, const char* arg, const char* rule, Pair steps, Problem* problem) {
   if (steps.h >= 1 && steps.w >= 1 && steps.h <= LARGEST_STEP && steps.w <= LARGEST_STEP) return true;
   return value_error(problem, op, arg, rule, Numbers{steps.h, steps.w}.text);
@@ -55,11 +62,11 @@ bool check_pool_window(const char* op, bool is_own, const Window& pool, int64_t 
   const auto arg = [&](const char* own) { return is_own ? own : "max_pool"; };
   const auto rule = [&](const char* own, const char* other) { return is_own ? own : other; };
   const Padding& pad = pool.padding;
-  if (!check_steps(op, arg("kernel"), rule("be from 1 to 2^30", "have a kernel from 1 to 2^30"), pool.kernel, problem))
+  if (!check_steps(op, arg("kernel"), rule("be from 1 to 2^24", "have a kernel from 1 to 2^24"), pool.kernel, problem))
     return false;
-  if (!check_steps(op, arg("stride"), rule("be from 1 to 2^30", "have a stride from 1 to 2^30"), pool.stride, problem))
+  if (!check_steps(op, arg("stride"), rule("be from 1 to 2^24", "have a stride from 1 to 2^24"), pool.stride, problem))
     return false;
-  if (!check_padding(op, arg("padding"), rule("be from 0 to 2^30", "have padding from 0 to 2^30"), pad, problem))
+  if (!check_padding(op, arg("padding"), rule("be from 0 to 2^24", "have padding from 0 to 2^24"), pad, problem))
     return false;
   if (pool.dilation.h != 1 || pool.dilation.w != 1)
     return value_error(problem, op, arg("dilation"), rule("be 1", "have a dilation of 1"),
@@ -123,7 +130,7 @@ int32_t dsf_pool2d_check(const PoolCall* call, PoolArgs* args, Problem* problem)
   args->x_layout = place(view, &args->x_strides);
   if (!check_pool_window(call->op, true, call->window, args->H, args->W, &args->out_h, &args->out_w, problem)) return 0;
   const int64_t y[4] = {args->N, args->C, args->out_h, args->out_w};
-  return check_output(call->op, x, x.dtype, y, problem);
+  return check_output(call->op, x, x.dtype, y, problem) && check_has_kernel(call->op, x, problem);
 }
 
 }  // namespace dsf
