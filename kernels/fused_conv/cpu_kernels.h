@@ -19,9 +19,9 @@ struct Pixels {
 // Rows `p` and channels `f` of one image's convolution, finished: with bias, residual and activation, before the pool.
 struct Block {
   Range p, f;
-  Pixels x;             // at least the rows that p needs, of those inside x
-  Pixels residual;      // rows p, all F channels
-  char* y;              // y_dtype, at (p.begin, 0, f.begin)
+  Pixels x;         // at least the rows that p needs, of those inside x
+  Pixels residual;  // rows p, all F channels
+  char* y;          // y_dtype, at (p.begin, 0, f.begin)
   int64_t y_stride_h, y_stride_w;
   const char* outside;  // a pixel that taps outside x read: 0, or x_zero_point; C values, of a stem S * C
   const char** runs;    // scratch: MAX_TILE_PIXELS pointers a tap

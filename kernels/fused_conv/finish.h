@@ -1,5 +1,6 @@
 // The end of a convolution, shared by every path: sums -> + bias -> + residual -> activation -> + residual -> y.
-// What is cut off at limits is finished in registers; a curved activation takes the sums through a scratch row.
+// The usual is finished in registers; curved activations, edges and a residual after the activation by way of memory.
+// An absent bias is +0, and is added: -0 becomes +0 with or without one.
 #pragma once
 #include <cstdint>
 
@@ -106,83 +107,91 @@ struct Finish {
             r.data ? r.data + ((p - r.h_begin) * r.stride_h + q * r.stride_w) * VALUE_BYTES : nullptr};
   }
 
-  // Sums of channels [f, f + channels) of several pixels; ends_of(i): of the i-th one. Vectors past `channels` are
-  // left.
-  template <int pixels, int vectors, class EndsOf>
-  [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels,
-                                   const EndsOf& ends_of) const {
-    if (curve) {
-      alignas(64) float scratch[pixels * vectors * V::LANES];
-      Ends places[pixels];
-      DSF_UNROLL
-      for (int i = 0; i < pixels; ++i) {
-        places[i] = ends_of(i);
-        DSF_UNROLL
-        for (int v = 0; v < vectors; ++v) V::store(scratch + (i * vectors + v) * V::LANES, sums[i][v]);
-      }
-      return curved(scratch, places, pixels, vectors, f, channels);
-    }
-    if (channels >= vectors * V::LANES) {
-      limited<true>(sums, f, channels, ends_of);
-    } else {
-      limited<false>(sums, f, channels, ends_of);
-    }
+  // From a pixel to the next one of its row.
+  void next(Ends* ends) const {
+    ends->y += block.y_stride_w * VALUE_BYTES;
+    if (ends->residual) ends->residual += block.residual.stride_w * VALUE_BYTES;
   }
-  // Of pixels side by side, from (p, q) on.
+
+  // Sums of channels [f, f + channels) of several pixels, of which the first `count` are wanted; ends_of(i): of the i-th
+  // one, asked for in their order. Vectors past `channels` are left out.
+  template <int pixels, int vectors, class EndsOf>
+  [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels, int count,
+                                   const EndsOf& ends_of) const {
+    if (channels >= vectors * V::LANES && !curve && !residual_after) {
+      if (residual_before) return limited<true>(sums, f, count, ends_of);
+      return limited<false>(sums, f, count, ends_of);
+    }
+    alignas(64) float scratch[pixels * vectors * V::LANES];
+    Ends places[pixels];
+    DSF_UNROLL
+    for (int i = 0; i < pixels; ++i) {
+      if (i < count) places[i] = ends_of(i);
+      DSF_UNROLL
+      for (int v = 0; v < vectors; ++v) V::store(scratch + (i * vectors + v) * V::LANES, sums[i][v]);
+    }
+    any(scratch, vectors * V::LANES, places, count, f, channels);
+  }
+  // Of pixels side by side in a row.
   template <int pixels, int vectors>
-  [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels, int64_t p,
-                                   int64_t q) const {
-    const Ends first = ends(p, q);
+  [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels, int count,
+                                   const Ends& first) const {
     const int64_t y_step = block.y_stride_w * VALUE_BYTES, residual_step = block.residual.stride_w * VALUE_BYTES;
-    tile(sums, f, channels, [&](int i) __attribute__((always_inline)) {
-      return Ends{first.y + i * y_step, first.residual ? first.residual + i * residual_step : nullptr};
+    Ends next = first;
+    tile(sums, f, channels, count, [&](int) __attribute__((always_inline)) {
+      const Ends at = next;
+      next.y += y_step;
+      if (at.residual) next.residual += residual_step;
+      asm("" : "+r"(next.y), "+r"(next.residual));  // two pointers, not addresses in memory for every pixel
+      return at;
     });
   }
 
  private:
-  f32 before_activation(f32 z, const Ends& at, int64_t f, int n) const {
-    if (bias) z = V::add(z, load_value<V, dtype>(bias, f, n));
-    if (residual_before) z = V::add(z, load_value<V, dtype>(at.residual, f, n));
-    return z;
-  }
-  void after_activation(f32 z, const Ends& at, int64_t f, int n) const {
-    if (residual_after) z = V::add(z, load_value<V, dtype>(at.residual, f, n));
-    store_value<V, dtype>(at.y, f - block.f.begin, z, n);
-  }
-
-  template <bool whole, int pixels, int vectors, class EndsOf>
-  [[gnu::always_inline]] void limited(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels,
+  // What almost every layer is: whole vectors, a residual before the activation or none.
+  template <bool with_residual, int pixels, int vectors, class EndsOf>
+  [[gnu::always_inline]] void limited(const f32 (&sums)[pixels][vectors], int64_t f, int count,
                                       const EndsOf& ends_of) const {
     const f32 lowest = V::set1(limits.lowest), highest = V::set1(limits.highest);
+    const int64_t y_channel = f - block.f.begin;
+    f32 biases[vectors];
     DSF_UNROLL
-    for (int v = 0; v < vectors; ++v) {
-      const int64_t left = channels - v * V::LANES;
-      if (!whole && left <= 0) return;
-      const int n = whole || left > V::LANES ? V::LANES : int(left);
+    for (int v = 0; v < vectors; ++v)
+      biases[v] = bias ? load_value<V, dtype>(bias, f + v * V::LANES, V::LANES) : V::zero();
+    DSF_UNROLL
+    for (int i = 0; i < pixels; ++i) {
+      if (i >= count) break;
+      const Ends at = ends_of(i);
       DSF_UNROLL
-      for (int i = 0; i < pixels; ++i) {
-        const Ends at = ends_of(i);
-        const f32 z = before_activation(sums[i][v], at, f + v * V::LANES, n);
-        after_activation(V::at_most(V::at_least(z, lowest), highest), at, f + v * V::LANES, n);
+      for (int v = 0; v < vectors; ++v) {
+        f32 z = V::add(sums[i][v], biases[v]);
+        if (with_residual) z = V::add(z, load_value<V, dtype>(at.residual, f + v * V::LANES, V::LANES));
+        z = V::at_most(V::at_least(z, lowest), highest);
+        store_value<V, dtype>(at.y, y_channel + v * V::LANES, z, V::LANES);
       }
     }
   }
 
-  [[gnu::noinline]] void curved(float* z, const Ends* places, int pixels, int vectors, int64_t f,
-                                int64_t channels) const {
+  // Sums in memory, `stride` from pixel to pixel, a multiple of LANES.
+  [[gnu::noinline]] void any(float* sums, int64_t stride, const Ends* places, int count, int64_t f,
+                             int64_t channels) const {
+    if (channels > stride) channels = stride;
+    const f32 lowest = V::set1(limits.lowest), highest = V::set1(limits.highest);
     const auto each = [&](const auto& step) __attribute__((always_inline)) {
-      for (int i = 0; i < pixels; ++i)
-        for (int64_t c = 0; c < channels && c < vectors * V::LANES; c += V::LANES) {
-          const int n = channels - c < V::LANES ? int(channels - c) : V::LANES;
-          step(z + i * vectors * V::LANES + c, places[i], f + c, n);
-        }
+      for (int i = 0; i < count; ++i)
+        for (int64_t c = 0; c < channels; c += V::LANES)
+          step(sums + i * stride + c, places[i], f + c, channels - c < V::LANES ? int(channels - c) : V::LANES);
     };
-    each([&](float* at, const Ends& pixel, int64_t channel, int n) {
-      V::store(at, before_activation(V::load(at), pixel, channel, n));
+    each([&](float* at, const Ends& place, int64_t channel, int n) {
+      f32 z = V::add(V::load(at), bias ? load_value<V, dtype>(bias, channel, n) : V::zero());
+      if (residual_before) z = V::add(z, load_value<V, dtype>(place.residual, channel, n));
+      V::store(at, V::at_most(V::at_least(z, lowest), highest));
     });
-    curve(z, int64_t(pixels) * vectors * V::LANES, params);
-    each([&](float* at, const Ends& pixel, int64_t channel, int n) {
-      after_activation(V::load(at), pixel, channel, n);
+    if (curve) curve(sums, count * stride, params);
+    each([&](float* at, const Ends& place, int64_t channel, int n) {
+      f32 z = V::load(at);
+      if (residual_after) z = V::add(z, load_value<V, dtype>(place.residual, channel, n));
+      store_value<V, dtype>(place.y, channel - block.f.begin, z, n);
     });
   }
 };

@@ -14,7 +14,7 @@ using namespace fused_conv;
 struct Weight {
   const char* values;
   Dtype dtype;
-  int64_t F, C, R, S, groups;       // C: of one group
+  int64_t F, C, R, S, groups;              // C: of one group
   int64_t step_f, step_c, step_r, step_s;  // bytes
 
   explicit Weight(const ConvWeight& weight) {
@@ -116,8 +116,16 @@ int64_t dsf_fused_conv_packed_bytes(const ConvWeight* weight) {
 void dsf_fused_conv_pack(const Context* context, const ConvWeight* weight, void* packed) {
   const Weight w(*weight);
   const int64_t bytes = dsf_fused_conv_packed_bytes(weight);
-  const fused_conv::PackedHeader header = {fused_conv::PACKED_MAGIC, fused_conv::PACKED_VERSION, int32_t(w.dtype), int32_t(w.path()), w.F, w.C,
-                               w.R,          w.S,            w.groups,         bytes};
+  const fused_conv::PackedHeader header = {fused_conv::PACKED_MAGIC,
+                                           fused_conv::PACKED_VERSION,
+                                           int32_t(w.dtype),
+                                           int32_t(w.path()),
+                                           w.F,
+                                           w.C,
+                                           w.R,
+                                           w.S,
+                                           w.groups,
+                                           bytes};
   std::memcpy(packed, &header, sizeof header);
   char* data = static_cast<char*>(packed) + sizeof header;
   std::memset(data, 0, size_t(bytes) - sizeof header);

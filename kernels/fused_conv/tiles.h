@@ -28,8 +28,8 @@ struct TileSize {
 // What a tile reads of x: runs[i * MR + r] is where the i-th run of pixel r begins.
 struct TileRuns {
   const char* const* runs;
-  int64_t count;  // runs a pixel
-  int64_t first;  // value of each run that is the first to be read: of a group
+  int64_t count;   // runs a pixel
+  int64_t first;   // value of each run that is the first to be read: of a group
   int64_t length;  // values
 };
 
@@ -129,38 +129,103 @@ inline void run_conv_tile(int row_count, int vector_count, const TileRuns& x, co
   Tile::template run<rows, vectors>(x, panel, end);
 }
 
-// The pixels of a tile, and where each one ends.
+// The pixels of a tile: where each one's first tap is, and where it ends.
 template <int MR>
 struct TilePixels {
   int rows;
-  int64_t p[MR], q[MR];
+  int64_t h[MR], w[MR];  // of x, under the first tap: outside x perhaps
+  int64_t at[MR];        // its address
   Ends ends[MR];
+};
+
+// Takes the pixels of a block one after the other, row by row.
+template <class V, Dtype dtype, int MR>
+class PixelWalk {
+ public:
+  PixelWalk(const ConvArgs& args, const Block& block, const Finish<V, dtype>& finish, bool stem)
+      : Q_(args.Q),
+        h_(block.p.begin * args.stride.h - args.padding.top),
+        w_begin_(stem ? 0 : -args.padding.left),
+        h_step_(args.stride.h),
+        w_step_(stem ? 1 : args.stride.w),
+        x_step_(w_step_ * block.x.stride_w * value_bytes(dtype)),
+        x_row_step_(h_step_ * block.x.stride_h * value_bytes(dtype)),
+        row_(reinterpret_cast<int64_t>(block.x.data) +
+             ((h_ - block.x.h_begin) * block.x.stride_h + w_begin_ * block.x.stride_w) * value_bytes(dtype)),
+        p_(block.p.begin),
+        finish_(finish) {
+    begin_row();
+  }
+
+  // The next `rows` pixels; the last one stands for those up to MR, so that the table's loops have no end of their own.
+  void take(int rows, TilePixels<MR>* pixels) {
+    pixels->rows = rows;
+    for (int i = 0; i < rows; ++i) {
+      if (q_ == Q_) {
+        ++p_;
+        h_ += h_step_;
+        row_ += x_row_step_;
+        begin_row();
+      }
+      pixels->h[i] = h_;
+      pixels->w[i] = w_;
+      pixels->at[i] = at_;
+      pixels->ends[i] = ends_;
+      ++q_;
+      w_ += w_step_;
+      at_ += x_step_;
+      finish_.next(&ends_);
+    }
+    for (int i = rows; i < MR; ++i) {
+      pixels->h[i] = pixels->h[rows - 1];
+      pixels->w[i] = pixels->w[rows - 1];
+      pixels->at[i] = pixels->at[rows - 1];
+    }
+  }
+
+ private:
+  void begin_row() {
+    q_ = 0;
+    w_ = w_begin_;
+    at_ = row_;
+    ends_ = finish_.ends(p_, 0);
+  }
+
+  const int64_t Q_;
+  int64_t h_;
+  const int64_t w_begin_, h_step_, w_step_, x_step_, x_row_step_;  // the last two in bytes
+  int64_t row_, p_, q_, w_, at_;
+  Ends ends_;
+  const Finish<V, dtype>& finish_;
 };
 
 // The table of one tile: runs[(r * S + s) * MR + i] of pixel i. A stem's row of taps is one run, which begins in the
 // padding that its copy of x has: S is 1 there.
-template <int MR, int64_t value_bytes>
+template <int MR, int64_t bytes>
 inline void fill_runs(const ConvArgs& args, const Block& block, const TilePixels<MR>& pixels, bool stem,
                       const char** runs) {
-  const int64_t S = stem ? 1 : args.S;
-  const int64_t step_w = block.x.stride_w * value_bytes, W = stem ? args.Q : args.W;
-  int64_t w0[MR], address[MR];
-  for (int64_t r = 0; r < args.R; ++r) {
-    for (int i = 0; i < MR; ++i) {
-      const int64_t h = pixels.p[i] * args.stride.h - args.padding.top + r * args.dilation.h;
-      const bool inside = uint64_t(h) < uint64_t(args.H);
-      const int64_t w = stem ? pixels.q[i] : pixels.q[i] * args.stride.w - args.padding.left;
-      w0[i] = inside ? w : INT64_MIN / 2;
-      address[i] = reinterpret_cast<int64_t>(block.x.data) +
-                   ((inside ? h - block.x.h_begin : 0) * block.x.stride_h + w * block.x.stride_w) * value_bytes;
-    }
-    for (int64_t s = 0; s < S; ++s, runs += MR)
-      for (int i = 0; i < MR; ++i) {
-        const bool inside = uint64_t(w0[i] + s * args.dilation.w) < uint64_t(W);
-        const int64_t at = address[i] + s * args.dilation.w * step_w;
-        runs[i] = reinterpret_cast<const char*>(inside ? at : reinterpret_cast<int64_t>(block.outside));
+  const int64_t S = stem ? 1 : args.S, W = stem ? args.Q : args.W;
+  const int64_t tap_w = args.dilation.w * block.x.stride_w * bytes;
+  const int64_t tap_h = args.dilation.h * block.x.stride_h * bytes;
+  const int64_t last_h = (args.R - 1) * args.dilation.h, last_w = (S - 1) * args.dilation.w;
+  int64_t outside_taps = 0;
+  for (int i = 0; i < MR; ++i)  // negative: outside
+    outside_taps |= pixels.h[i] | pixels.w[i] | (args.H - 1 - last_h - pixels.h[i]) | (W - 1 - last_w - pixels.w[i]);
+  auto* table = reinterpret_cast<int64_t*>(runs);
+  for (int64_t r = 0; r < args.R; ++r)
+    for (int64_t s = 0; s < S; ++s, table += MR) {
+      const int64_t offset = r * tap_h + s * tap_w;
+      if (outside_taps >= 0) [[likely]] {
+        for (int i = 0; i < MR; ++i) table[i] = pixels.at[i] + offset;
+        continue;
       }
-  }
+      const int64_t h = r * args.dilation.h, w = s * args.dilation.w;
+      for (int i = 0; i < MR; ++i) {
+        const int64_t tap_outside =
+            (pixels.h[i] + h) | (pixels.w[i] + w) | (args.H - 1 - h - pixels.h[i]) | (W - 1 - w - pixels.w[i]);
+        table[i] = tap_outside < 0 ? reinterpret_cast<int64_t>(block.outside) : pixels.at[i] + offset;
+      }
+    }
 }
 
 template <class V, Dtype dtype>
@@ -171,16 +236,26 @@ struct TileEnd {
 
   template <int rows, int vectors>
   [[gnu::always_inline]] void take(const typename V::f32 (&acc)[rows][vectors]) const {
-    finish.tile(acc, f, channels, [&](int r) __attribute__((always_inline)) { return ends[r]; });
+    finish.tile(acc, f, channels, rows, [&](int r) __attribute__((always_inline)) { return ends[r]; });
   }
 };
+
+// The lines that the end of a tile reads and writes arrive while it runs: they are too far apart for the hardware.
+template <class V, Dtype dtype, int MR>
+inline void ask_for_ends(const TilePixels<MR>& pixels, int vectors, int64_t f, int64_t y_f) {
+  constexpr int64_t bytes = Finish<V, dtype>::VALUE_BYTES;
+  for (int i = 0; i < pixels.rows; ++i)
+    for (int v = 0; v < vectors; ++v) {
+      __builtin_prefetch(pixels.ends[i].y + (y_f + v * V::LANES) * bytes, 1);
+      if (pixels.ends[i].residual) __builtin_prefetch(pixels.ends[i].residual + (f + v * V::LANES) * bytes);
+    }
+}
 
 template <class V, Dtype dtype>
 void tiles(const ConvArgs& args, const Block& block) {
   using Size = TileSize<V, dtype>;
   using Tile = TileOf<V, dtype>;
   constexpr int MR = Size::MR, NV = Size::NV;
-  constexpr int64_t value_bytes = dtype == Dtype::f32 ? 4 : dtype == Dtype::bf16 ? 2 : 1;
   const auto* header = static_cast<const PackedHeader*>(args.packed);
   const bool stem = Path(header->path) == Path::stem;
   const int64_t group_F = args.F / args.groups, group_C = args.C / args.groups;
@@ -192,19 +267,11 @@ void tiles(const ConvArgs& args, const Block& block) {
 
   const int64_t count = (block.p.end - block.p.begin) * args.Q;
   int64_t tiles_left = (count + MR - 1) / MR;
+  PixelWalk<V, dtype, MR> walk(args, block, finish, stem);
   TilePixels<MR> pixels;
-  int64_t p = block.p.begin, q = 0;
-  for (int64_t i = 0; i < count; i += pixels.rows) {
-    pixels.rows = int((count - i + tiles_left - 1) / tiles_left);
-    --tiles_left;
-    for (int j = 0; j < MR; ++j) {  // all MR: the table has no end of its own
-      pixels.p[j] = p;
-      pixels.q[j] = q;
-      pixels.ends[j] = finish.ends(p, q);
-      if (j + 1 < pixels.rows && ++q == args.Q) ++p, q = 0;
-    }
-    if (++q == args.Q) ++p, q = 0;
-    fill_runs<MR, value_bytes>(args, block, pixels, stem, block.runs);
+  for (int64_t i = 0; i < count; i += pixels.rows, --tiles_left) {
+    walk.take(int((count - i + tiles_left - 1) / tiles_left), &pixels);
+    fill_runs<MR, value_bytes(dtype)>(args, block, pixels, stem, block.runs);
     for (int64_t f = block.f.begin; f < block.f.end;) {
       const int64_t group = f / group_F, f_of_group = f - group * group_F;
       int64_t columns = group_F - f_of_group < PANEL_F ? group_F - f_of_group : PANEL_F;
@@ -213,6 +280,7 @@ void tiles(const ConvArgs& args, const Block& block) {
       const TileRuns runs{block.runs, run_count, group * group_C, run_length};
       for (int64_t column = 0; column < columns; column += NV * V::LANES) {
         const int vectors = int((columns - column + V::LANES - 1) / V::LANES);
+        ask_for_ends<V, dtype>(pixels, vectors < NV ? vectors : NV, f + column, f + column - block.f.begin);
         const TileEnd<V, dtype> end{finish, pixels.ends, f + column, columns - column};
         run_conv_tile<Tile, MR, NV>(pixels.rows, vectors < NV ? vectors : NV, runs, panel + column * 4, end);
       }
