@@ -38,7 +38,7 @@ class Rewriter:
         self.constants = Constants(self.opset)
         self._may_expand_weights = may_expand_weights
         self._weights: dict[tuple[ir.Value, bool], ir.Value] = {}
-        self._zeros: dict[tuple[int, str], ir.Value] = {}
+        self._zeros: dict[tuple[tuple[int, ...], str], ir.Value] = {}
         self._names = {value.name for graph in model.graphs() for value in _values(graph)}
 
     # Checks: each raises Refusal where a rule must leave its node alone
@@ -124,13 +124,15 @@ class Rewriter:
         row = np.ascontiguousarray(np.broadcast_to(array.reshape(-1), (N,)))
         return self.initializer(f"{value.name}_row", row)
 
-    def zeros(self, count: int, dtype: np.dtype) -> ir.Value:
-        """An initializer of `count` zeros; one for all who ask."""
+    def zeros(self, shape: int | tuple[int, ...], dtype: np.dtype) -> ir.Value:
+        """An initializer of zeros; one for all who ask."""
         import numpy as np
 
-        key = (count, str(dtype))
+        sizes = (shape,) if isinstance(shape, int) else shape
+        key = (sizes, str(dtype))
         if key not in self._zeros:
-            self._zeros[key] = self.initializer(f"zeros_{dtype}_{count}", np.zeros(count, dtype))
+            stem = f"zeros_{dtype}_{'x'.join(map(str, sizes))}"
+            self._zeros[key] = self.initializer(stem, np.zeros(sizes, dtype))
         return self._zeros[key]
 
     def initializer(self, stem: str, array: np.ndarray) -> ir.Value:
