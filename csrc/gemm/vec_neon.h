@@ -75,6 +75,10 @@ struct Vec {
   // a < 0 ? 0 : a and a > limit ? limit : a, which keep NaN, and -0 as the other levels do (FMAX would not).
   static f32 max0(f32 a) { return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a), vcltzq_f32(a))); }
   static f32 min_limit(f32 a, float limit) { return vbslq_f32(vcgtq_f32(a, set1(limit)), set1(limit), a); }
+  static f32 at_least(f32 a, f32 limit) { return vbslq_f32(vcltq_f32(a, limit), limit, a); }
+  static f32 at_most(f32 a, f32 limit) { return vbslq_f32(vcgtq_f32(a, limit), limit, a); }
+  // a where v < 0, else b.
+  static f32 select_negative(f32 v, f32 a, f32 b) { return vbslq_f32(vcltzq_f32(v), a, b); }
   static f32 pow2_of_shifted(f32 t) {
     return vreinterpretq_f32_s32(vaddq_s32(vshlq_n_s32(vreinterpretq_s32_f32(t), 23), vdupq_n_s32(0x3F800000)));
   }
@@ -192,6 +196,37 @@ struct Vec {
     return vdotq_s32(sum, vreinterpretq_s8_s32(a_s8), vreinterpretq_s8_s32(b_s8));
   }
 #endif
+
+  // Dot products of quads of bytes, x's with weights of s8; x is u8, or s8 where X_IS_SIGNED. Where the level has no
+  // such instruction, quads are pairs of s16: bytes 0 and 2, bytes 1 and 3.
+#ifdef __ARM_FEATURE_DOTPROD
+  static constexpr bool X_IS_SIGNED = true;
+  using bytes = i32;
+  static bytes x_bytes(i32 quads) { return quads; }
+  static bytes weight_bytes(i32 quads) { return quads; }
+  static i32 dot_bytes(i32 sum, bytes x, bytes weight) { return dot_quad(sum, x, weight); }
+#else
+  static constexpr bool X_IS_SIGNED = false;
+  struct bytes {
+    int16x8_t even, odd;
+  };
+  static bytes x_bytes(i32 quads) {
+    const uint16x8_t halves = vreinterpretq_u16_s32(quads);
+    return {vreinterpretq_s16_u16(vandq_u16(halves, vdupq_n_u16(0xFF))), vreinterpretq_s16_u16(vshrq_n_u16(halves, 8))};
+  }
+  static bytes weight_bytes(i32 quads) {
+    const int16x8_t halves = vreinterpretq_s16_s32(quads);
+    return {vshrq_n_s16(vshlq_n_s16(halves, 8), 8), vshrq_n_s16(halves, 8)};
+  }
+  static i32 dot_bytes(i32 sum, bytes x, bytes weight) {
+    const i32 low = vmlal_s16(vmull_s16(vget_low_s16(x.even), vget_low_s16(weight.even)), vget_low_s16(x.odd),
+                              vget_low_s16(weight.odd));
+    const i32 high = vmlal_high_s16(vmull_high_s16(x.even, weight.even), x.odd, weight.odd);
+    return vaddq_s32(sum, vpaddq_s32(low, high));
+  }
+#endif
+  static i32 xor_bits(i32 v, uint32_t bits) { return veorq_s32(v, vdupq_n_s32(int32_t(bits))); }
+  static i32 mul_i32(i32 a, i32 b) { return vmulq_s32(a, b); }
 
 #ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
   using pair = bfloat16x8_t;

@@ -1,6 +1,7 @@
 // fused_conv: y = max_pool(act(conv2d(x, weight) + bias (+ residual)) (+ residual)), in one pass over x.
 //
-//   z[n, f, p, q] = bias[f] + sum over r, s, c of x[n, g C/G + c, p stride - pad + r dilation, ...] * weight[f, c, r, s]
+//   z[n, f, p, q] = bias[f] + sum over r, s, c of x[n, g C/G + c, p stride - pad + r dilation, ...] * weight[f, c, r,
+//   s]
 //
 // f32, bf16:   sums in f32, started at zero, in the order r, s, c (bf16 pairs of c in one VDPBF16PS or BFDOT where the
 //              level has it, which reads subnormal inputs as zero); a tap outside x adds nothing. Then in f32, in this
@@ -8,9 +9,10 @@
 // u8, s8:      sums of (x - x_zero_point) * weight + bias in int32, exact for C/G * R * S <= 65,793; a tap outside x is
 //              x_zero_point. Then in f32, each operation rounded:
 //                z = f32(sum) * (x_scale * weight_scale[f] / y_scale)              as QLinearConv
-//                z + f32(residual - residual_zero_point) * (residual_scale / y_scale)      before or after the activation
-//                act(z), limits divided by y_scale; of a curved activation act(z * y_scale) / y_scale
-//                y = saturate(round_half_even(z) + y_zero_point)
+//                z + f32(residual - residual_zero_point) * (residual_scale / y_scale)      before or after the
+//                activation act(z), limits divided by y_scale; of a curved activation act(z * y_scale) / y_scale y =
+//                saturate(round_half_even(z) + y_zero_point)
+// winograd:    f32, 3x3, stride 1: sums by F(4x4, 3x3); its error bound is in winograd.h.
 // max_pool:    of y's values: the largest of a window's, NaN where one is NaN; what lies outside takes no part.
 // A result depends neither on the layout, the number of threads, nor on the other images of the batch.
 //
@@ -55,7 +57,8 @@ struct Padding {
 struct Window {
   Pair kernel, stride, dilation;
   Padding padding;
-  int32_t ceil_mode;  // 1: a last window that begins inside x or its top and left padding counts, though it ends outside
+  int32_t
+      ceil_mode;  // 1: a last window that begins inside x or its top and left padding counts, though it ends outside
 };
 
 // How a tensor of (N, C, H, W) lies in memory: elements from one index to the next.
@@ -78,6 +81,7 @@ struct ConvCall {
   const float* params;     // num_params of them
   int64_t num_params;
   const char* residual_at;  // "before" or "after" the activation
+  const char* algorithm;    // of a plain weight, as ConvWeight's; "winograd" wants stride and dilation of 1
   int32_t has_pool;
   Window pool;  // dilation (1, 1)
   // u8 and s8:
@@ -93,10 +97,11 @@ struct ConvArgs {
   float params[2];
   int32_t residual_after;  // the activation
   int32_t has_pool;
-  int64_t N, C, H, W;        // of x
-  int64_t F, R, S, groups;   // of the weight, (F, C / groups, R, S)
-  int64_t P, Q;              // rows and columns of the convolution
-  int64_t out_h, out_w;      // of y: P and Q, or the pooled ones
+  int64_t N, C, H, W;       // of x
+  int64_t F, R, S, groups;  // of the weight, (F, C / groups, R, S)
+  int32_t winograd;         // what packed is packed for
+  int64_t P, Q;             // rows and columns of the convolution
+  int64_t out_h, out_w;     // of y: P and Q, or the pooled ones
   Pair stride, dilation;
   Padding padding;
   Window pool;
@@ -122,12 +127,14 @@ struct ConvArgs {
 struct ConvWeight {
   TensorView values;  // (F, C / groups, R, S), any strides
   int64_t groups;
+  const char* algorithm;  // "direct", or "winograd" for f32, 3x3 and one group
 };
 
 // pool2d: the largest value or the mean of every window.
 //   max       NaN where a value of the window is NaN; what lies outside x takes no part. f32, bf16, u8, s8
 //   average   the sum in f32, row by row, divided by the window's size; count_include_pad: padding counts as zeros,
-//             else only what lies inside x counts (what a ceil_mode window has beyond the padding never counts). f32, bf16
+//             else only what lies inside x counts (what a ceil_mode window has beyond the padding never counts). f32,
+//             bf16
 struct PoolCall {
   const char* op;
   TensorView x;
