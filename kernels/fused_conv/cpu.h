@@ -45,7 +45,7 @@ namespace dsf {
 enum class ConvActivation : int32_t { DSF_CONV_ACTIVATIONS(DSF_ENTRY) };
 #undef DSF_ENTRY
 
-enum class Layout : int32_t { pixels, planes };
+enum class Layout : int32_t { pixels, planes, neither = -1 };
 
 // Two sizes, of rows and columns.
 struct Pair {
@@ -66,7 +66,9 @@ struct Strides {
   int64_t n, c, h, w;
 };
 
-// A call as a door sees it. Views are (N, C, H, W) whatever the memory order; text and views outlive the call.
+// A call as a door sees it. Views are (N, C, H, W) or (C, H, W) whatever the memory order; with a weight of three
+// dimensions, (F, C / groups, S), they are (N, C, W) or (C, W), and the check puts rows of 1 in. Text and views outlive
+// the call.
 struct ConvCall {
   const char* op;  // in sentences
   TensorView x;
@@ -89,6 +91,9 @@ struct ConvCall {
   float x_scale, y_scale, residual_scale;
   int32_t x_zero_point, y_zero_point, residual_zero_point;
   Dtype y_dtype;  // of a float x: x's
+  // Of a packed weight: its shape as the caller states it, 3 or 4 dimensions.
+  const int64_t* weight_shape = nullptr;
+  int64_t weight_ndim = 0;
 };
 
 struct ConvArgs {
@@ -125,7 +130,7 @@ struct ConvArgs {
 
 // A convolution's weight as a model holds it.
 struct ConvWeight {
-  TensorView values;  // (F, C / groups, R, S), any strides
+  TensorView values;  // (F, C / groups, R, S), any strides; the check alone takes (F, C / groups, S), too
   int64_t groups;
   const char* algorithm;  // "direct", or "winograd" for f32, 3x3 and one group
 };
@@ -137,7 +142,7 @@ struct ConvWeight {
 //             bf16
 struct PoolCall {
   const char* op;
-  TensorView x;
+  TensorView x;  // (N, C, H, W) or (C, H, W)
   const char* kind;  // "max", "average"
   Window window;
   int32_t count_include_pad;
@@ -157,10 +162,11 @@ struct PoolArgs {
 
 extern "C" {
 // Each fills *args, all but the outputs. Returns 1, or 0 and *problem. A view whose strides are neither layout passes:
-// dsf_conv_layout tells, and the door copies it and checks again.
+// the layout in *args tells, and the door copies it and checks again.
 DSF_API int32_t dsf_fused_conv_check(const ConvCall* call, ConvArgs* args, Problem* problem);
 DSF_API int32_t dsf_pool2d_check(const PoolCall* call, PoolArgs* args, Problem* problem);
-// 0: pixels, 1: planes, -1: neither; a view that is both (one channel, one column) is what its other strides say.
+// The Layout of a view of 4 dimensions. What is both (one channel, one column) counts as pixels, which kernels read as
+// they are.
 DSF_API int32_t dsf_conv_layout(const TensorView* view);
 
 // Whether weight can be packed. Returns 1, or 0 and *problem.
