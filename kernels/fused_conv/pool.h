@@ -17,10 +17,9 @@ void pool(const PoolRule& rule, const PoolBlock& block) {
       const auto with_padding = [](int64_t first, int64_t size, int64_t limit) {
         return (first + size < limit ? first + size : limit) - first;
       };
-      const int64_t count = rule.count_include_pad
-                                ? with_padding(h, window.kernel.h, rule.H + window.padding.bottom) *
-                                      with_padding(w, window.kernel.w, rule.W + window.padding.right)
-                                : (r.end - r.begin) * (s.end - s.begin);
+      const int64_t count = rule.count_include_pad ? with_padding(h, window.kernel.h, rule.H + window.padding.bottom) *
+                                                         with_padding(w, window.kernel.w, rule.W + window.padding.right)
+                                                   : (r.end - r.begin) * (s.end - s.begin);
       for (int64_t c = 0; c < block.channels; c += V::LANES) {
         const int n = block.channels - c < V::LANES ? int(block.channels - c) : V::LANES;
         auto result = rule.average ? V::zero() : V::set1(-__builtin_inff());
