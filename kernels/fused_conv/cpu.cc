@@ -32,11 +32,20 @@ void fill_outside(const ConvArgs& args, char* outside, int64_t bytes) {
   std::memset(outside, value_bytes(args.dtype) == 1 ? args.x_zero_point : 0, size_t(bytes));
 }
 
+void fill_multipliers(const ConvArgs& args, float* multipliers) {
+  for (int64_t f = 0; f < args.F; ++f)
+    multipliers[f] = args.x_scale * args.weight_scale[f * args.weight_scale_step] / args.y_scale;
+}
+
 // One slot's part of the workspace, and one task after the other on it.
 class Worker {
  public:
-  Worker(const ConvArgs& args, const Plan& plan, const Kernel& kernel, const char* outside, char* memory)
-      : args_(args), plan_(plan), kernel_(kernel), outside_(outside) {
+  Worker(const ConvArgs& args, const Plan& plan, const Kernel& kernel, const char* shared, char* memory)
+      : args_(args),
+        plan_(plan),
+        kernel_(kernel),
+        outside_(shared),
+        multipliers_(reinterpret_cast<const float*>(shared + plan.outside_bytes)) {
     const auto take = [&](int64_t bytes) {
       char* at = memory;
       memory += bytes;
@@ -47,6 +56,7 @@ class Worker {
     y_ = take(plan.y_bytes);
     pooled_ = take(plan.pooled_bytes);
     runs_ = reinterpret_cast<const char**>(take(plan.runs_bytes));
+    scratch_ = take(plan.winograd_bytes);
   }
 
   // Tasks of the same channels follow one another: their weights stay in L2.
@@ -82,8 +92,10 @@ class Worker {
   const Plan& plan_;
   const Kernel& kernel_;
   const char* outside_;
+  const float* multipliers_;
   char *x_, *residual_, *y_, *pooled_;
   const char** runs_;
+  char* scratch_;
 };
 
 // Rows `out` of y, and all of the task's channels.
@@ -103,7 +115,9 @@ void Worker::chunk(int64_t n, Range out, int64_t f_first, Range* done) const {
   block.x = plan_.copies_x ? copy_x(n, h) : Pixels{x_at(n, 0, 0, 0), 0, args_.x_strides.h, args_.x_strides.w};
   block.residual = residual_of(n, block.p);
   block.outside = outside_;
+  block.multipliers = multipliers_;
   block.runs = runs_;
+  block.scratch = scratch_;
   for (int64_t i = f_first; i < f_first + plan_.f_per_task; ++i) {
     block.f = {i * plan_.block_f, least(args_.F, (i + 1) * plan_.block_f)};
     if (plan_.copies_y) {
@@ -116,9 +130,10 @@ void Worker::chunk(int64_t n, Range out, int64_t f_first, Range* done) const {
       block.y_stride_w = args_.y_strides.w;
     }
     if (block.p.begin < block.p.end)
-      (plan_.path == Path::depthwise ? kernel_.depthwise
-       : plan_.path == Path::grouped ? kernel_.grouped
-                                     : kernel_.tiles)(args_, block);
+      (plan_.path == Path::depthwise  ? kernel_.depthwise
+       : plan_.path == Path::grouped  ? kernel_.grouped
+       : plan_.path == Path::winograd ? kernel_.winograd
+                                      : kernel_.tiles)(args_, block);
     if (args_.has_pool)
       pool_and_store(n, out, wanted, block.f);
     else if (plan_.copies_y)
@@ -229,11 +244,12 @@ void dsf_fused_conv(const Context* context, const ConvArgs* args) {
   if (args->N == 0 || args->F == 0) return;
   const Plan plan = plan_of(*context, *args);
   const Kernel& kernel = fused_conv::kernel_of(args->dtype);
-  char* outside = static_cast<char*>(context->workspace);
-  fill_outside(*args, outside, plan.outside_bytes);
+  char* shared = static_cast<char*>(context->workspace);
+  fill_outside(*args, shared, plan.outside_bytes);
+  if (plan.multipliers_bytes) fill_multipliers(*args, reinterpret_cast<float*>(shared + plan.outside_bytes));
   parallel_for(*context, plan.slots, [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin; slot < end; ++slot) {
-      const Worker worker(*args, plan, kernel, outside, outside + plan.outside_bytes + slot * plan.slot_bytes());
+      const Worker worker(*args, plan, kernel, shared, shared + plan.shared_bytes() + slot * plan.slot_bytes());
       for (int64_t task = plan.tasks * slot / plan.slots; task < plan.tasks * (slot + 1) / plan.slots; ++task)
         worker.run(task);
     }

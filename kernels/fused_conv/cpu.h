@@ -12,6 +12,7 @@
 //                z + f32(residual - residual_zero_point) * (residual_scale / y_scale)      before or after the
 //                activation act(z), limits divided by y_scale; of a curved activation act(z * y_scale) / y_scale y =
 //                saturate(round_half_even(z) + y_zero_point)
+// winograd:    f32, 3x3, stride 1: sums by F(4x4, 3x3); its error bound is in winograd.h.
 // max_pool:    of y's values: the largest of a window's, NaN where one is NaN; what lies outside takes no part.
 // A result depends neither on the layout, the number of threads, nor on the other images of the batch.
 //
@@ -82,6 +83,7 @@ struct ConvCall {
   const float* params;     // num_params of them
   int64_t num_params;
   const char* residual_at;  // "before" or "after" the activation
+  const char* algorithm;    // of a plain weight, as ConvWeight's; "winograd" wants stride and dilation of 1
   int32_t has_pool;
   Window pool;  // dilation (1, 1)
   // u8 and s8:
@@ -102,6 +104,7 @@ struct ConvArgs {
   int32_t has_pool;
   int64_t N, C, H, W;       // of x
   int64_t F, R, S, groups;  // of the weight, (F, C / groups, R, S)
+  int32_t winograd;         // what packed is packed for
   int64_t P, Q;             // rows and columns of the convolution
   int64_t out_h, out_w;     // of y: P and Q, or the pooled ones
   Pair stride, dilation;
@@ -129,6 +132,7 @@ struct ConvArgs {
 struct ConvWeight {
   TensorView values;  // (F, C / groups, R, S), any strides; the check alone takes (F, C / groups, S), too
   int64_t groups;
+  const char* algorithm;  // "direct", or "winograd" for f32, 3x3 and one group
 };
 
 // pool2d: the largest value or the mean of every window.

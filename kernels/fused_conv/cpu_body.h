@@ -6,6 +6,7 @@
 #include "kernels/fused_conv/planes.h"
 #include "kernels/fused_conv/pool.h"
 #include "kernels/fused_conv/tiles.h"
+#include "kernels/fused_conv/winograd.h"
 
 namespace dsf::fused_conv {
 namespace {
@@ -14,6 +15,7 @@ template <Dtype dtype>
 constexpr Kernel KERNEL = {tiles<Vec, dtype>,
                            depthwise<Vec, dtype>,
                            grouped<Vec, dtype>,
+                           dtype == Dtype::f32 ? winograd<Vec> : nullptr,
                            pool<Vec, dtype>,
                            to_pixels<Vec, int(value_bytes(dtype))>,
                            to_planes<Vec, int(value_bytes(dtype))>};

@@ -23,8 +23,10 @@ struct Block {
   Pixels residual;  // rows p, all F channels
   char* y;          // y_dtype, at (p.begin, 0, f.begin)
   int64_t y_stride_h, y_stride_w;
-  const char* outside;  // a pixel that taps outside x read: 0, or x_zero_point; C values, of a stem S * C
-  const char** runs;    // scratch: MAX_TILE_PIXELS pointers a tap
+  const char* outside;       // a pixel that taps outside x read: 0, or x_zero_point; C values, of a stem S * C
+  const float* multipliers;  // u8, s8: x_scale * weight_scale / y_scale of all F channels
+  const char** runs;         // scratch: MAX_TILE_PIXELS pointers a tap
+  char* scratch;             // of winograd
 };
 inline constexpr int64_t MAX_TILE_PIXELS = 16;
 
@@ -49,6 +51,7 @@ struct Kernel {
   void (*tiles)(const ConvArgs& args, const Block& block);      // block.f begins at a panel
   void (*depthwise)(const ConvArgs& args, const Block& block);  // one channel a group
   void (*grouped)(const ConvArgs& args, const Block& block);    // few channels a group
+  void (*winograd)(const ConvArgs& args, const Block& block);   // f32; else null. block.f begins at a panel
   void (*pool)(const PoolRule& rule, const PoolBlock& block);
   // pixels[i * pixel_stride + c] = planes[c * plane_stride + i] of `channels` and `count` pixels, and back.
   void (*to_pixels)(const char* planes, int64_t plane_stride, int64_t channels, int64_t count, char* pixels,

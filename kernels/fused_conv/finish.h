@@ -113,8 +113,8 @@ struct Finish {
     if (ends->residual) ends->residual += block.residual.stride_w * VALUE_BYTES;
   }
 
-  // Sums of channels [f, f + channels) of several pixels, of which the first `count` are wanted; ends_of(i): of the i-th
-  // one, asked for in their order. Vectors past `channels` are left out.
+  // Sums of channels [f, f + channels) of several pixels, of which the first `count` are wanted; ends_of(i): of the
+  // i-th one, asked for in their order. Vectors past `channels` are left out.
   template <int pixels, int vectors, class EndsOf>
   [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels, int count,
                                    const EndsOf& ends_of) const {
@@ -136,13 +136,14 @@ struct Finish {
   template <int pixels, int vectors>
   [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels, int count,
                                    const Ends& first) const {
-    const int64_t y_step = block.y_stride_w * VALUE_BYTES, residual_step = block.residual.stride_w * VALUE_BYTES;
+    const int64_t y_step = block.y_stride_w * VALUE_BYTES,
+                  residual_step = first.residual ? block.residual.stride_w * VALUE_BYTES : 0;
     Ends next = first;
     tile(sums, f, channels, count, [&](int) __attribute__((always_inline)) {
       const Ends at = next;
       next.y += y_step;
-      if (at.residual) next.residual += residual_step;
-      asm("" : "+r"(next.y), "+r"(next.residual));  // two pointers, not addresses in memory for every pixel
+      next.residual += residual_step;
+      asm("" : "+r"(next.y));  // a pointer, not an address in memory for every pixel
       return at;
     });
   }

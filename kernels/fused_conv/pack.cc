@@ -14,7 +14,8 @@ using namespace fused_conv;
 struct Weight {
   const char* values;
   Dtype dtype;
-  int64_t F, C, R, S, groups;              // C: of one group
+  int64_t F, C, R, S, groups;  // C: of one group
+  bool winograd;
   int64_t step_f, step_c, step_r, step_s;  // bytes
 
   explicit Weight(const ConvWeight& weight) {
@@ -23,6 +24,7 @@ struct Weight {
     dtype = view.dtype;
     F = view.sizes[0], C = view.sizes[1], R = view.sizes[2], S = view.sizes[3];
     groups = weight.groups;
+    winograd = std::strcmp(weight.algorithm, "winograd") == 0;
     int64_t steps[4] = {C * R * S, R * S, S, 1};
     for (int d = 0; d < 4; ++d) steps[d] = (view.strides ? view.strides[d] : steps[d]) * value_bytes(dtype);
     step_f = steps[0], step_c = steps[1], step_r = steps[2], step_s = steps[3];
@@ -30,7 +32,7 @@ struct Weight {
   const char* at(int64_t f, int64_t c, int64_t r, int64_t s) const {
     return values + f * step_f + c * step_c + r * step_r + s * step_s;
   }
-  Path path() const { return path_of(F, C, S, groups); }
+  Path path() const { return winograd ? Path::winograd : path_of(F, C, S, groups); }
 };
 
 // Runs of a pixel's values, as the tiles read them, and what lies side by side in a panel.
@@ -38,7 +40,7 @@ struct Runs {
   int64_t count, length, group;
   explicit Runs(const Weight& w) {
     const bool stem = w.path() == Path::stem;
-    count = stem ? w.R : w.R * w.S;
+    count = w.winograd ? WINOGRAD_POINTS : stem ? w.R : w.R * w.S;
     length = stem ? w.S * w.C : w.C;
     group = 4 / value_bytes(w.dtype);
   }
@@ -60,6 +62,32 @@ void pack_panel(const Weight& w, const Runs& runs, int64_t g, int64_t p, Value* 
       const char* from = w.at(first, channel, r, s);
       Value* to = panel + c / runs.group * PANEL_F * runs.group + c % runs.group;
       for (int64_t f = 0; f < columns; ++f, from += w.step_f) std::memcpy(to + f * runs.group, from, sizeof(Value));
+    }
+}
+
+// Panel p of G g G^T, computed in f64 and rounded once.
+void pack_winograd(const Weight& w, int64_t p, float* panel) {
+  constexpr double G[6][3] = {{1. / 4, 0, 0},
+                              {-1. / 6, -1. / 6, -1. / 6},
+                              {-1. / 6, 1. / 6, -1. / 6},
+                              {1. / 24, 1. / 12, 1. / 6},
+                              {1. / 24, -1. / 12, 1. / 6},
+                              {0, 0, 1}};
+  const int64_t first = p * PANEL_F, columns = w.F - first < PANEL_F ? w.F - first : PANEL_F;
+  for (int64_t f = 0; f < columns; ++f)
+    for (int64_t c = 0; c < w.C; ++c) {
+      double rows[6][3] = {};  // G g
+      for (int r = 0; r < 3; ++r)
+        for (int s = 0; s < 3; ++s) {
+          float value;
+          std::memcpy(&value, w.at(first + f, c, r, s), sizeof value);
+          for (int i = 0; i < 6; ++i) rows[i][s] += G[i][r] * double(value);
+        }
+      for (int i = 0; i < 6; ++i)
+        for (int j = 0; j < 6; ++j) {
+          const double u = rows[i][0] * G[j][0] + rows[i][1] * G[j][1] + rows[i][2] * G[j][2];
+          panel[((i * 6 + j) * w.C + c) * PANEL_F + f] = float(u);
+        }
     }
 }
 
@@ -105,7 +133,7 @@ int64_t dsf_fused_conv_packed_bytes(const ConvWeight* weight) {
       return -1;
   } else {
     const Runs runs(w);
-    if (!checked_mul(w.R, w.S, &values) || !checked_mul(values, w.C + 4, &values) ||
+    if (!checked_mul(w.winograd ? WINOGRAD_POINTS : w.R, w.S, &values) || !checked_mul(values, w.C + 4, &values) ||
         !checked_mul(values, w.F + w.groups * PANEL_F, &values) || !checked_mul(values, 4, &values))
       return -1;
     bytes = w.groups * panels_of_group(w) * runs.panel_bytes();
@@ -140,7 +168,9 @@ void dsf_fused_conv_pack(const Context* context, const ConvWeight* weight, void*
   parallel_for(*context, w.groups * panels, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       char* panel = data + i * runs.panel_bytes();
-      if (w.dtype == Dtype::f32)
+      if (w.winograd)
+        pack_winograd(w, i % panels, reinterpret_cast<float*>(panel));
+      else if (w.dtype == Dtype::f32)
         pack_panel(w, runs, i / panels, i % panels, reinterpret_cast<float*>(panel));
       else if (w.dtype == Dtype::bf16)
         pack_panel(w, runs, i / panels, i % panels, reinterpret_cast<uint16_t*>(panel));

@@ -14,16 +14,18 @@ int64_t that_fit(int64_t limit, int64_t bytes, int64_t all) {
   return most(1, least(all, bytes > 0 ? limit / bytes : all));
 }
 
-int64_t weight_bytes_of_channel(const ConvArgs& args) {
+int64_t weight_bytes_of_channel(const ConvArgs& args, Path path) {
+  if (path == Path::winograd) return args.C * WINOGRAD_POINTS * 4;
   return args.C / args.groups * args.R * args.S * value_bytes(args.dtype);
 }
 
 // Channels of y that a block has: whole panels, or whole groups.
 int64_t block_f(const ConvArgs& args, Path path) {
   if (path == Path::depthwise || path == Path::grouped) return args.F;
+  if (path == Path::winograd) return args.F;  // all of them read x transformed once
   const int64_t unit = args.groups == 1 ? PANEL_F : args.F / args.groups;
   const int64_t units = divide_up(args.F, unit);
-  const int64_t fitting = that_fit(WEIGHT_BYTES, unit * weight_bytes_of_channel(args), units);
+  const int64_t fitting = that_fit(WEIGHT_BYTES, unit * weight_bytes_of_channel(args, path), units);
   return least(args.F, unit * divide_up(units, divide_up(units, fitting)));
 }
 
@@ -50,7 +52,7 @@ int64_t stem_row_values(const ConvArgs& args) {
 
 Plan plan_of(const Context& context, const ConvArgs& args) {
   Plan plan{};
-  plan.path = path_of(args.F, args.C / args.groups, args.S, args.groups);
+  plan.path = args.winograd ? Path::winograd : path_of(args.F, args.C / args.groups, args.S, args.groups);
   const bool stem = plan.path == Path::stem, pools = args.has_pool != 0;
   plan.copies_x = stem || args.x_layout == Layout::planes;
   plan.copies_residual = args.residual && args.residual_layout == Layout::planes;
@@ -72,6 +74,10 @@ Plan plan_of(const Context& context, const ConvArgs& args) {
   const int64_t wanted = context.num_threads > 1 ? context.num_threads * TASKS_PER_THREAD : 1;
   const int64_t others = args.N * (plan.f_blocks / plan.f_per_task);
   plan.block_rows = divide_up(args.out_h, least(args.out_h, divide_up(wanted, others)));
+  if (plan.path == Path::winograd && !pools) {  // whole tiles
+    plan.block_rows = round_up(plan.block_rows, WINOGRAD_OUT);
+    plan.chunk_rows = most(WINOGRAD_OUT, plan.chunk_rows / WINOGRAD_OUT * WINOGRAD_OUT);
+  }
   plan.row_blocks = divide_up(args.out_h, plan.block_rows);
   plan.chunk_rows = least(plan.chunk_rows, plan.block_rows);
   plan.tasks = others * plan.row_blocks;
@@ -87,7 +93,14 @@ Plan plan_of(const Context& context, const ConvArgs& args) {
   if (pools && args.y_layout == Layout::planes)
     plan.pooled_bytes = round_up(plan.chunk_rows * args.out_w * plan.block_f * y_value, CACHE_LINE);
   plan.runs_bytes = round_up(args.R * args.S * MAX_TILE_PIXELS * int64_t(sizeof(char*)), CACHE_LINE);
+  if (plan.path == Path::winograd) {
+    const int64_t per_row = divide_up(args.Q, WINOGRAD_OUT);
+    const int64_t tiles = per_row * winograd_rows(args.C, per_row, divide_up(p_rows, WINOGRAD_OUT));
+    const int64_t values = winograd_point_values(args.C, tiles) + tiles * PANEL_F;
+    plan.winograd_bytes = round_up(WINOGRAD_POINTS * values * 4, CACHE_LINE);
+  }
   plan.outside_bytes = round_up(args.C * (stem ? args.S : 1) * x_value, CACHE_LINE);
+  if (x_value == 1) plan.multipliers_bytes = round_up(args.F * int64_t(sizeof(float)), CACHE_LINE);
   return plan;
 }
 

@@ -21,10 +21,11 @@ struct Plan {
   int64_t tasks, f_per_task;
   int64_t slots;
   // Of one slot, in bytes, multiples of a cache line; each part's place follows from those before it.
-  int64_t x_bytes, residual_bytes, y_bytes, pooled_bytes, runs_bytes;
-  int64_t outside_bytes;  // shared by all
-  int64_t slot_bytes() const { return x_bytes + residual_bytes + y_bytes + pooled_bytes + runs_bytes; }
-  int64_t bytes() const { return outside_bytes + slots * slot_bytes(); }
+  int64_t x_bytes, residual_bytes, y_bytes, pooled_bytes, runs_bytes, winograd_bytes;
+  int64_t outside_bytes, multipliers_bytes;  // shared by all
+  int64_t slot_bytes() const { return x_bytes + residual_bytes + y_bytes + pooled_bytes + runs_bytes + winograd_bytes; }
+  int64_t shared_bytes() const { return outside_bytes + multipliers_bytes; }
+  int64_t bytes() const { return shared_bytes() + slots * slot_bytes(); }
 };
 
 Plan plan_of(const Context& context, const ConvArgs& args);

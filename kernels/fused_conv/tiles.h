@@ -10,6 +10,7 @@
 #include "kernels/fused_conv/cpu_kernels.h"
 #include "kernels/fused_conv/finish.h"
 #include "kernels/fused_conv/packed.h"
+#include "kernels/fused_conv/tile_int8.h"
 
 namespace dsf::fused_conv {
 namespace {
@@ -17,20 +18,13 @@ namespace {
 // Pixels and vectors of channels of a tile.
 template <class V, Dtype dtype>
 struct TileSize {
-  static constexpr bool WIDE = V::LANES == 16;
-  static constexpr bool PAIRS_OF_F32 = dtype == Dtype::bf16 && V::PAIR_TILE_M < V::TILE_M;  // no dot product of pairs
-  // 28 sums, 2 weights, 1 x: 31 of 32 registers; with pairs as two f32: 24 sums, 4 weights, 2 x.
-  static constexpr int MR = WIDE ? (PAIRS_OF_F32 ? 12 : 14) : dtype == Dtype::bf16 ? V::PAIR_TILE_M : V::TILE_M;
-  static constexpr int NV = WIDE ? 2 : dtype == Dtype::bf16 ? V::PAIR_TILE_NV : V::TILE_NV;
-  static_assert(PANEL_F % (NV * V::LANES) == 0);
-};
-
-// What a tile reads of x: runs[i * MR + r] is where the i-th run of pixel r begins.
-struct TileRuns {
-  const char* const* runs;
-  int64_t count;   // runs a pixel
-  int64_t first;   // value of each run that is the first to be read: of a group
-  int64_t length;  // values
+  static constexpr bool WIDE = V::LANES == 16, IS_INT8 = dtype == Dtype::i8 || dtype == Dtype::u8;
+  // No dot product of pairs or quads: they are two registers each, of x and of the weights.
+  static constexpr bool HALVED = IS_INT8 ? !V::HAS_DOT_QUAD : dtype == Dtype::bf16 && V::PAIR_TILE_M < V::TILE_M;
+  // 28 sums, 2 weights, 1 x: 31 of 32 registers; halved 24 sums, 4 weights, 2 x.
+  static constexpr int MR = WIDE ? (HALVED ? 12 : 14) : HALVED ? V::PAIR_TILE_M : V::TILE_M;
+  static constexpr int NV = WIDE ? 2 : HALVED ? V::PAIR_TILE_NV : V::TILE_NV;
+  static_assert(PANEL_F % (NV * V::LANES) == 0 && MR <= MAX_TILE_PIXELS);
 };
 
 template <class V, int rows, int vectors>
@@ -118,6 +112,10 @@ template <class V>
 struct TileOf<V, Dtype::f32> : ConvTileF32<V, TileSize<V, Dtype::f32>::MR> {};
 template <class V>
 struct TileOf<V, Dtype::bf16> : ConvTileBf16<V, TileSize<V, Dtype::bf16>::MR> {};
+template <class V>
+struct TileOf<V, Dtype::u8> : ConvTileInt8<V, Dtype::u8, TileSize<V, Dtype::u8>::MR> {};
+template <class V>
+struct TileOf<V, Dtype::i8> : ConvTileInt8<V, Dtype::i8, TileSize<V, Dtype::i8>::MR> {};
 
 // Runs the tile with the numbers of rows and vectors as constants.
 template <class Tile, int rows, int vectors, class End>
@@ -139,19 +137,19 @@ struct TilePixels {
 };
 
 // Takes the pixels of a block one after the other, row by row.
-template <class V, Dtype dtype, int MR>
+template <class AnyFinish, int64_t bytes, int MR>
 class PixelWalk {
  public:
-  PixelWalk(const ConvArgs& args, const Block& block, const Finish<V, dtype>& finish, bool stem)
+  PixelWalk(const ConvArgs& args, const Block& block, const AnyFinish& finish, bool stem)
       : Q_(args.Q),
         h_(block.p.begin * args.stride.h - args.padding.top),
         w_begin_(stem ? 0 : -args.padding.left),
         h_step_(args.stride.h),
         w_step_(stem ? 1 : args.stride.w),
-        x_step_(w_step_ * block.x.stride_w * value_bytes(dtype)),
-        x_row_step_(h_step_ * block.x.stride_h * value_bytes(dtype)),
+        x_step_(w_step_ * block.x.stride_w * bytes),
+        x_row_step_(h_step_ * block.x.stride_h * bytes),
         row_(reinterpret_cast<int64_t>(block.x.data) +
-             ((h_ - block.x.h_begin) * block.x.stride_h + w_begin_ * block.x.stride_w) * value_bytes(dtype)),
+             ((h_ - block.x.h_begin) * block.x.stride_h + w_begin_ * block.x.stride_w) * bytes),
         p_(block.p.begin),
         finish_(finish) {
     begin_row();
@@ -196,7 +194,7 @@ class PixelWalk {
   const int64_t w_begin_, h_step_, w_step_, x_step_, x_row_step_;  // the last two in bytes
   int64_t row_, p_, q_, w_, at_;
   Ends ends_;
-  const Finish<V, dtype>& finish_;
+  const AnyFinish& finish_;
 };
 
 // The table of one tile: runs[(r * S + s) * MR + i] of pixel i. A stem's row of taps is one run, which begins in the
@@ -228,9 +226,11 @@ inline void fill_runs(const ConvArgs& args, const Block& block, const TilePixels
     }
 }
 
+// What a tile ends with, by x's dtype.
 template <class V, Dtype dtype>
 struct TileEnd {
-  const Finish<V, dtype>& finish;
+  using AnyFinish = Finish<V, dtype>;
+  const AnyFinish& finish;
   const Ends* ends;
   int64_t f, channels;
 
@@ -240,10 +240,27 @@ struct TileEnd {
   }
 };
 
+template <class V, Dtype dtype>
+struct TileEndInt8 {
+  using AnyFinish = FinishInt8<V>;
+  const AnyFinish& finish;
+  const Ends* ends;
+  int64_t f, channels;
+  const StartInt8<V, dtype>& starts;
+
+  typename V::i32 start(int v) const {
+    const int64_t left = channels - v * V::LANES;
+    return starts.of(f + v * V::LANES, left < V::LANES ? int(left) : V::LANES);
+  }
+  template <int rows, int vectors>
+  [[gnu::always_inline]] void take(const typename V::i32 (&acc)[rows][vectors]) const {
+    finish.tile(acc, f, channels, rows, [&](int r) __attribute__((always_inline)) { return ends[r]; });
+  }
+};
+
 // The lines that the end of a tile reads and writes arrive while it runs: they are too far apart for the hardware.
-template <class V, Dtype dtype, int MR>
+template <class V, int64_t bytes, int MR>
 inline void ask_for_ends(const TilePixels<MR>& pixels, int vectors, int64_t f, int64_t y_f) {
-  constexpr int64_t bytes = Finish<V, dtype>::VALUE_BYTES;
   for (int i = 0; i < pixels.rows; ++i)
     for (int v = 0; v < vectors; ++v) {
       __builtin_prefetch(pixels.ends[i].y + (y_f + v * V::LANES) * bytes, 1);
@@ -255,6 +272,8 @@ template <class V, Dtype dtype>
 void tiles(const ConvArgs& args, const Block& block) {
   using Size = TileSize<V, dtype>;
   using Tile = TileOf<V, dtype>;
+  using End = std::conditional_t<Size::IS_INT8, TileEndInt8<V, dtype>, TileEnd<V, dtype>>;
+  using AnyFinish = typename End::AnyFinish;
   constexpr int MR = Size::MR, NV = Size::NV;
   const auto* header = static_cast<const PackedHeader*>(args.packed);
   const bool stem = Path(header->path) == Path::stem;
@@ -262,12 +281,20 @@ void tiles(const ConvArgs& args, const Block& block) {
   const int64_t run_length = stem ? args.S * args.C : group_C, run_count = stem ? args.R : args.R * args.S;
   const int64_t panel_bytes = run_count * ((run_length + Tile::C_GROUP - 1) / Tile::C_GROUP) * PANEL_F * 4;
   const int64_t group_panels = (group_F + PANEL_F - 1) / PANEL_F;
-  const char* panels = static_cast<const char*>(args.packed) + sizeof(PackedHeader);
-  const Finish<V, dtype> finish(args, block);
+  const char* sums = static_cast<const char*>(args.packed) + sizeof(PackedHeader);
+  const char* panels = Size::IS_INT8 ? sums + round_up(args.F, DEPTHWISE_LANES) * 4 : sums;
+  const AnyFinish finish(args, block);
+  const auto end_of = [&, starts = StartInt8<V, dtype>(args, sums)](const TilePixels<MR>& pixels, int64_t f,
+                                                                    int64_t channels) {
+    if constexpr (Size::IS_INT8)
+      return End{finish, pixels.ends, f, channels, starts};
+    else
+      return End{finish, pixels.ends, f, channels};
+  };
 
   const int64_t count = (block.p.end - block.p.begin) * args.Q;
   int64_t tiles_left = (count + MR - 1) / MR;
-  PixelWalk<V, dtype, MR> walk(args, block, finish, stem);
+  PixelWalk<AnyFinish, value_bytes(dtype), MR> walk(args, block, finish, stem);
   TilePixels<MR> pixels;
   for (int64_t i = 0; i < count; i += pixels.rows, --tiles_left) {
     walk.take(int((count - i + tiles_left - 1) / tiles_left), &pixels);
@@ -279,10 +306,10 @@ void tiles(const ConvArgs& args, const Block& block) {
       const char* panel = panels + (group * group_panels + f_of_group / PANEL_F) * panel_bytes;
       const TileRuns runs{block.runs, run_count, group * group_C, run_length};
       for (int64_t column = 0; column < columns; column += NV * V::LANES) {
-        const int vectors = int((columns - column + V::LANES - 1) / V::LANES);
-        ask_for_ends<V, dtype>(pixels, vectors < NV ? vectors : NV, f + column, f + column - block.f.begin);
-        const TileEnd<V, dtype> end{finish, pixels.ends, f + column, columns - column};
-        run_conv_tile<Tile, MR, NV>(pixels.rows, vectors < NV ? vectors : NV, runs, panel + column * 4, end);
+        const int left = int((columns - column + V::LANES - 1) / V::LANES), vectors = left < NV ? left : NV;
+        ask_for_ends<V, AnyFinish::VALUE_BYTES>(pixels, vectors, f + column, f + column - block.f.begin);
+        run_conv_tile<Tile, MR, NV>(pixels.rows, vectors, runs, panel + column * 4,
+                                    end_of(pixels, f + column, columns - column));
       }
       f += columns;
     }
