@@ -136,13 +136,14 @@ struct Finish {
   template <int pixels, int vectors>
   [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels, int count,
                                    const Ends& first) const {
-    const int64_t y_step = block.y_stride_w * VALUE_BYTES, residual_step = block.residual.stride_w * VALUE_BYTES;
+    const int64_t y_step = block.y_stride_w * VALUE_BYTES,
+                  residual_step = first.residual ? block.residual.stride_w * VALUE_BYTES : 0;
     Ends next = first;
     tile(sums, f, channels, count, [&](int) __attribute__((always_inline)) {
       const Ends at = next;
       next.y += y_step;
-      if (at.residual) next.residual += residual_step;
-      asm("" : "+r"(next.y), "+r"(next.residual));  // two pointers, not addresses in memory for every pixel
+      next.residual += residual_step;
+      asm("" : "+r"(next.y));  // a pointer, not an address in memory for every pixel
       return at;
     });
   }
