@@ -35,6 +35,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "padding": (0, 0, 0, 0),
         "dilation": (1, 1),
         "groups": 1,
+        "algorithm": "direct",
         "activation": "none",
         "activation_params": (),
         "residual_at": "before",
