@@ -1,6 +1,7 @@
 """Fills the tables of the READMEs from a committed baseline: `python -m bench.readme`, with --check only compares.
 
-A table stands between `<!-- bench/baseline/FILE.json NAME -->` and `<!-- end -->`; NAME: `demo`, `networks` or a room.
+A table stands between `<!-- bench/baseline/FILE.json NAME -->` and `<!-- end -->`; NAME: `demo`, `networks`,
+`light` (the convolutional networks of that run) or a room.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.networks import light_table
 from bench.networks.table import LEGEND, table
 from deepseek_fast.bench.report import fairest, is_cast
 from deepseek_fast.cli import output
@@ -40,8 +42,13 @@ def filled(path: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         run = json.loads((ROOT / match[2]).read_text())
-        parts: dict[str, Callable[[Any], str]] = {"demo": demo_table, "networks": networks_table}
-        body = parts[match[3]](run[match[3]]) if match[3] in parts else room_table(run, match[3])
+        parts: dict[str, tuple[str, Callable[[Any], str]]] = {
+            "demo": ("demo", demo_table),
+            "networks": ("networks", networks_table),
+            "light": ("networks", light_networks_table),
+        }
+        key, part = parts.get(match[3], ("", None))
+        body = part(run[key]) if part else room_table(run, match[3])
         return match[1] + body + match[4]
 
     return BLOCK.sub(block, path.read_text())
@@ -60,6 +67,10 @@ def demo_table(demo: dict[str, Any]) -> str:
 
 def networks_table(data: dict[str, Any]) -> str:
     return table(data) + "\n\n" + LEGEND + "\n\n" + _machine(data["machine"])
+
+
+def light_networks_table(data: dict[str, Any]) -> str:
+    return light_table.table(data) + "\n\n" + light_table.LEGEND + "\n\n" + _machine(data["machine"])
 
 
 def room_table(run: dict[str, Any], room: str) -> str:

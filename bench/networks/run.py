@@ -51,6 +51,7 @@ def collect(
         "interrupted": False,
         "rows": [],
         "loads": [],
+        "facts": [],  # of a network: its operations, and what the machine did of each kind in a second beside it
         "skipped": [],
         "failed": [],
     }
