@@ -14,7 +14,7 @@ from bench.networks.contestants import BY_NAME, Contestant
 if TYPE_CHECKING:
     import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXIT_SECONDS = 5  # a process that says nothing sensible any more, and does not end either, is killed
 INPUTS, OUTPUTS = "inputs.npz", "outputs.npz"  # in the network's folder
 

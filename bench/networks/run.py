@@ -17,7 +17,7 @@ from bench.networks.contestants import NETWORKS, STOCK
 from deepseek_fast.bench import run as runs
 from deepseek_fast.cli import machine, output
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FILES = ROOT / "build" / "networks"  # of one network at a time, 1.6 GB at most; MiniLM's export stays
 STEPS = 3  # of a network, for a progress bar
 LOADS = 2  # processes for each contestant's load; one in a quick run
