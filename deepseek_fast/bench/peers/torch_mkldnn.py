@@ -1,11 +1,11 @@
-"""oneDNN inside torch, its weight reordered beforehand and the activation fused: torch's fastest float linear."""
+"""oneDNN inside torch, its weight reordered beforehand and the activation fused: torch's fastest linear and conv."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepseek_fast.bench.peers import Peer, Unsupported
+from deepseek_fast.bench.peers import Peer, Unsupported, _convs
 from deepseek_fast.bench.peers._common import (
     dequantized,
     expanded_fp8,
@@ -17,6 +17,7 @@ from deepseek_fast.bench.peers._common import (
 
 PACKAGES = ()
 HOW_TO_INSTALL = "it is part of torch"
+ANSWERS = 2  # calls that a benchmark looks at: whether there is an answer, and which; those that follow are timed
 # (post operation, its numbers, its algorithm) of mkldnn::_linear_pointwise
 POST: dict[str, tuple[str, list[float], str]] = {
     "none": ("none", [], ""),
@@ -64,3 +65,66 @@ def _linear(inputs: dict[str, Any], weight: Tensor) -> dict[str, Peer]:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, x.shape[0])
     call = torch.ops.mkldnn._linear_pointwise
     return {"mkldnn prepacked linear": float_peer(lambda: call(x, packed, bias, post, numbers, algorithm), x)}
+
+
+def fused_conv(inputs: dict[str, Any]) -> dict[str, Peer]:
+    if not torch.backends.mkldnn.is_available():
+        raise Unsupported("this torch has no oneDNN")
+    window, weight, bias, residual = _convs.Window.of(inputs), inputs["weight"], inputs["bias"], inputs.get("residual")
+    numbers = (window.padding, window.stride, window.dilation, window.groups)
+    post = POST[inputs["activation"]]
+    found = {}
+    for suffix, layout in _convs.layouts(inputs["x"]).items():
+        x = inputs["x"].to(memory_format=layout)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *numbers, x.shape)
+        r = None if residual is None else residual.to(memory_format=layout)
+
+        def call(x: Tensor = x, packed: Tensor = packed, r: Tensor | None = r) -> Tensor:
+            convolution = torch.ops.mkldnn._convolution_pointwise
+            if r is None:
+                return window.pooled(convolution(x, packed, bias, *numbers, *post))
+            return window.pooled(convolution.binary(x, r, packed, bias, *numbers, "add", 1.0, *post))
+
+        found[f"mkldnn prepacked conv{suffix}"] = float_peer(call, x)
+    return found
+
+
+def fused_conv_int8(inputs: dict[str, Any]) -> dict[str, Peer]:
+    """qconv takes ReLU alone, and writes what it adds a residual to over the residual, which is filled again twice."""
+    window, weight, residual = _convs.Window.of(inputs), inputs["weight"], inputs.get("residual")
+    numbers = (window.stride, window.padding, window.dilation, window.groups)
+    if inputs["activation"] not in ("none", "relu"):
+        raise Unsupported("qconv_pointwise is called here with ReLU, or nothing")
+    scale = inputs["weight_scale"].expand(weight.shape[0]).contiguous()
+    of_x, of_y = (inputs["x_scale"], inputs["x_zero_point"]), (inputs["y_scale"], inputs["y_zero_point"])
+    of_weight = scale, torch.zeros(weight.shape[0], dtype=torch.int32)
+    bias = inputs["bias"].float() * (scale * inputs["x_scale"])
+    end = (*of_y, inputs["x"].dtype)
+    post = POST[inputs["activation"]]
+    of_r = inputs.get("residual_scale"), inputs.get("residual_zero_point")
+    found = {}
+    for suffix, layout in _convs.layouts(inputs["x"]).items():
+        x = inputs["x"].to(memory_format=layout)
+        packed = torch.ops.onednn.qconv_prepack(weight, scale, *of_x, *numbers, x.shape)
+        if residual is None:
+
+            def call(x: Tensor = x, packed: Tensor = packed) -> Tensor:
+                convolution = torch.ops.onednn.qconv_pointwise
+                return window.pooled(convolution(x, *of_x, packed, *of_weight, bias, *numbers, *end, *post))
+
+        else:
+            r = residual.clone(memory_format=layout)
+            looked_at = [None] * ANSWERS
+
+            def call(
+                x: Tensor = x, packed: Tensor = packed, r: Tensor = r, looked_at: list[None] = looked_at
+            ) -> Tensor:
+                if looked_at:
+                    looked_at.pop()
+                    r.copy_(residual)
+                convolution = torch.ops.onednn.qconv2d_pointwise.binary
+                z = convolution(x, *of_x, packed, *of_weight, r, bias, *numbers, *end, *of_r, "sum", 1.0, *post)
+                return window.pooled(z)
+
+        found[f"onednn qconv{suffix}"] = _convs.integer_peer(call)
+    return found
