@@ -89,6 +89,12 @@ struct Vec {
   // VMAXPS and VMINPS give their second operand where one is NaN.
   static f32 max0(f32 a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }
   static f32 min_limit(f32 a, float limit) { return _mm256_min_ps(_mm256_set1_ps(limit), a); }
+  static f32 at_least(f32 a, f32 limit) { return _mm256_max_ps(limit, a); }
+  static f32 at_most(f32 a, f32 limit) { return _mm256_min_ps(limit, a); }
+  // a where v < 0, else b.
+  static f32 select_negative(f32 v, f32 a, f32 b) {
+    return _mm256_blendv_ps(b, a, _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_LT_OQ));
+  }
   static f32 pow2_of_shifted(f32 t) {
     return _mm256_castsi256_ps(
         _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(t), 23), _mm256_set1_epi32(0x3F800000)));

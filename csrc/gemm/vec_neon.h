@@ -75,6 +75,10 @@ struct Vec {
   // a < 0 ? 0 : a and a > limit ? limit : a, which keep NaN, and -0 as the other levels do (FMAX would not).
   static f32 max0(f32 a) { return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a), vcltzq_f32(a))); }
   static f32 min_limit(f32 a, float limit) { return vbslq_f32(vcgtq_f32(a, set1(limit)), set1(limit), a); }
+  static f32 at_least(f32 a, f32 limit) { return vbslq_f32(vcltq_f32(a, limit), limit, a); }
+  static f32 at_most(f32 a, f32 limit) { return vbslq_f32(vcgtq_f32(a, limit), limit, a); }
+  // a where v < 0, else b.
+  static f32 select_negative(f32 v, f32 a, f32 b) { return vbslq_f32(vcltzq_f32(v), a, b); }
   static f32 pow2_of_shifted(f32 t) {
     return vreinterpretq_f32_s32(vaddq_s32(vshlq_n_s32(vreinterpretq_s32_f32(t), 23), vdupq_n_s32(0x3F800000)));
   }

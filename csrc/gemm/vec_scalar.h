@@ -107,6 +107,11 @@ struct Vec {
   // max(a, 0) and min(a, limit) that keep NaN.
   static f32 max0(f32 a) { return a < f32{} ? f32{} : a; }
   static f32 min_limit(f32 a, float limit) { return a > set1(limit) ? set1(limit) : a; }
+  // The same with limits in a vector.
+  static f32 at_least(f32 a, f32 limit) { return a < limit ? limit : a; }
+  static f32 at_most(f32 a, f32 limit) { return a > limit ? limit : a; }
+  // a where v < 0, else b.
+  static f32 select_negative(f32 v, f32 a, f32 b) { return v < f32{} ? a : b; }
   // 2^n where t = 1.5 * 2^23 + n.
   static f32 pow2_of_shifted(f32 t) { return f32((u32(t) << 23) + 0x3F800000u); }
 

@@ -1,0 +1,22 @@
+// The kernels' bodies, compiled once per ISA level by cpu_<isa>.cc after its vec_<isa>.h.
+#pragma once
+#include "kernels/fused_conv/cpu_kernels.h"
+#include "kernels/fused_conv/depthwise.h"
+#include "kernels/fused_conv/grouped.h"
+#include "kernels/fused_conv/planes.h"
+#include "kernels/fused_conv/pool.h"
+#include "kernels/fused_conv/tiles.h"
+
+namespace dsf::fused_conv {
+namespace {
+
+template <Dtype dtype>
+constexpr Kernel KERNEL = {tiles<Vec, dtype>,
+                           depthwise<Vec, dtype>,
+                           grouped<Vec, dtype>,
+                           pool<Vec, dtype>,
+                           to_pixels<Vec, int(value_bytes(dtype))>,
+                           to_planes<Vec, int(value_bytes(dtype))>};
+
+}  // namespace
+}  // namespace dsf::fused_conv

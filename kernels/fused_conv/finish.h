@@ -1,0 +1,200 @@
+// The end of a convolution, shared by every path: sums -> + bias -> + residual -> activation -> + residual -> y.
+// The usual is finished in registers; curved activations, edges and a residual after the activation by way of memory.
+// An absent bias is +0, and is added: -0 becomes +0 with or without one.
+#pragma once
+#include <cstdint>
+
+#include "csrc/gemm/activation.h"
+#include "csrc/gemm/epilogue.h"
+#include "kernels/fused_conv/cpu_kernels.h"
+
+namespace dsf::fused_conv {
+namespace {
+
+// min(max(z, lowest), highest), NaN stays NaN.
+struct Limits {
+  float lowest, highest;
+};
+
+// none, relu, relu6 and clip are their limits.
+inline Limits limits_of(const ConvArgs& args) {
+  constexpr float INF = __builtin_inff();
+  switch (args.activation) {
+    case ConvActivation::relu:
+      return {0, INF};
+    case ConvActivation::relu6:
+      return {0, 6};
+    case ConvActivation::clip:
+      return {args.params[0], args.params[1]};
+    default:
+      return {-INF, INF};
+  }
+}
+
+template <class V, ConvActivation activation>
+inline typename V::f32 curve(typename V::f32 z, const float* params) {
+  if constexpr (activation == ConvActivation::leaky_relu)
+    return V::select_negative(z, V::mul(V::set1(params[0]), z), z);
+  else if constexpr (activation == ConvActivation::hardsigmoid)
+    return V::min_limit(V::max0(V::add(V::mul(V::set1(params[0]), z), V::set1(params[1]))), 1.0f);
+  else
+    return activate<V, static_cast<Activation>(activation)>(z);
+}
+
+// z = act(z) of `count` values, a multiple of LANES.
+using Curve = void (*)(float* z, int64_t count, const float* params);
+template <class V, ConvActivation activation>
+[[gnu::noinline]] void curve_row(float* z, int64_t count, const float* params) {
+  for (int64_t i = 0; i < count; i += V::LANES) V::store(z + i, curve<V, activation>(V::load(z + i), params));
+}
+
+// Null: limits are all that the activation needs.
+template <class V>
+inline Curve curve_of(ConvActivation activation) {
+  switch (activation) {
+    case ConvActivation::none:
+    case ConvActivation::relu:
+    case ConvActivation::relu6:
+    case ConvActivation::clip:
+      return nullptr;
+#define DSF_CURVE(name)      \
+  case ConvActivation::name: \
+    return curve_row<V, ConvActivation::name>;
+      DSF_CURVE(gelu)
+      DSF_CURVE(gelu_tanh)
+      DSF_CURVE(silu)
+      DSF_CURVE(hardswish)
+      DSF_CURVE(sigmoid)
+      DSF_CURVE(tanh)
+      DSF_CURVE(leaky_relu)
+      DSF_CURVE(hardsigmoid)
+#undef DSF_CURVE
+  }
+  return nullptr;
+}
+
+// Channel 0 of a pixel of the residual (null where there is none), and the block's first channel of the same one of y.
+struct Ends {
+  char* y;
+  const char* residual;
+};
+
+// Made once a block.
+template <class V, Dtype dtype>
+struct Finish {
+  using f32 = typename V::f32;
+  static constexpr int64_t VALUE_BYTES = dtype == Dtype::f32 ? 4 : 2;
+
+  const Block& block;
+  const float* params;
+  const void* bias;
+  Limits limits;
+  Curve curve;
+  bool residual_before, residual_after;
+
+  Finish(const ConvArgs& args, const Block& of_block)
+      : block(of_block),
+        params(args.params),
+        bias(args.bias),
+        limits(limits_of(args)),
+        curve(curve_of<V>(args.activation)),
+        residual_before(block.residual.data && !args.residual_after),
+        residual_after(block.residual.data && args.residual_after) {}
+
+  Ends ends(int64_t p, int64_t q) const {
+    const Pixels& r = block.residual;
+    return {block.y + ((p - block.p.begin) * block.y_stride_h + q * block.y_stride_w) * VALUE_BYTES,
+            r.data ? r.data + ((p - r.h_begin) * r.stride_h + q * r.stride_w) * VALUE_BYTES : nullptr};
+  }
+
+  // From a pixel to the next one of its row.
+  void next(Ends* ends) const {
+    ends->y += block.y_stride_w * VALUE_BYTES;
+    if (ends->residual) ends->residual += block.residual.stride_w * VALUE_BYTES;
+  }
+
+  // Sums of channels [f, f + channels) of several pixels, of which the first `count` are wanted; ends_of(i): of the i-th
+  // one, asked for in their order. Vectors past `channels` are left out.
+  template <int pixels, int vectors, class EndsOf>
+  [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels, int count,
+                                   const EndsOf& ends_of) const {
+    if (channels >= vectors * V::LANES && !curve && !residual_after) {
+      if (residual_before) return limited<true>(sums, f, count, ends_of);
+      return limited<false>(sums, f, count, ends_of);
+    }
+    alignas(64) float scratch[pixels * vectors * V::LANES];
+    Ends places[pixels];
+    DSF_UNROLL
+    for (int i = 0; i < pixels; ++i) {
+      if (i < count) places[i] = ends_of(i);
+      DSF_UNROLL
+      for (int v = 0; v < vectors; ++v) V::store(scratch + (i * vectors + v) * V::LANES, sums[i][v]);
+    }
+    any(scratch, vectors * V::LANES, places, count, f, channels);
+  }
+  // Of pixels side by side in a row.
+  template <int pixels, int vectors>
+  [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels, int count,
+                                   const Ends& first) const {
+    const int64_t y_step = block.y_stride_w * VALUE_BYTES, residual_step = block.residual.stride_w * VALUE_BYTES;
+    Ends next = first;
+    tile(sums, f, channels, count, [&](int) __attribute__((always_inline)) {
+      const Ends at = next;
+      next.y += y_step;
+      if (at.residual) next.residual += residual_step;
+      asm("" : "+r"(next.y), "+r"(next.residual));  // two pointers, not addresses in memory for every pixel
+      return at;
+    });
+  }
+
+ private:
+  // What almost every layer is: whole vectors, a residual before the activation or none.
+  template <bool with_residual, int pixels, int vectors, class EndsOf>
+  [[gnu::always_inline]] void limited(const f32 (&sums)[pixels][vectors], int64_t f, int count,
+                                      const EndsOf& ends_of) const {
+    const f32 lowest = V::set1(limits.lowest), highest = V::set1(limits.highest);
+    const int64_t y_channel = f - block.f.begin;
+    f32 biases[vectors];
+    DSF_UNROLL
+    for (int v = 0; v < vectors; ++v)
+      biases[v] = bias ? load_value<V, dtype>(bias, f + v * V::LANES, V::LANES) : V::zero();
+    DSF_UNROLL
+    for (int i = 0; i < pixels; ++i) {
+      if (i >= count) break;
+      const Ends at = ends_of(i);
+      DSF_UNROLL
+      for (int v = 0; v < vectors; ++v) {
+        f32 z = V::add(sums[i][v], biases[v]);
+        if (with_residual) z = V::add(z, load_value<V, dtype>(at.residual, f + v * V::LANES, V::LANES));
+        z = V::at_most(V::at_least(z, lowest), highest);
+        store_value<V, dtype>(at.y, y_channel + v * V::LANES, z, V::LANES);
+      }
+    }
+  }
+
+  // Sums in memory, `stride` from pixel to pixel, a multiple of LANES.
+  [[gnu::noinline]] void any(float* sums, int64_t stride, const Ends* places, int count, int64_t f,
+                             int64_t channels) const {
+    if (channels > stride) channels = stride;
+    const f32 lowest = V::set1(limits.lowest), highest = V::set1(limits.highest);
+    const auto each = [&](const auto& step) __attribute__((always_inline)) {
+      for (int i = 0; i < count; ++i)
+        for (int64_t c = 0; c < channels; c += V::LANES)
+          step(sums + i * stride + c, places[i], f + c, channels - c < V::LANES ? int(channels - c) : V::LANES);
+    };
+    each([&](float* at, const Ends& place, int64_t channel, int n) {
+      f32 z = V::add(V::load(at), bias ? load_value<V, dtype>(bias, channel, n) : V::zero());
+      if (residual_before) z = V::add(z, load_value<V, dtype>(place.residual, channel, n));
+      V::store(at, V::at_most(V::at_least(z, lowest), highest));
+    });
+    if (curve) curve(sums, count * stride, params);
+    each([&](float* at, const Ends& place, int64_t channel, int n) {
+      f32 z = V::load(at);
+      if (residual_after) z = V::add(z, load_value<V, dtype>(place.residual, channel, n));
+      store_value<V, dtype>(place.y, channel - block.f.begin, z, n);
+    });
+  }
+};
+
+}  // namespace
+}  // namespace dsf::fused_conv
