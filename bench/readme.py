@@ -14,6 +14,7 @@ from typing import Any
 
 from bench.networks import light_table
 from bench.networks.table import LEGEND, table
+from deepseek_fast.bench import means
 from deepseek_fast.bench.report import fairest, is_cast
 from deepseek_fast.cli import output
 
@@ -79,7 +80,8 @@ def room_table(run: dict[str, Any], room: str) -> str:
     if any(is_cast(row) for row, _ in shown):
         header: tuple[str, ...] = ("case", "us", "G elements/s", "GB/s", "of copy", "x peer", "fastest peer")
     else:
-        header = ("M x N x K, dtype, scheme, activation", "us", "G/s", "of ceiling", "x peer", "fastest peer")
+        first = next((row["id_means"] for row, _ in shown if "id_means" in row), "M x N x K, dtype, scheme, activation")
+        header = (first, "us", "G/s", "of ceiling", "x peer", "fastest peer")
     lines = [
         (
             row["case"],
@@ -89,7 +91,8 @@ def room_table(run: dict[str, Any], room: str) -> str:
         )
         for row, best in shown
     ]
-    return output.table(header, lines) + "\n\n" + _machine(run["machine"])
+    tables = [output.table(header, lines), means.table([row for row, _ in shown])]
+    return "\n\n".join([*filter(None, tables), _machine(run["machine"])])
 
 
 def _rates(row: dict[str, Any]) -> tuple[str, ...]:

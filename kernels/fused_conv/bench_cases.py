@@ -36,6 +36,7 @@ class Bench:
     residual: bool = False
     pool: bool = False
     layout: str = "pixels"
+    group: str = ""  # of which a benchmark gives geometric means
     why: str = ""
     quick: bool = False  # in the small set that CI gates on
     sweep: bool = False  # also at the lower levels and on all threads
@@ -48,6 +49,10 @@ class Bench:
             words.append("depthwise" if self.groups == self.C else f"{self.groups}groups")
         words += [self.dtype, self.activation, *["residual"] * self.residual, *["pool"] * self.pool]
         return "-".join(words + [self.layout] * (self.layout != "pixels"))
+
+    @property
+    def id_means(self) -> str:
+        return "x, filters, dtype, activation"
 
     @property
     def op(self) -> str:
@@ -215,39 +220,44 @@ SHUFFLENET_DEPTHWISE = ((112, 56, 2), (136, 28, 1), (272, 14, 1), (544, 7, 1))
 RESNEXT = ((128, 56, 1), (256, 56, 2), (256, 28, 1), (512, 28, 2), (512, 14, 1), (1024, 14, 2), (1024, 7, 1))
 
 
+SHORT = {FLOAT32: "f32", BFLOAT16: "bf16", INT8: "int8"}
+
+
 def _stem() -> Iterator[Bench]:
-    for dtype, layout in itertools.product((FLOAT32, BFLOAT16, INT8), ("planes", "pixels")):
+    for dtype, layout in itertools.product(RATES, ("planes", "pixels")):
         first = dtype == FLOAT32 and layout == "planes"
-        why = "ResNet-50's first layer, with its pool"
-        yield Bench(3, 224, 64, 7, 2, dtype=dtype, pool=True, layout=layout, why=why, quick=first, sweep=first)
+        group, why = f"first layer, {SHORT[dtype]}", "ResNet-50's first layer, with its pool"
+        yield Bench(3, 224, 64, 7, 2, 1, dtype, "relu", False, True, layout, group, why, quick=first, sweep=first)
 
 
 def _resnet50() -> Iterator[Bench]:
-    for dtype, (C, H, F, R, stride, residual, count) in itertools.product((FLOAT32, BFLOAT16, INT8), RESNET50):
+    for dtype, (C, H, F, R, stride, residual, count) in itertools.product(RATES, RESNET50):
         gated = (C, H, F, R, stride) == GATED
-        why = f"ResNet-50, {count} of its 53"
         quick = gated and dtype == FLOAT32
-        yield Bench(C, H, F, R, stride, 1, dtype, residual=residual, why=why, quick=quick, sweep=gated)
+        names = {"group": f"ResNet-50, {SHORT[dtype]}", "why": f"ResNet-50, {count} of its 53"}
+        yield Bench(C, H, F, R, stride, 1, dtype, residual=residual, **names, quick=quick, sweep=gated)
     for C, H, F, R, stride, residual, _ in RESNET50[1:4]:
-        yield Bench(C, H, F, R, stride, residual=residual, layout="planes", why="NCHW in and out")
+        names = {"group": "NCHW in and out, f32", "why": "of ResNet-50, NCHW in and out"}
+        yield Bench(C, H, F, R, stride, residual=residual, layout="planes", **names)
 
 
 def _depthwise() -> Iterator[Bench]:
     for C, H, stride in MOBILENET_V1:
-        yield Bench(C, H, C, 3, stride, C, why="MobileNet V1")
+        yield Bench(C, H, C, 3, stride, C, group="depthwise, f32", why="MobileNet V1")
     for dtype, (C, H, stride) in itertools.product((FLOAT32, BFLOAT16), MOBILENET_V2):
         gated = (C, H, stride) == GATED_DEPTHWISE
-        quick = gated and dtype == FLOAT32
-        yield Bench(C, H, C, 3, stride, C, dtype, "relu6", why="MobileNet V2", quick=quick, sweep=gated)
+        quick, group = gated and dtype == FLOAT32, f"depthwise, {SHORT[dtype]}"
+        yield Bench(C, H, C, 3, stride, C, dtype, "relu6", group=group, why="MobileNet V2", quick=quick, sweep=gated)
     for C, H, stride in SHUFFLENET_DEPTHWISE:
-        yield Bench(C, H, C, 3, stride, C, activation="none", why="ShuffleNet")
+        yield Bench(C, H, C, 3, stride, C, activation="none", group="depthwise, f32", why="ShuffleNet")
 
 
 def _grouped() -> Iterator[Bench]:
     for C, H, F in SHUFFLENET:
-        yield Bench(C, H, F, 1, groups=4, why="ShuffleNet", sweep=C == 136)
+        yield Bench(C, H, F, 1, groups=4, group="grouped, f32", why="ShuffleNet", sweep=C == 136)
     for dtype, (C, H, stride) in itertools.product((FLOAT32, BFLOAT16), RESNEXT):
-        yield Bench(C, H, C, 3, stride, 32, dtype, why="ResNeXt-50 32x4d", sweep=H == 28 and stride == 1)
+        sweep, group = H == 28 and stride == 1, f"grouped, {SHORT[dtype]}"
+        yield Bench(C, H, C, 3, stride, 32, dtype, group=group, why="ResNeXt-50 32x4d", sweep=sweep)
 
 
 BENCH = (*_stem(), *_resnet50(), *_depthwise(), *_grouped())
