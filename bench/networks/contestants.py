@@ -1,10 +1,10 @@
 """Which networks there are, who runs them, and what a right answer is."""
 
-import importlib.util
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bench.networks import openvino_folder
 from bench.networks import weights as networks_weights
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Network:
     def contestants(self) -> list[Contestant]:
         """Those that can run here."""
         with_torch = self.light is None
-        with_openvino = importlib.util.find_spec("openvino") is not None
+        with_openvino = openvino_folder.version() is not None
         away = ({"torch"} if not with_torch else set()) | ({"OpenVINO"} if not with_openvino else set())
         there = [contestant for contestant in CONTESTANTS if contestant.runtime not in away]
         return [contestant for contestant in there if contestant.column or self.light]
