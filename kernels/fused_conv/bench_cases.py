@@ -234,11 +234,11 @@ def _resnet50() -> Iterator[Bench]:
     for dtype, (C, H, F, R, stride, residual, count) in itertools.product(RATES, RESNET50):
         gated = (C, H, F, R, stride) == GATED
         quick = gated and dtype == FLOAT32
-        names = {"group": f"ResNet-50, {SHORT[dtype]}", "why": f"ResNet-50, {count} of its 53"}
-        yield Bench(C, H, F, R, stride, 1, dtype, residual=residual, **names, quick=quick, sweep=gated)
+        group, why = f"ResNet-50, {SHORT[dtype]}", f"ResNet-50, {count} of its 53"
+        yield Bench(C, H, F, R, stride, 1, dtype, "relu", residual, False, "pixels", group, why, quick, gated)
     for C, H, F, R, stride, residual, _ in RESNET50[1:4]:
-        names = {"group": "NCHW in and out, f32", "why": "of ResNet-50, NCHW in and out"}
-        yield Bench(C, H, F, R, stride, residual=residual, layout="planes", **names)
+        group, why = "NCHW in and out, f32", "of ResNet-50, NCHW in and out"
+        yield Bench(C, H, F, R, stride, residual=residual, layout="planes", group=group, why=why)
 
 
 def _depthwise() -> Iterator[Bench]:

@@ -33,15 +33,18 @@ class Window:
             raise Unsupported("peers are asked for residuals before an activation, and for one without numbers")
         if inputs["weight"].dim() != 4 or (pool is not None and len(pool) != 3):
             raise Unsupported("peers are asked for 2-D convolutions and pools of three numbers")
-        pairs = [_pair(inputs.get(name, default)) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
-        return Window(*pairs, inputs.get("groups", 1), pool)
+        stride, padding, dilation = (
+            _pair(inputs.get(name, default)) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+        )
+        return Window(stride, padding, dilation, inputs.get("groups", 1), pool)
 
     def pooled(self, y: Tensor) -> Tensor:
         if self.pool is None:
             return y
         if y.dtype in (torch.uint8, torch.int8):  # F.max_pool2d counts a uint8 plane's pixels in a uint8
             return torch.ops.quantized.max_pool2d(y, *([number] * 2 for number in self.pool), [1, 1], False)
-        return F.max_pool2d(y, *self.pool)
+        kernel, stride, padding = self.pool
+        return F.max_pool2d(y, kernel, stride, padding)
 
     def out(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
         """The shape before the pool."""
