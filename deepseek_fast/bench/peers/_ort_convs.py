@@ -105,7 +105,7 @@ def _pool(nodes: list[Any], window: Window) -> list[Any]:
         return []
     kernel, stride, padding = window.pool
     nodes[-1].output[0] = "a"
-    attributes = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [padding] * 4}
+    attributes: dict[str, Any] = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [padding] * 4}
     return [helper.make_node("MaxPool", ["a"], ["y"], **attributes)]
 
 

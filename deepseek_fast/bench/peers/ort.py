@@ -141,7 +141,7 @@ def _session(
         *_ort.activation_nodes(inputs["activation"]),
     ]
     K, N = sizes or values["B"].shape
-    ends = {"A": (TensorProto.FLOAT, ("M", K))}, {"y": (TensorProto.FLOAT, ("M", N))}
-    session = _ort.session(_ort.model(nodes, *ends, values, opset=20))
+    x, y = (TensorProto.FLOAT, ("M", K)), (TensorProto.FLOAT, ("M", N))
+    session = _ort.session(_ort.model(nodes, {"A": x}, {"y": y}, values, opset=20))
     feed = {"A": inputs["x"].float().numpy()}
     return lambda: torch.from_numpy(session.run(None, feed)[0])
