@@ -33,7 +33,7 @@ REFERENCES = {"fused_conv": ref.fused_conv_ref, "fused_conv_int8": ref_int8.fuse
 
 
 def small(case: Bench) -> Case:
-    """The case with few channels and pixels; 20 of them where all are one group, which are no whole blocks of 8 or 16."""
+    """The case with few channels and pixels; 20 where all are one group: no whole blocks of 8 or 16."""
     C = case.C if case.C == 3 else 3 * case.groups if 1 < case.groups < case.C else 20
     F = C if case.F == case.C else 48
     groups = C if case.groups == case.C else case.groups

@@ -8,8 +8,8 @@ from deepseek_fast.cli import output
 
 HEADER = ("geometric mean", "rows", "of ceiling")
 LEGEND = (
-    "of each list: our share of the ceiling; our time over the fastest right answer of a library, below 1 is faster, and\n"
-    "in brackets of how many rows, if not of all"
+    "of each list: our share of the ceiling; our time over the fastest right answer of a library: below 1 is faster;\n"
+    "in brackets: of how many rows, if not of all"
 )
 
 
