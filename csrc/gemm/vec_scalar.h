@@ -223,6 +223,21 @@ struct Vec {
     return sum;
   }
 #endif
+  // v[index] lane by lane, index modulo LANES.
+  static i32 permute(i32 v, i32 index) { return __builtin_shuffle(v, index); }
+  // Lane j of rows[i] becomes lane i of rows[j].
+  static void transpose(i32 (&rows)[LANES]) {
+    const i32 low = __builtin_shuffle(rows[0], rows[1], i32{0, 4, 1, 5});
+    const i32 high = __builtin_shuffle(rows[0], rows[1], i32{2, 6, 3, 7});
+    const i32 next_low = __builtin_shuffle(rows[2], rows[3], i32{0, 4, 1, 5});
+    const i32 next_high = __builtin_shuffle(rows[2], rows[3], i32{2, 6, 3, 7});
+    rows[0] = __builtin_shuffle(low, next_low, i32{0, 1, 4, 5});
+    rows[1] = __builtin_shuffle(low, next_low, i32{2, 3, 6, 7});
+    rows[2] = __builtin_shuffle(high, next_high, i32{0, 1, 4, 5});
+    rows[3] = __builtin_shuffle(high, next_high, i32{2, 3, 6, 7});
+  }
+  // The first n bytes.
+  static void store_bytes_n(void* p, i32 v, int n) { std::memcpy(p, &v, size_t(n)); }
   static i32 set1_quad(const void* p) {
     int32_t quad;
     std::memcpy(&quad, p, 4);
