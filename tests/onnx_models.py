@@ -152,7 +152,7 @@ def graph_with_x(rank: int = 3, K: int = 8) -> Graph:
     return graph
 
 
-def check_rewrite(graph: Graph, *, opset: int = 17, **options: Any) -> Any:
+def check_rewrite(graph: Graph, *, opset: int = 17, close: float = CLOSE, **options: Any) -> Any:
     """Optimizes, compares the numbers at two batch sizes, and returns what explain says."""
     model = graph.model(opset)
     result = explain(model, **options)
@@ -161,5 +161,5 @@ def check_rewrite(graph: Graph, *, opset: int = 17, **options: Any) -> Any:
             value.name: normal(*[d.dim_value or batch for d in value.type.tensor_type.shape.dim])
             for value in model.graph.input
         }
-        assert_same_numbers(model, result.model, feeds)
+        assert_same_numbers(model, result.model, feeds, close)
     return result

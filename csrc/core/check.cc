@@ -48,6 +48,19 @@ bool dtype_error(Problem* problem, const char* op, const char* arg, const char* 
   return type_error(problem, op, arg, rule, text);
 }
 
+int32_t chosen(const char* op, const char* arg, const char* const* names, int32_t count, const char* text,
+               Problem* problem) {
+  char rule[200] = "be one of ", got[80];
+  for (int32_t i = 0; i < count; ++i) {
+    if (std::strcmp(text, names[i]) == 0) return i;
+    const size_t used = std::strlen(rule);
+    std::snprintf(rule + used, sizeof rule - used, "%s%s", i == 0 ? "" : ", ", names[i]);
+  }
+  std::snprintf(got, sizeof got, "'%.60s'", text);
+  value_error(problem, op, arg, rule, got);
+  return -1;
+}
+
 int32_t dsf_fits_memory(int64_t bytes) {
   constexpr int64_t SMALL = int64_t{1} << 30;
   if (bytes <= SMALL) return bytes >= 0;

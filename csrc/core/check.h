@@ -1,5 +1,6 @@
 // One error grammar for every door: "<op>: <arg> must <rule>; got <value>".
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 #include "csrc/core/api.h"
@@ -24,6 +25,14 @@ void shape_text(const TensorView& view, char* text, int64_t text_bytes);
 bool shape_error(Problem* problem, const char* op, const char* arg, const char* rule, const TensorView& got);
 // "dtype int64"
 bool dtype_error(Problem* problem, const char* op, const char* arg, const char* rule, const TensorView& got);
+
+// Where text is in names, or -1 and "<arg> must be one of a, b; got '<text>'".
+int32_t chosen(const char* op, const char* arg, const char* const* names, int32_t count, const char* text,
+               Problem* problem);
+template <size_t count>
+int32_t chosen(const char* op, const char* arg, const char* const (&names)[count], const char* text, Problem* problem) {
+  return chosen(op, arg, names, int32_t(count), text, problem);
+}
 
 // Sizes as (rows, columns): all but the last dimension folded. False where the product overflows int64.
 bool fold_rows(const TensorView& view, int64_t* rows, int64_t* columns);

@@ -273,6 +273,32 @@ struct Vec {
   static i32 dot_quad(i32 sum, i32 x_u8, i32 q_s8) { return _mm256_dpbusd_avx_epi32(sum, x_u8, q_s8); }
 #endif
 
+  // Dot products of quads of bytes, x's with weights of s8; x is u8, or s8 where X_IS_SIGNED. Where the level has no
+  // such instruction, quads are pairs of s16: bytes 0 and 2, bytes 1 and 3.
+#if defined(__AVXVNNI__)
+  using bytes = i32;
+  static bytes x_bytes(i32 quads) { return quads; }
+  static bytes weight_bytes(i32 quads) { return quads; }
+  static i32 dot_bytes(i32 sum, bytes x, bytes weight) { return dot_quad(sum, x, weight); }
+#else
+  struct bytes {
+    i32 even, odd;
+  };
+  static bytes x_bytes(i32 quads) {
+    return {_mm256_and_si256(quads, _mm256_set1_epi16(0xFF)), _mm256_srli_epi16(quads, 8)};
+  }
+  static bytes weight_bytes(i32 quads) {
+    return {_mm256_srai_epi16(_mm256_slli_epi16(quads, 8), 8), _mm256_srai_epi16(quads, 8)};
+  }
+  static i32 dot_bytes(i32 sum, bytes x, bytes weight) {
+    const i32 pairs = _mm256_add_epi32(_mm256_madd_epi16(x.even, weight.even), _mm256_madd_epi16(x.odd, weight.odd));
+    return _mm256_add_epi32(sum, pairs);
+  }
+#endif
+  static constexpr bool X_IS_SIGNED = false;
+  static i32 xor_bits(i32 v, uint32_t bits) { return _mm256_xor_si256(v, _mm256_set1_epi32(int(bits))); }
+  static i32 mul_i32(i32 a, i32 b) { return _mm256_mullo_epi32(a, b); }
+
   struct pair {
     f32 even, odd;
   };

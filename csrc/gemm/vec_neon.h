@@ -240,6 +240,37 @@ struct Vec {
   }
 #endif
 
+  // Dot products of quads of bytes, x's with weights of s8; x is u8, or s8 where X_IS_SIGNED. Where the level has no
+  // such instruction, quads are pairs of s16: bytes 0 and 2, bytes 1 and 3.
+#ifdef __ARM_FEATURE_DOTPROD
+  static constexpr bool X_IS_SIGNED = true;
+  using bytes = i32;
+  static bytes x_bytes(i32 quads) { return quads; }
+  static bytes weight_bytes(i32 quads) { return quads; }
+  static i32 dot_bytes(i32 sum, bytes x, bytes weight) { return dot_quad(sum, x, weight); }
+#else
+  static constexpr bool X_IS_SIGNED = false;
+  struct bytes {
+    int16x8_t even, odd;
+  };
+  static bytes x_bytes(i32 quads) {
+    const uint16x8_t halves = vreinterpretq_u16_s32(quads);
+    return {vreinterpretq_s16_u16(vandq_u16(halves, vdupq_n_u16(0xFF))), vreinterpretq_s16_u16(vshrq_n_u16(halves, 8))};
+  }
+  static bytes weight_bytes(i32 quads) {
+    const int16x8_t halves = vreinterpretq_s16_s32(quads);
+    return {vshrq_n_s16(vshlq_n_s16(halves, 8), 8), vshrq_n_s16(halves, 8)};
+  }
+  static i32 dot_bytes(i32 sum, bytes x, bytes weight) {
+    const i32 low = vmlal_s16(vmull_s16(vget_low_s16(x.even), vget_low_s16(weight.even)), vget_low_s16(x.odd),
+                              vget_low_s16(weight.odd));
+    const i32 high = vmlal_high_s16(vmull_high_s16(x.even, weight.even), x.odd, weight.odd);
+    return vaddq_s32(sum, vpaddq_s32(low, high));
+  }
+#endif
+  static i32 xor_bits(i32 v, uint32_t bits) { return veorq_s32(v, vdupq_n_s32(int32_t(bits))); }
+  static i32 mul_i32(i32 a, i32 b) { return vmulq_s32(a, b); }
+
 #ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
   using pair = bfloat16x8_t;
   static pair load_pair(const uint16_t* p) { return vreinterpretq_bf16_u16(vld1q_u16(p)); }

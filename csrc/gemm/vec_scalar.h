@@ -278,6 +278,23 @@ struct Vec {
     p[1] = v[2] + v[3];
   }
 
+  // Dot products of quads of bytes, x's with weights of s8; x is u8, or s8 where X_IS_SIGNED. Where the level has no
+  // such instruction, quads are pairs of s16: bytes 0 and 2, bytes 1 and 3.
+  static constexpr bool X_IS_SIGNED = false;
+  struct bytes {
+    s16 even, odd;
+  };
+  static bytes x_bytes(i32 quads) { return {s16(quads) & 0xFF, (s16(quads) >> 8) & 0xFF}; }
+  static bytes weight_bytes(i32 quads) {
+    typedef uint16_t u16 __attribute__((vector_size(16)));
+    return {s16(u16(quads) << 8) >> 8, s16(quads) >> 8};
+  }
+  static i32 dot_bytes(i32 sum, bytes x, bytes weight) {
+    return madd_s16(madd_s16(sum, i32(x.even), i32(weight.even)), i32(x.odd), i32(weight.odd));
+  }
+  static i32 xor_bits(i32 v, uint32_t bits) { return i32(u32(v) ^ bits); }
+  static i32 mul_i32(i32 a, i32 b) { return i32(u32(a) * u32(b)); }
+
   struct pair {
     f32 even, odd;
   };

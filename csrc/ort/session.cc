@@ -70,15 +70,20 @@ std::vector<int64_t> Node::attribute(const char* name, const std::vector<int64_t
   return values;
 }
 
-std::string Node::tuple_text(const char* name) const {
+std::vector<float> Node::floats(const char* name) const {
   const OrtApi* api = runtime.api;
+  size_t count = 0;
+  succeeded(api, api->KernelInfoGetAttributeArray_float(info_, name, nullptr, &count));
+  std::vector<float> values(count);
+  if (count) check(api->KernelInfoGetAttributeArray_float(info_, name, values.data(), &count));
+  return values;
+}
+
+std::string Node::tuple_text(const char* name) const {
   std::vector<std::string> numbers;
   for (const int64_t number : attribute(name, std::vector<int64_t>{})) numbers.push_back(std::to_string(number));
-  size_t count = 0;
-  if (numbers.empty()) succeeded(api, api->KernelInfoGetAttributeArray_float(info_, name, nullptr, &count));
-  std::vector<float> floats(count);
-  if (count) check(api->KernelInfoGetAttributeArray_float(info_, name, floats.data(), &count));
-  for (const float number : floats) {
+  const std::vector<float> fractions = numbers.empty() ? floats(name) : std::vector<float>{};
+  for (const float number : fractions) {
     char text[48];
     std::snprintf(text, sizeof text, number == std::floor(number) ? "%.1f" : "%g", double(number));
     numbers.emplace_back(text);
@@ -88,17 +93,36 @@ std::string Node::tuple_text(const char* name) const {
   return "(" + joined + (numbers.size() == 1 ? ",)" : ")");
 }
 
-std::optional<ONNXTensorElementDataType> Node::type(size_t index) const {
+template <class Read>
+void Node::with_info(size_t index, const Read& read) const {
   const OrtApi* api = runtime.api;
   OrtTypeInfo* info = nullptr;
-  if (index >= num_inputs_ || !succeeded(api, api->KernelInfo_GetInputTypeInfo(info_, index, &info))) return {};
+  if (index >= num_inputs_ || !succeeded(api, api->KernelInfo_GetInputTypeInfo(info_, index, &info))) return;
   const OrtTensorTypeAndShapeInfo* tensor = nullptr;
-  ONNXTensorElementDataType type{};
   OrtStatus* status = api->CastTypeInfoToTensorInfo(info, &tensor);
-  if (!status && tensor) status = api->GetTensorElementType(tensor, &type);
+  if (!status && tensor) status = read(tensor);
   api->ReleaseTypeInfo(info);
   check(status);
+}
+
+std::optional<ONNXTensorElementDataType> Node::type(size_t index) const {
+  std::optional<ONNXTensorElementDataType> type;
+  with_info(index, [&](const OrtTensorTypeAndShapeInfo* tensor) {
+    return runtime.api->GetTensorElementType(tensor, &type.emplace());
+  });
   return type;
+}
+
+std::vector<int64_t> Node::shape(size_t index) const {
+  std::vector<int64_t> sizes;
+  with_info(index, [&](const OrtTensorTypeAndShapeInfo* tensor) {
+    size_t ndim = 0;
+    OrtStatus* status = runtime.api->GetDimensionsCount(tensor, &ndim);
+    if (status) return status;
+    sizes.resize(ndim);
+    return runtime.api->GetDimensions(tensor, sizes.data(), ndim);
+  });
+  return sizes;
 }
 
 std::optional<Tensor> Node::constant(size_t index) const {

@@ -15,10 +15,13 @@ class Node {
   std::string attribute(const char* name, const char* fallback) const;
   int64_t attribute(const char* name, int64_t fallback) const;
   std::vector<int64_t> attribute(const char* name, const std::vector<int64_t>& fallback) const;
+  std::vector<float> floats(const char* name) const;
   // The numbers of an attribute as a Python tuple, for the sentence that refuses them: "(128, 2.5)".
   std::string tuple_text(const char* name) const;
   // The input's element type; empty for an optional input that the node leaves out.
   std::optional<ONNXTensorElementDataType> type(size_t index) const;
+  // The input's sizes, -1 where one is not known; empty where none is.
+  std::vector<int64_t> shape(size_t index) const;
   // The input, where it is the same in every run. Its memory lives as long as the session.
   std::optional<Tensor> constant(size_t index) const;
   // The session's threads as far as a kernel can know, at least 1.
@@ -27,6 +30,10 @@ class Node {
   const Runtime& runtime;
 
  private:
+  // Calls read(tensor) for an input that the node gives.
+  template <class Read>
+  void with_info(size_t index, const Read& read) const;
+
   const OrtKernelInfo* info_;
   size_t num_inputs_ = 0;
 };

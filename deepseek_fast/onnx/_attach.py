@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from deepseek_fast.onnx import _casts, _opset
+from deepseek_fast.onnx import _casts, _convs, _opset
 from deepseek_fast.onnx._body import DOMAIN, MIN_OPSET
 from deepseek_fast.onnx._rewriter import number
 
@@ -21,7 +21,11 @@ ROOMS = {
     "FusedMatmul": "fused_matmul",
     "Int4Matmul": "int4_matmul",
     "Int8Matmul": "int8_matmul",
-} | dict.fromkeys(_casts.OP_TYPES, "fp8_cast")
+    **dict.fromkeys(_casts.OP_TYPES, "fp8_cast"),
+    **dict.fromkeys(_convs.OP_TYPES, "fused_conv"),
+}
+# What completes a node, where the room has several operators.
+COMPLETE = dict.fromkeys(_casts.OP_TYPES, _casts.complete_cast) | dict.fromkeys(_convs.OP_TYPES, _convs.complete_conv)
 # Of these the last two, B and R, may be absent, and Int4Matmul's zero points.
 NUM_INPUTS = {"Fp8Matmul": 5, "FusedMatmul": 4, "Int4Matmul": 6, "Int8Matmul": 5}
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -37,8 +41,7 @@ def complete_nodes(rewriter: Rewriter) -> None:
     """Every node of ours gets all its inputs and attributes, as its body reads them all: zeros and defaults."""
     for node in [node for graph in rewriter.model.graphs() for node in graph]:
         if node.domain == DOMAIN and node.op_type in ROOMS:
-            complete = _casts.complete_cast if node.op_type in _casts.OP_TYPES else _complete
-            complete(node, rewriter)
+            COMPLETE.get(node.op_type, _complete)(node, rewriter)
 
 
 def attach_bodies(rewriter: Rewriter, rule: str = "optimize: model must import an ai.onnx opset") -> None:
@@ -63,7 +66,7 @@ def attach_bodies(rewriter: Rewriter, rule: str = "optimize: model must import a
         lowest = room.MIN_OPSETS[op_type] if is_cast else getattr(room, "MIN_OPSET", MIN_OPSET)
         if rewriter.opset < lowest:
             raise ValueError(f"{rule} from {lowest} on for {op_type}; got {rewriter.opset}")
-        options = {"op_type": op_type} if is_cast else {"gated": op_type in gated}
+        options = {"op_type": op_type} if op_type in COMPLETE else {"gated": op_type in gated}
         function = ir.serde.deserialize_function(room.function_proto(rewriter.opset, **options))
         model.functions[function.identifier()] = function
     opsets = model.graph.opset_imports
@@ -92,7 +95,7 @@ def _complete(node: ir.Node, rewriter: Rewriter) -> None:
         _widen_scale(node, rewriter)
     dtype = _dtype(node)
     if node.inputs[-2] is None:
-        node.replace_input_with(num_inputs - 2, _zero_bias(node, dtype, rewriter))
+        node.replace_input_with(num_inputs - 2, zero_bias(node, dtype, rewriter))
     if node.inputs[-1] is None:
         node.replace_input_with(num_inputs - 1, rewriter.zeros(1, dtype))
 
@@ -148,7 +151,8 @@ def _dtype(node: ir.Node) -> np.dtype:
     return known[0].numpy() if known else np.dtype(np.float32)
 
 
-def _zero_bias(node: ir.Node, dtype: np.dtype, rewriter: Rewriter) -> ir.Value:
+def zero_bias(node: ir.Node, dtype: np.dtype, rewriter: Rewriter) -> ir.Value:
+    """As many zeros as the node's weight has rows."""
     weight = node.inputs[1]
     assert weight is not None  # see _complete
     if weight.shape is not None and isinstance(weight.shape[0], int):

@@ -8,7 +8,7 @@ folds constants, as ONNX Runtime does, keeps nothing of this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -92,6 +92,19 @@ class BodyWriter:
                 self.nodes[-1].attribute.add(name=field, ref_attr_name=attribute, type=onnx.AttributeProto.INT)
         return result
 
+    def floats(self, name: str) -> str:
+        """The values of the attribute `name` of the calling node, as a tensor of one dimension."""
+        import onnx
+
+        return self._referred(name, "value_floats", onnx.AttributeProto.FLOATS)
+
+    def referring(self, op_type: str, *inputs: str, attributes: Mapping[str, tuple[str, int]]) -> str:
+        """A node some of whose attributes are the calling node's: by name, that one's name and AttributeProto type."""
+        result = self.op(op_type, *inputs)
+        for name, (referred, kind) in attributes.items():
+            self.nodes[-1].attribute.add(name=name, ref_attr_name=referred, type=kind)
+        return result
+
     def _referred(self, name: str, field: str, kind: Any) -> str:
         from onnx import helper
 
@@ -155,16 +168,17 @@ class BodyWriter:
 
         bias = self.to_float("B")
         z = self.op("Sub", total, self.op("Neg", bias)) if apart else self.op("Add", total, bias)
-        z = self._gated_activation(z) if self.gated else self._activation(z)
+        z = self._gated_activation(z) if self.gated else self.activation(z)
         y = self.op("Add", z, self.to_float("R"))
         if self.opset >= MIN_16_BIT_OPSET:
             self.op("CastLike", y, "X", output="Y")
         else:
             self.op("Cast", y, output="Y", to=TensorProto.FLOAT)
 
-    def _activation(self, z: str) -> str:
+    def activation(self, z: str, known: Mapping[str, Callable[[BodyWriter, str], str]] | None = None) -> str:
+        """What the attribute activation of the calling node makes of z; known: instead of ACTIVATIONS."""
         activation = self.attribute("activation")
-        for value, write in ACTIVATIONS.items():
+        for value, write in (known or ACTIVATIONS).items():
             here = z
             z = self.choose(
                 self.equals(activation, value),
@@ -186,7 +200,7 @@ class BodyWriter:
         gate = self.choose(
             gated, lambda: self.op("Slice", whole, first, half(), axis), lambda: self.op("Identity", whole)
         )
-        factor = self._activation(gate)
+        factor = self.activation(gate)
         return self.choose(gated, lambda: self.op("Mul", factor, up()), lambda: self.op("Identity", factor))
 
     def function(

@@ -38,7 +38,7 @@ class Rewriter:
         self.constants = Constants(self.opset)
         self._may_expand_weights = may_expand_weights
         self._weights: dict[tuple[ir.Value, bool], ir.Value] = {}
-        self._zeros: dict[tuple[int, str], ir.Value] = {}
+        self._zeros: dict[tuple[tuple[int, ...], str], ir.Value] = {}
         self._names = {value.name for graph in model.graphs() for value in _values(graph)}
 
     # Checks: each raises Refusal where a rule must leave its node alone
@@ -66,17 +66,23 @@ class Rewriter:
         dtype = str(array.dtype)
         if dtype not in WEIGHT_DTYPES:
             raise Refusal(f"weight must be float32, bfloat16 or float16; got dtype {dtype}")
-        if dtype != "float32" and self.opset < MIN_16_BIT_OPSET:
-            raise Refusal(f"a {dtype} model must be at opset {MIN_16_BIT_OPSET} or later; got {self.opset}")
+        self.check_16_bit_opset(array.dtype)
         if array.ndim != 2:
             raise Refusal(f"weight must have 2 dimensions; got shape {array.shape}")
         if 0 in array.shape:
             raise Refusal(f"weight must have values; got shape {array.shape}")
+        self.check_stored(value, array)
+        return Weight(value, transposed, array.shape[0 if transposed else 1], array.dtype)
+
+    def check_16_bit_opset(self, dtype: np.dtype) -> None:
+        if str(dtype) != "float32" and self.opset < MIN_16_BIT_OPSET:
+            raise Refusal(f"a {dtype} model must be at opset {MIN_16_BIT_OPSET} or later; got {self.opset}")
+
+    def check_stored(self, value: ir.Value, array: np.ndarray) -> None:
         stored = self.constants.stored_bytes(value)
         if not self._may_expand_weights and stored < array.nbytes:
             size = f"{stored} bytes that would become {array.nbytes}"
             raise Refusal(f"weight must not grow unless quantize is given; got '{value.name}', {size}")
-        return Weight(value, transposed, array.shape[0 if transposed else 1], array.dtype)
 
     def check_bias(self, value: ir.Value | None, N: int, output: ir.Value) -> ir.Value:
         """A constant that, added to `output` of N columns, is one row."""
@@ -124,13 +130,15 @@ class Rewriter:
         row = np.ascontiguousarray(np.broadcast_to(array.reshape(-1), (N,)))
         return self.initializer(f"{value.name}_row", row)
 
-    def zeros(self, count: int, dtype: np.dtype) -> ir.Value:
-        """An initializer of `count` zeros; one for all who ask."""
+    def zeros(self, shape: int | tuple[int, ...], dtype: np.dtype) -> ir.Value:
+        """An initializer of zeros; one for all who ask."""
         import numpy as np
 
-        key = (count, str(dtype))
+        sizes = (shape,) if isinstance(shape, int) else shape
+        key = (sizes, str(dtype))
         if key not in self._zeros:
-            self._zeros[key] = self.initializer(f"zeros_{dtype}_{count}", np.zeros(count, dtype))
+            stem = f"zeros_{dtype}_{'x'.join(map(str, sizes))}"
+            self._zeros[key] = self.initializer(stem, np.zeros(sizes, dtype))
         return self._zeros[key]
 
     def initializer(self, stem: str, array: np.ndarray) -> ir.Value:
@@ -147,7 +155,7 @@ class Rewriter:
         self,
         op_type: str,
         inputs: Sequence[ir.Value | None],
-        attributes: Mapping[str, str | int | Sequence[int]],
+        attributes: Mapping[str, str | int | Sequence[int] | ir.Attr],
         replaced: Sequence[ir.Node],
         *,
         domain: str = DOMAIN,

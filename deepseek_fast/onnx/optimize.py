@@ -45,17 +45,21 @@ def optimize(
     optim_level: int = 3,
     output: str | os.PathLike[str] | None = None,
 ) -> onnx.ModelProto:
-    """The model with its products done by FusedMatmul, Int8Matmul or Fp8Matmul, each with a body in plain ai.onnx.
+    """The model with its products done by FusedMatmul, Int8Matmul or Fp8Matmul and its convolutions by FusedConv, each
+    with a body in plain ai.onnx.
 
     model_or_path: an onnx.ModelProto with its weights, or a path; ai.onnx opset 13 to 25 (older ones are converted).
         It is not changed.
-    fuse_ops: the rewrites that may run, of "Fp8MatMul", "Fp8Gemm", "MatMul+Add", "Gemm", "MatMul", "ProductReshape",
-        "Bias", "Activation", "Residual", "AttentionLayout", "Fp8QuantizeLinear", "Fp8DequantizeLinear" (one a file of
-        rules/); None: all that optim_level allows. A weight in FP8 stays so, with quantize too.
+    fuse_ops: the rewrites that may run, of "NoOp", "Fp8MatMul", "Fp8Gemm", "MatMul+Add", "Gemm", "MatMul",
+        "ProductReshape", "Bias", "Activation", "Residual", "AttentionLayout", "Conv", "ConvPad", "ConvBatchNorm",
+        "BatchNorm", "ConvScale", "ConvActivation", "ConvResidual", "ConvPool", "Pool", "ConvLayout",
+        "Fp8QuantizeLinear", "Fp8DequantizeLinear" (one a file of rules/); None: all that optim_level allows. A weight
+        in FP8 stays so, with quantize too.
     quantize: None, "w8a8" (int8 weights, each activation row quantized as it comes) or "w8a16" (int8 weights only).
     optim_level: 0 only attaches bodies (with quantize: products become Int8Matmul, nothing is fused into them);
-        1 products with their bias; 2 and the activation after them; 3 and the residual sum, and layouts (no Reshape
-        around a product, no Transpose around Attention). From 1 on, unused nodes and initializers are dropped and
+        1 products and convolutions with their bias, normalization and padding; 2 and the activation after them; 3 and
+        the residual sum, the pool, and layouts (no Reshape around a product, no Transpose around Attention, NHWC
+        between convolutions). From 1 on, unused nodes and initializers are dropped and
         equal initializers merged.
     output: a path to write to as well; written beside and renamed, weights in '<name>.data' where 2 GB are passed.
 

@@ -19,20 +19,6 @@ constexpr const char* KINDS[] = {"f32", "ue8m0", "e4m3"};
 constexpr const char* LAYOUTS[] = {"row", "column", "tma", "packed"};
 constexpr const char* ROUNDINGS[] = {"nearest", "stochastic"};
 
-// Where text is in names, or -1 and "<arg> must be one of a, b; got '<text>'".
-template <size_t count>
-int32_t chosen(const char* op, const char* arg, const char* const (&names)[count], const char* text, Problem* problem) {
-  char rule[200] = "be one of ", got[80];
-  for (size_t i = 0; i < count; ++i) {
-    if (std::strcmp(text, names[i]) == 0) return int32_t(i);
-    const size_t used = std::strlen(rule);
-    std::snprintf(rule + used, sizeof rule - used, "%s%s", i == 0 ? "" : ", ", names[i]);
-  }
-  std::snprintf(got, sizeof got, "'%.60s'", text);
-  value_error(problem, op, arg, rule, got);
-  return -1;
-}
-
 bool check_x(const char* op, const char* arg, const TensorView& x, int64_t* M, int64_t* K, Problem* problem) {
   if (!check_float(op, arg, x, problem)) return false;
   if (x.ndim < 1) return shape_error(problem, op, arg, "have at least one dimension", x);

@@ -1,6 +1,7 @@
 // fused_conv: y = max_pool(act(conv2d(x, weight) + bias (+ residual)) (+ residual)), in one pass over x.
 //
-//   z[n, f, p, q] = bias[f] + sum over r, s, c of x[n, g C/G + c, p stride - pad + r dilation, ...] * weight[f, c, r, s]
+//   z[n, f, p, q] = bias[f] + sum over r, s, c of x[n, g C/G + c, p stride - pad + r dilation, ...] * weight[f, c, r,
+//   s]
 //
 // f32, bf16:   sums in f32, started at zero, in the order r, s, c (bf16 pairs of c in one VDPBF16PS or BFDOT where the
 //              level has it, which reads subnormal inputs as zero); a tap outside x adds nothing. Then in f32, in this
@@ -8,9 +9,10 @@
 // u8, s8:      sums of (x - x_zero_point) * weight + bias in int32, exact for C/G * R * S <= 65,793; a tap outside x is
 //              x_zero_point. Then in f32, each operation rounded:
 //                z = f32(sum) * (x_scale * weight_scale[f] / y_scale)              as QLinearConv
-//                z + f32(residual - residual_zero_point) * (residual_scale / y_scale)      before or after the activation
-//                act(z), limits divided by y_scale; of a curved activation act(z * y_scale) / y_scale
-//                y = saturate(round_half_even(z) + y_zero_point)
+//                z + f32(residual - residual_zero_point) * (residual_scale / y_scale)      before or after the
+//                activation act(z), limits divided by y_scale; of a curved activation act(z * y_scale) / y_scale y =
+//                saturate(round_half_even(z) + y_zero_point)
+// winograd:    f32, 3x3, stride 1: sums by F(4x4, 3x3); its error bound is in winograd.h.
 // max_pool:    of y's values: the largest of a window's, NaN where one is NaN; what lies outside takes no part.
 // A result depends neither on the layout, the number of threads, nor on the other images of the batch.
 //
@@ -43,7 +45,7 @@ namespace dsf {
 enum class ConvActivation : int32_t { DSF_CONV_ACTIVATIONS(DSF_ENTRY) };
 #undef DSF_ENTRY
 
-enum class Layout : int32_t { pixels, planes };
+enum class Layout : int32_t { pixels, planes, neither = -1 };
 
 // Two sizes, of rows and columns.
 struct Pair {
@@ -55,7 +57,8 @@ struct Padding {
 struct Window {
   Pair kernel, stride, dilation;
   Padding padding;
-  int32_t ceil_mode;  // 1: a last window that begins inside x or its top and left padding counts, though it ends outside
+  int32_t
+      ceil_mode;  // 1: a last window that begins inside x or its top and left padding counts, though it ends outside
 };
 
 // How a tensor of (N, C, H, W) lies in memory: elements from one index to the next.
@@ -63,7 +66,9 @@ struct Strides {
   int64_t n, c, h, w;
 };
 
-// A call as a door sees it. Views are (N, C, H, W) whatever the memory order; text and views outlive the call.
+// A call as a door sees it. Views are (N, C, H, W) or (C, H, W) whatever the memory order; with a weight of three
+// dimensions, (F, C / groups, S), they are (N, C, W) or (C, W), and the check puts rows of 1 in. Text and views outlive
+// the call.
 struct ConvCall {
   const char* op;  // in sentences
   TensorView x;
@@ -78,6 +83,7 @@ struct ConvCall {
   const float* params;     // num_params of them
   int64_t num_params;
   const char* residual_at;  // "before" or "after" the activation
+  const char* algorithm;    // of a plain weight: null, "direct", or "winograd", which wants stride and dilation 1
   int32_t has_pool;
   Window pool;  // dilation (1, 1)
   // u8 and s8:
@@ -85,6 +91,9 @@ struct ConvCall {
   float x_scale, y_scale, residual_scale;
   int32_t x_zero_point, y_zero_point, residual_zero_point;
   Dtype y_dtype;  // of a float x: x's
+  // Of a packed weight: its shape as the caller states it, 3 or 4 dimensions.
+  const int64_t* weight_shape = nullptr;
+  int64_t weight_ndim = 0;
 };
 
 struct ConvArgs {
@@ -93,10 +102,11 @@ struct ConvArgs {
   float params[2];
   int32_t residual_after;  // the activation
   int32_t has_pool;
-  int64_t N, C, H, W;        // of x
-  int64_t F, R, S, groups;   // of the weight, (F, C / groups, R, S)
-  int64_t P, Q;              // rows and columns of the convolution
-  int64_t out_h, out_w;      // of y: P and Q, or the pooled ones
+  int64_t N, C, H, W;       // of x
+  int64_t F, R, S, groups;  // of the weight, (F, C / groups, R, S)
+  int32_t winograd;         // what packed is packed for
+  int64_t P, Q;             // rows and columns of the convolution
+  int64_t out_h, out_w;     // of y: P and Q, or the pooled ones
   Pair stride, dilation;
   Padding padding;
   Window pool;
@@ -120,17 +130,19 @@ struct ConvArgs {
 
 // A convolution's weight as a model holds it.
 struct ConvWeight {
-  TensorView values;  // (F, C / groups, R, S), any strides
+  TensorView values;  // (F, C / groups, R, S), any strides; the check alone takes (F, C / groups, S), too
   int64_t groups;
+  const char* algorithm = nullptr;  // null, "direct", or "winograd" for f32, 3x3 and one group
 };
 
 // pool2d: the largest value or the mean of every window.
 //   max       NaN where a value of the window is NaN; what lies outside x takes no part. f32, bf16, u8, s8
 //   average   the sum in f32, row by row, divided by the window's size; count_include_pad: padding counts as zeros,
-//             else only what lies inside x counts (what a ceil_mode window has beyond the padding never counts). f32, bf16
+//             else only what lies inside x counts (what a ceil_mode window has beyond the padding never counts). f32,
+//             bf16
 struct PoolCall {
   const char* op;
-  TensorView x;
+  TensorView x;      // (N, C, H, W) or (C, H, W)
   const char* kind;  // "max", "average"
   Window window;
   int32_t count_include_pad;
@@ -150,10 +162,11 @@ struct PoolArgs {
 
 extern "C" {
 // Each fills *args, all but the outputs. Returns 1, or 0 and *problem. A view whose strides are neither layout passes:
-// dsf_conv_layout tells, and the door copies it and checks again.
+// the layout in *args tells, and the door copies it and checks again.
 DSF_API int32_t dsf_fused_conv_check(const ConvCall* call, ConvArgs* args, Problem* problem);
 DSF_API int32_t dsf_pool2d_check(const PoolCall* call, PoolArgs* args, Problem* problem);
-// 0: pixels, 1: planes, -1: neither; a view that is both (one channel, one column) is what its other strides say.
+// The Layout of a view of 4 dimensions. What is both (one channel, one column) counts as pixels, which kernels read as
+// they are.
 DSF_API int32_t dsf_conv_layout(const TensorView* view);
 
 // Whether weight can be packed. Returns 1, or 0 and *problem.

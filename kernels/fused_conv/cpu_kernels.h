@@ -10,6 +10,7 @@ struct Range {
 };
 
 // Rows of one image, channels side by side: channel c of (h, w) is element (h - h_begin) * stride_h + w * stride_w + c.
+// Of a stem, w counts the convolution's pixels: the run of S * C values under a row of its taps begins at (h, q).
 struct Pixels {
   const char* data;  // null: there is no such tensor
   int64_t h_begin, stride_h, stride_w;
@@ -18,12 +19,16 @@ struct Pixels {
 // Rows `p` and channels `f` of one image's convolution, finished: with bias, residual and activation, before the pool.
 struct Block {
   Range p, f;
-  Pixels x;             // at least the rows that p needs, of those inside x
-  Pixels residual;      // rows p, all F channels
-  char* y;              // y_dtype, at (p.begin, 0, f.begin)
+  Pixels x;         // at least the rows that p needs, of those inside x
+  Pixels residual;  // rows p, all F channels
+  char* y;          // y_dtype, at (p.begin, 0, f.begin)
   int64_t y_stride_h, y_stride_w;
-  const char* outside;  // C values of x's dtype that a tap outside x reads: 0, or x_zero_point
+  const char* outside;       // a pixel that taps outside x read: 0, or x_zero_point; C values, of a stem S * C
+  const float* multipliers;  // u8, s8: x_scale * weight_scale / y_scale of all F channels
+  const char** runs;         // scratch: MAX_TILE_PIXELS pointers a tap
+  char* scratch;             // of winograd
 };
+inline constexpr int64_t MAX_TILE_PIXELS = 16;
 
 // Rows `out` of one image's pool.
 struct PoolBlock {
@@ -46,6 +51,7 @@ struct Kernel {
   void (*tiles)(const ConvArgs& args, const Block& block);      // block.f begins at a panel
   void (*depthwise)(const ConvArgs& args, const Block& block);  // one channel a group
   void (*grouped)(const ConvArgs& args, const Block& block);    // few channels a group
+  void (*winograd)(const ConvArgs& args, const Block& block);   // f32; else null. block.f begins at a panel
   void (*pool)(const PoolRule& rule, const PoolBlock& block);
   // pixels[i * pixel_stride + c] = planes[c * plane_stride + i] of `channels` and `count` pixels, and back.
   void (*to_pixels)(const char* planes, int64_t plane_stride, int64_t channels, int64_t count, char* pixels,
@@ -57,5 +63,8 @@ struct Kernel {
 #define DSF_VARIANT(isa, dtype, kernel) extern const Kernel kernel;
 #include "kernels/fused_conv/variants.inc"
 #undef DSF_VARIANT
+
+// The best one for x's dtype under the level in force.
+const Kernel& kernel_of(Dtype dtype);
 
 }  // namespace dsf::fused_conv

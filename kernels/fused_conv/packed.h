@@ -3,11 +3,14 @@
 //   tiles      panels of PANEL_F channels of one group, zero-filled at the right edge:
 //                f32    panel[r][s][c][f]
 //                bf16   panel[r][s][c / 2][f][c % 2]     pairs of c, the last one zero-filled
-//                s8     panel[r][s][c / 4][f][c % 4]     quads of c; before the panels sum_rsc weight[f] (int32) for every f
+//                s8     panel[r][s][c / 4][f][c % 4]     quads of c; before the panels sum_rsc weight[f] (int32) for
+//                every f
 //   stem       tiles whose taps of one row are one run: c and s count on together, s * C + c, and pairs and quads go on
 //              over them; for few channels and one group
 //   depthwise  [r][s][f], F rounded up to DEPTHWISE_LANES, zero-filled; f32, bf16 as f32, s8 as s8 and the sums
 //   grouped    [r][s][c][f] alike, f over all groups, c within one
+//   winograd   panel[point][c][f] of G weight G^T, zero-filled as `tiles`; f32
+// The last one is a caller's choice, for 3x3 weights of one group.
 #pragma once
 #include <cstdint>
 
@@ -20,7 +23,7 @@ inline constexpr int64_t DEPTHWISE_LANES = 16;
 inline constexpr uint32_t PACKED_MAGIC = 0x43465344;  // "DSFC" in memory
 inline constexpr uint32_t PACKED_VERSION = 1;
 
-enum class Path : int32_t { tiles, stem, depthwise, grouped };
+enum class Path : int32_t { tiles, stem, depthwise, grouped, winograd };
 
 struct PackedHeader {
   uint32_t magic;
@@ -42,5 +45,18 @@ inline constexpr Path path_of(int64_t F, int64_t C, int64_t S, int64_t groups) {
   if (groups > 1 && F / groups <= GROUPED_F) return Path::grouped;
   return groups == 1 && C <= STEM_C && S > 1 ? Path::stem : Path::tiles;
 }
+
+// Winograd's F(4x4, 3x3): values of a side of a tile of y, and points.
+inline constexpr int64_t WINOGRAD_OUT = 4, WINOGRAD_POINTS = 36;
+// The tiles worked on at a time: their transformed x may take that of L2, and fewer would not fill a register tile.
+inline constexpr int64_t WINOGRAD_BYTES = 1536 << 10, WINOGRAD_TILES = 14;
+inline constexpr int64_t winograd_rows(int64_t C, int64_t per_row, int64_t rows) {
+  const int64_t fitting = WINOGRAD_BYTES / (WINOGRAD_POINTS * 4 * (C > 0 ? C : 1) * per_row);
+  const int64_t fewest = (WINOGRAD_TILES + per_row - 1) / per_row;
+  const int64_t wanted = fitting > fewest ? fitting : fewest;
+  return wanted < rows ? wanted : rows;
+}
+// From one point to the next, of so many tiles: an odd number of cache lines, or all points share few places of L1.
+inline constexpr int64_t winograd_point_values(int64_t C, int64_t tiles) { return ((C * tiles + 15) / 16 | 1) * 16; }
 
 }  // namespace dsf::fused_conv

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Protocol
 from deepseek_fast.onnx.rules import (
     activation,
     attention_layout,
+    batch_norm,
     bias,
+    conv,
+    conv_activation,
+    conv_batch_norm,
+    conv_layout,
+    conv_pad,
+    conv_pool,
+    conv_residual,
+    conv_scale,
     fp8_dequantize,
     fp8_gemm,
     fp8_matmul,
@@ -20,6 +29,8 @@ from deepseek_fast.onnx.rules import (
     gemm,
     matmul,
     matmul_add,
+    no_op,
+    pool,
     product_reshape,
     residual,
 )
@@ -38,6 +49,7 @@ class Rule(Protocol):
 
 
 RULES: tuple[Rule, ...] = (  # type: ignore[assignment]
+    no_op,
     fp8_matmul,  # before those that would fold the weight, and count its growth
     fp8_gemm,
     matmul_add,
@@ -48,8 +60,19 @@ RULES: tuple[Rule, ...] = (  # type: ignore[assignment]
     activation,
     residual,
     attention_layout,
+    conv,
+    conv_pad,
+    conv_batch_norm,
+    batch_norm,
+    conv_scale,
+    conv_activation,
+    conv_residual,
+    conv_activation,  # after a sum too
+    conv_pool,
+    pool,
+    conv_layout,
     fp8_quantize,  # what is left of float8 when all products are ours
     fp8_dequantize,
 )
-RULE_NAMES = tuple(rule.NAME for rule in RULES)
+RULE_NAMES = tuple(dict.fromkeys(rule.NAME for rule in RULES))
 QUANTIZABLE = (gemm.NAME, matmul.NAME)  # what optim_level 0 still rewrites when quantize is given

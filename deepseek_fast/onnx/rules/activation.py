@@ -32,17 +32,17 @@ def rewrite(node: ir.Node, rewriter: Rewriter) -> str | None:
     if rewriter.constants.scalar(node.inputs[RESIDUAL_INPUT]) != 0:
         return None  # the activation would come before the residual
     y = node.outputs[0]
-    found = _single_node(y) or algebra.find_activation(y, rewriter) or _function_alone(y)
+    found = single_node(y) or algebra.find_activation(y, rewriter) or function_alone(y)
     if found is None:
         return None
     activation, chain = found
-    _require_closed([node, *chain])
+    require_closed([node, *chain])
     attributes = {name: attribute.value for name, attribute in node.attributes.items()} | {"activation": activation}
     rewriter.fuse(node.op_type, node.inputs, attributes, [node, *chain])
     return f"{node.op_type} with {activation}"
 
 
-def _single_node(value: ir.Value) -> tuple[str, list[ir.Node]] | None:
+def single_node(value: ir.Value) -> tuple[str, list[ir.Node]] | None:
     for use in value.uses():
         node = use.node
         if node.domain:
@@ -60,7 +60,7 @@ def _single_node(value: ir.Value) -> tuple[str, list[ir.Node]] | None:
     return None
 
 
-def _function_alone(value: ir.Value) -> tuple[str, list[ir.Node]] | None:
+def function_alone(value: ir.Value) -> tuple[str, list[ir.Node]] | None:
     """Sigmoid or Tanh; after the chains of which they are a part."""
     for use in value.uses():
         if not use.node.domain and use.node.op_type in ("Sigmoid", "Tanh"):
@@ -68,7 +68,7 @@ def _function_alone(value: ir.Value) -> tuple[str, list[ir.Node]] | None:
     return None
 
 
-def _require_closed(nodes: list[ir.Node]) -> None:
+def require_closed(nodes: list[ir.Node]) -> None:
     """A Refusal where a value between the first and the last node is needed elsewhere."""
     inside = set(nodes)
     for node in nodes[:-1]:

@@ -1,0 +1,7 @@
+#include "csrc/gemm/vec_avx2.h"
+#include "kernels/fused_conv/cpu_body.h"
+
+namespace dsf::fused_conv {
+const Kernel fused_conv_f32_avx2 = KERNEL<Dtype::f32>;
+const Kernel fused_conv_bf16_avx2 = KERNEL<Dtype::bf16>;
+}  // namespace dsf::fused_conv

@@ -1,0 +1,6 @@
+#include "csrc/gemm/vec_avx512.h"
+#include "kernels/fused_conv/cpu_body.h"
+
+namespace dsf::fused_conv {
+const Kernel fused_conv_bf16_avx512bf16 = KERNEL<Dtype::bf16>;
+}  // namespace dsf::fused_conv

@@ -1,0 +1,374 @@
+// FusedConv(X, W, B?, R?; ...) -> Y and Pool2d(X; ...) -> Y: T = float or bfloat16 for all of a node's tensors,
+// Pool2d's also uint8 and int8. x_layout and y_layout say how X, and Y and R, lie: "NCHW" or "NHWC"; their shapes
+// follow.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "csrc/ort/custom_op.h"
+#include "kernels/fused_conv/door.h"
+
+namespace dsf::ort_door {
+namespace {
+
+using Type = ONNXTensorElementDataType;
+using Sizes = std::vector<int64_t>;
+constexpr const char *CONV = "fused_conv", *POOL = "pool2d";
+constexpr size_t X = 0, WEIGHT = 1, BIAS = 2, RESIDUAL = 3;  // inputs
+constexpr Type UNDEFINED = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+constexpr int64_t LARGEST_STEP = int64_t{1} << 30;  // of a window; what is beyond is refused
+const Sizes ONE{1, 1}, NONE{0, 0, 0, 0};            // defaults of strides and of paddings
+
+const TensorView* view_of(const std::optional<Tensor>& tensor) { return tensor ? &tensor->view : nullptr; }
+
+[[noreturn]] void fail_value(const Runtime& runtime, const char* op, const char* arg, const char* rule,
+                             const char* got) {
+  Problem problem{Fault::value, {}};
+  std::snprintf(problem.sentence, sizeof problem.sentence, "%s: %s must %s; got %.80s", op, arg, rule, got);
+  fail(runtime, problem);
+}
+
+Sizes numbers(const Node& node, const char* op, const char* name, size_t count, const Sizes& fallback) {
+  Sizes found = node.attribute(name, fallback);
+  if (found.size() == count) return found;
+  fail_value(node.runtime, op, name, count == 2 ? "be 2 numbers" : "be 4 numbers", node.tuple_text(name).c_str());
+}
+
+Layout layout_of(const Node& node, const char* op, const char* name) {
+  const std::string text = node.attribute(name, "NCHW");
+  if (text == "NCHW") return Layout::planes;
+  if (text == "NHWC") return Layout::pixels;
+  fail_value(node.runtime, op, name, "be one of NCHW, NHWC", ("'" + text + "'").c_str());
+}
+
+// Places of N, C, H and W in a shape.
+struct Order {
+  size_t n, c, h, w;
+};
+constexpr Order order_of(Layout layout) { return layout == Layout::pixels ? Order{0, 3, 1, 2} : Order{0, 1, 2, 3}; }
+
+// A tensor of the layout as (N, C, H, W).
+struct Image {
+  Image(const TensorView& tensor, Layout layout) : view(tensor) {
+    if (tensor.ndim != 4) return;  // to be refused
+    const Order order = order_of(layout);
+    int64_t from = 0;
+    for (const size_t place : {order.n, order.c, order.h, order.w}) sizes[from++] = tensor.sizes[place];
+    const Strides s = fused_conv::strides_of(layout, sizes[1], sizes[2], sizes[3]);
+    const int64_t steps[] = {s.n, s.c, s.h, s.w};
+    std::copy(steps, steps + 4, strides);
+    view.sizes = sizes;
+    view.strides = strides;
+  }
+  Image(const Image&) = delete;
+
+  TensorView view;
+  int64_t sizes[4], strides[4];
+};
+
+void check_rank(const Runtime& runtime, const char* op, const char* arg, const TensorView& view) {
+  if (view.ndim == 4) return;
+  fail_value(runtime, op, arg, "have 4 dimensions", ("shape of " + std::to_string(view.ndim)).c_str());
+}
+
+Sizes sizes_of(Layout layout, int64_t N, int64_t C, int64_t H, int64_t W) {
+  return layout == Layout::pixels ? Sizes{N, H, W, C} : Sizes{N, C, H, W};
+}
+
+// One value, or all of them, zero, of f32 or bf16: what a node gives that has no bias or no residual.
+bool is_zero(const TensorView& view) {
+  if (view.dtype != Dtype::f32 && view.dtype != Dtype::bf16) return false;
+  int64_t bytes = view.dtype == Dtype::f32 ? 4 : 2;
+  for (int64_t d = 0; d < view.ndim; ++d) bytes *= view.sizes[d];
+  const char* values = static_cast<const char*>(view.data);
+  return std::all_of(values, values + bytes, [](char byte) { return byte == 0; });
+}
+bool has_one_value(const TensorView& view) {
+  return std::all_of(view.sizes, view.sizes + view.ndim, [](int64_t size) { return size == 1; });
+}
+
+// What a check before a run takes for sizes that are not known yet: the smallest that a window fits into.
+int64_t fitting(int64_t known, int64_t kernel, int64_t stride, int64_t dilation, int64_t of_next) {
+  if (known >= 0) return known;
+  for (const int64_t number : {kernel, stride, dilation, of_next})
+    if (number < 1 || number > LARGEST_STEP) return 1;
+  return dilation >= LARGEST_STEP / kernel || stride >= LARGEST_STEP / of_next
+             ? 1
+             : (of_next - 1) * stride + (kernel - 1) * dilation + 1;
+}
+
+class ConvKernel : public Kernel {
+ public:
+  explicit ConvKernel(const Node& node);
+  void compute(const Call& call) const override;
+
+ private:
+  ConvCall call_of() const {
+    ConvCall call = request_->call;
+    call.algorithm = algorithm_.c_str();
+    return call;
+  }
+  ConvOptions options_of(const Node& node, const std::optional<Tensor>& weight) const;
+  void check_node(const Node& node) const;
+  ConvArgs check(const Runtime& runtime, const ConvCall& call) const;
+
+  const Layout x_layout_, y_layout_;
+  const std::string algorithm_;
+  bool bias_is_zero_ = false, residual_is_zero_ = false;
+  std::unique_ptr<ConvRequest> request_;
+  Memory packed_;  // a constant weight
+  int64_t packed_bytes_ = 0;
+};
+
+ConvKernel::ConvKernel(const Node& node)
+    : x_layout_(layout_of(node, CONV, "x_layout")),
+      y_layout_(layout_of(node, CONV, "y_layout")),
+      algorithm_(node.attribute("algorithm", "direct")) {
+  std::optional<Tensor> weight = node.constant(WEIGHT);
+  const std::optional<Tensor> bias = node.constant(BIAS), residual = node.constant(RESIDUAL);
+  bias_is_zero_ = bias && is_zero(bias->view);
+  residual_is_zero_ = residual && has_one_value(residual->view) && is_zero(residual->view);
+  const auto raise = [&](const Problem& problem) { fail(node.runtime, problem); };
+  request_ = std::make_unique<ConvRequest>(CONV, false, options_of(node, std::nullopt), raise);
+  check_node(node);
+  if (!weight) return;
+  weight->align(CONV);
+  const ConvWeight plain{weight->view, request_->call.groups, algorithm_.c_str()};
+  packed_bytes_ = dsf_fused_conv_packed_bytes(&plain);
+  packed_ = Memory(CONV, packed_bytes_);
+  const Context serial{nullptr, nullptr, 1, nullptr};
+  dsf_fused_conv_pack(&serial, &plain, packed_.data());
+  request_ = std::make_unique<ConvRequest>(CONV, true, options_of(node, weight), raise);
+}
+
+ConvOptions ConvKernel::options_of(const Node& node, const std::optional<Tensor>& weight) const {
+  const std::vector<float> params = node.floats("activation_params");
+  Sizes pool = numbers(node, CONV, "pool_kernel", 2, ONE);
+  for (const int64_t stride : numbers(node, CONV, "pool_stride", 2, pool)) pool.push_back(stride);
+  if (pool == Sizes{1, 1, 1, 1}) {
+    pool.clear();
+  } else {
+    for (const int64_t side : numbers(node, CONV, "pool_padding", 4, NONE)) pool.push_back(side);
+    pool.push_back(node.attribute("pool_ceil_mode", int64_t{0}));
+  }
+  ConvOptions options{numbers(node, CONV, "stride", 2, ONE),
+                      numbers(node, CONV, "padding", 4, NONE),
+                      numbers(node, CONV, "dilation", 2, ONE),
+                      node.attribute("groups", int64_t{1}),
+                      node.attribute("activation", "none"),
+                      {params.begin(), params.end()},
+                      node.attribute("residual_at", "before"),
+                      std::move(pool),
+                      {}};
+  if (weight) options.weight_shape.assign(weight->view.sizes, weight->view.sizes + weight->view.ndim);
+  return options;
+}
+
+// The rules that need no run: attributes, types, and all shapes that are known. What is not is made to fit; x has no
+// images, so that nothing reads a value.
+void ConvKernel::check_node(const Node& node) const {
+  const auto type = [&](size_t input) { return node.type(input).value_or(UNDEFINED); };
+  const std::optional<Tensor> constant = node.constant(WEIGHT), constant_bias = node.constant(BIAS);
+  ConvCall call = call_of();
+  const int64_t any_weight[] = {std::max<int64_t>(call.groups, 1), 1, 1, 1};
+  call.weight = constant ? constant->view : shape_only(type(WEIGHT), any_weight, 4);
+  check_rank(node.runtime, CONV, "weight", call.weight);
+  const int64_t* w = call.weight.sizes;
+
+  const auto known = [&](size_t input, Layout layout) {
+    const Sizes sizes = node.shape(input);
+    const Order order = order_of(layout);
+    return sizes.size() == 4 ? Sizes{sizes[order.c], sizes[order.h], sizes[order.w]} : Sizes{-1, -1, -1};
+  };
+  const Sizes x = constant ? known(X, x_layout_) : Sizes{-1, -1, -1};
+  const Pair pooled = call.has_pool ? call.pool.kernel : Pair{1, 1};
+  const int64_t sizes[] = {0, x[0] >= 0 ? x[0] : w[1] * std::max<int64_t>(call.groups, 1),
+                           fitting(x[1], w[2], call.stride.h, call.dilation.h, pooled.h),
+                           fitting(x[2], w[3], call.stride.w, call.dilation.w, pooled.w)};
+  call.x = shape_only(type(X), sizes, 4);
+  const TensorView bias =
+      constant && constant_bias ? constant_bias->view : shape_only(type(BIAS), call.weight.sizes, 1);
+  call.bias = node.type(BIAS) ? &bias : nullptr;
+  const ConvArgs args = check(node.runtime, call);
+
+  if (residual_is_zero_ || !node.type(RESIDUAL)) return;
+  const Sizes r = constant && x[1] >= 0 && x[2] >= 0 ? known(RESIDUAL, y_layout_) : Sizes{-1, -1, -1};
+  const int64_t residual_sizes[] = {0, r[0] >= 0 ? r[0] : args.F, r[1] >= 0 ? r[1] : args.P, r[2] >= 0 ? r[2] : args.Q};
+  const TensorView residual = shape_only(type(RESIDUAL), residual_sizes, 4);
+  call.residual = &residual;
+  check(node.runtime, call);
+}
+
+ConvArgs ConvKernel::check(const Runtime& runtime, const ConvCall& call) const {
+  ConvArgs args{};
+  Problem problem;
+  if (!dsf_fused_conv_check(&call, &args, &problem)) fail(runtime, problem);
+  return args;
+}
+
+void ConvKernel::compute(const Call& call) const {
+  std::optional<Tensor> x = call.input(X), weight, bias, residual;
+  if (!packed_.data()) weight = call.input(WEIGHT);
+  if (!bias_is_zero_) bias = call.input(BIAS);
+  if (!residual_is_zero_) residual = call.input(RESIDUAL);
+  check_rank(call.runtime, CONV, "x", x->view);
+  if (weight) check_rank(call.runtime, CONV, "weight", weight->view);
+  if (residual) check_rank(call.runtime, CONV, "residual", residual->view);
+  for (std::optional<Tensor>* tensor : {&x, &weight, &bias, &residual})
+    if (*tensor) (*tensor)->align(CONV);
+
+  const Image image(x->view, x_layout_), sum(residual ? residual->view : TensorView{}, y_layout_);
+  ConvCall conv = call_of();
+  const TensorView packed{packed_.data(), Dtype::u8, "uint8", 1, &packed_bytes_, nullptr};
+  conv.x = image.view;
+  conv.weight = weight ? weight->view : packed;
+  conv.bias = view_of(bias);
+  conv.residual = residual ? &sum.view : nullptr;
+  ConvArgs args = check(call.runtime, conv);
+
+  args.y = call.output(0, sizes_of(y_layout_, args.N, args.F, args.out_h, args.out_w));
+  args.y_layout = y_layout_;
+  args.y_strides = fused_conv::strides_of(y_layout_, args.F, args.out_h, args.out_w);
+  Context context = call.context();
+  Memory workspace;
+  run_conv(&context, conv, &args, [&](int64_t bytes) {
+    workspace = Memory(CONV, bytes);
+    context.workspace = workspace.data();
+  });
+}
+
+class PoolKernel : public Kernel {
+ public:
+  explicit PoolKernel(const Node& node);
+  void compute(const Call& call) const override;
+
+ private:
+  PoolArgs check(const Runtime& runtime, const TensorView& x) const;
+
+  const Layout x_layout_, y_layout_;
+  const std::string kind_;
+  const bool count_include_pad_;
+  Window window_{};
+};
+
+PoolKernel::PoolKernel(const Node& node)
+    : x_layout_(layout_of(node, POOL, "x_layout")),
+      y_layout_(layout_of(node, POOL, "y_layout")),
+      kind_(node.attribute("kind", "max")),
+      count_include_pad_(node.attribute("count_include_pad", int64_t{1}) != 0) {
+  Sizes window = numbers(node, POOL, "kernel", 2, ONE);
+  for (const int64_t stride : numbers(node, POOL, "stride", 2, window)) window.push_back(stride);
+  for (const int64_t side : numbers(node, POOL, "padding", 4, NONE)) window.push_back(side);
+  window.push_back(node.attribute("ceil_mode", int64_t{0}));
+  window_ = ConvRequest::window_of(window);
+
+  const Sizes known = node.shape(X);
+  const Order order = order_of(x_layout_);
+  const Sizes x = known.size() == 4 ? Sizes{known[order.c], known[order.h], known[order.w]} : Sizes{-1, -1, -1};
+  const int64_t sizes[] = {0, x[0] >= 0 ? x[0] : 1, fitting(x[1], window_.kernel.h, 1, 1, 1),
+                           fitting(x[2], window_.kernel.w, 1, 1, 1)};
+  check(node.runtime, shape_only(node.type(X).value_or(UNDEFINED), sizes, 4));
+}
+
+PoolArgs PoolKernel::check(const Runtime& runtime, const TensorView& x) const {
+  const PoolCall call{POOL, x, kind_.c_str(), window_, count_include_pad_};
+  PoolArgs args{};
+  Problem problem;
+  if (!dsf_pool2d_check(&call, &args, &problem)) fail(runtime, problem);
+  return args;
+}
+
+void PoolKernel::compute(const Call& call) const {
+  std::optional<Tensor> x = call.input(X);
+  check_rank(call.runtime, POOL, "x", x->view);
+  if (x->view.dtype == Dtype::f32 || x->view.dtype == Dtype::bf16) x->align(POOL);
+  const Image image(x->view, x_layout_);
+  PoolArgs args = check(call.runtime, image.view);
+  args.y = call.output(0, sizes_of(y_layout_, args.N, args.C, args.out_h, args.out_w));
+  args.y_layout = y_layout_;
+  args.y_strides = fused_conv::strides_of(y_layout_, args.C, args.out_h, args.out_w);
+  Context context = call.context();
+  const Memory workspace(POOL, dsf_pool2d_workspace_bytes(&context, &args));
+  context.workspace = workspace.data();
+  dsf_pool2d(&context, &args);
+}
+
+// --- shapes before a run: what is wrong leaves them unknown --------------------------------------------------------
+
+Dim places(const Dim& size, int64_t before, int64_t after, int64_t kernel, int64_t stride, int64_t dilation,
+           bool ceil) {
+  if (size.size < 0) return {-1, ""};
+  for (const int64_t number : {size.size, before, after, kernel - 1, stride - 1, dilation - 1})
+    if (number < 0 || number > LARGEST_STEP) return {-1, ""};
+  const int64_t room = size.size + before + after - (kernel - 1) * dilation - 1;
+  if (room < 0) return {-1, ""};
+  int64_t count = (room + (ceil ? stride - 1 : 0)) / stride + 1;
+  if (ceil && (count - 1) * stride >= size.size + before) --count;
+  return {count, ""};
+}
+
+struct Spatial {
+  Dim h, w;
+};
+
+Spatial pooled(const Shapes& shapes, const Spatial& of, const std::string& prefix) {
+  const auto attribute = [&](const char* name, const Sizes& fallback) {
+    return shapes.attribute((prefix + name).c_str(), fallback);
+  };
+  const Sizes kernel = attribute("kernel", ONE), stride = attribute("stride", kernel), pad = attribute("padding", NONE);
+  const bool ceil = shapes.attribute((prefix + "ceil_mode").c_str(), int64_t{0});
+  if (kernel.size() != 2 || stride.size() != 2 || pad.size() != 4) return {{-1, ""}, {-1, ""}};
+  if (kernel == ONE && stride == ONE && pad == NONE) return of;
+  return {places(of.h, pad[0], pad[2], kernel[0], stride[0], 1, ceil),
+          places(of.w, pad[1], pad[3], kernel[1], stride[1], 1, ceil)};
+}
+
+Layout layout_of(const Shapes& shapes, const char* name) {
+  return shapes.attribute(name, "NCHW") == "NHWC" ? Layout::pixels : Layout::planes;
+}
+
+void set_shape(const Shapes& shapes, Type type, const Dim& n, const Dim& c, const Spatial& spatial) {
+  const bool pixels = layout_of(shapes, "y_layout") == Layout::pixels;
+  shapes.set_output(
+      0, type, pixels ? std::vector<Dim>{n, spatial.h, spatial.w, c} : std::vector<Dim>{n, c, spatial.h, spatial.w});
+}
+
+void infer_conv(const Shapes& shapes) {
+  const std::vector<Dim> x = shapes.shape(X), w = shapes.shape(WEIGHT);
+  const std::optional<Type> type = shapes.type(X);
+  const Sizes stride = shapes.attribute("stride", ONE), dilation = shapes.attribute("dilation", ONE);
+  const Sizes pad = shapes.attribute("padding", NONE);
+  if (x.size() != 4 || w.size() != 4 || !type || stride.size() != 2 || dilation.size() != 2 || pad.size() != 4) return;
+  const Order order = order_of(layout_of(shapes, "x_layout"));
+  const Spatial sum{places(x[order.h], pad[0], pad[2], w[2].size, stride[0], dilation[0], false),
+                    places(x[order.w], pad[1], pad[3], w[3].size, stride[1], dilation[1], false)};
+  set_shape(shapes, *type, x[order.n], w[0], pooled(shapes, sum, "pool_"));
+}
+
+void infer_pool(const Shapes& shapes) {
+  const std::vector<Dim> x = shapes.shape(X);
+  const std::optional<Type> type = shapes.type(X);
+  if (x.size() != 4 || !type) return;
+  const Order order = order_of(layout_of(shapes, "x_layout"));
+  set_shape(shapes, *type, x[order.n], x[order.c], pooled(shapes, {x[order.h], x[order.w]}, ""));
+}
+
+template <class Made>
+std::unique_ptr<Kernel> create(const Node& node) {
+  return std::make_unique<Made>(node);
+}
+
+}  // namespace
+
+// One operator for every type that X may have in a model; a wrong type too, so that it meets the room's own check.
+void register_fused_conv(OpList& ops) {
+  const Input any{UNDEFINED, false}, maybe{UNDEFINED, true};
+  for (int32_t type = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; type <= ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16; ++type) {
+    if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_COMPLEX64 || type == ONNX_TENSOR_ELEMENT_DATA_TYPE_COMPLEX128) continue;
+    const auto x = static_cast<Type>(type);
+    ops.push_back({"FusedConv", {{x, false}, any, maybe, maybe}, {x}, create<ConvKernel>, infer_conv});
+    ops.push_back({"Pool2d", {{x, false}}, {x}, create<PoolKernel>, infer_pool});
+  }
+}
+
+}  // namespace dsf::ort_door

@@ -1,0 +1,167 @@
+// The NumPy door of fused_conv and pool2d, for deepseek_fast/numpy.py, which turns windows into numbers.
+#include <pybind11/stl.h>
+
+#include "csrc/python/adapter.h"
+#include "csrc/python/variants.h"
+#include "kernels/fused_conv/door.h"
+
+namespace dsf::python_door {
+namespace {
+
+using Numbers = std::vector<int64_t>;
+
+void present(const Operand& operand) {
+  if (!operand.present)
+    throw py::type_error(std::string(operand.op) + ": " + operand.arg + " must be a NumPy array; got NoneType");
+}
+
+// With strides in elements, over memory without gaps.
+py::array new_array(const py::dtype& dtype, const ResultShape& shape) {
+  int64_t values = 1;
+  for (const int64_t size : shape.sizes) values *= size;
+  const py::array memory(dtype, std::vector<int64_t>{values});
+  std::vector<int64_t> strides = shape.strides;
+  for (int64_t& stride : strides) stride *= memory.itemsize();
+  return py::array(dtype, shape.sizes, strides, memory.data(), memory);
+}
+
+struct ConvArrays {
+  const py::object& x;
+  const py::object& weight;  // plain or packed
+  const py::object& bias;
+  const py::object& residual;
+  const py::object& weight_scale;
+};
+
+py::array run(ConvRequest* request, const ConvArrays& arrays, const py::object& out_dtype) {
+  ConvCall& call = request->call;
+  Operand x(call.op, "x", arrays.x), weight(call.op, call.weight_is_packed ? "packed" : "weight", arrays.weight);
+  Operand bias(call.op, "bias", arrays.bias), residual(call.op, "residual", arrays.residual);
+  Operand weight_scale(call.op, "weight_scale", arrays.weight_scale);
+  present(x);
+  present(weight);
+  const Operand given(call.op, "x", arrays.x);
+  ConvArgs args = checked_conv<Operand>(&call, {x, weight, bias, residual, weight_scale}, raise);
+  ConvCall as_given = call;
+  if (given.whole) as_given.x = given.view;
+  const ResultShape shape = shape_of_result(call, result_layout(as_given), &args);
+  const py::array y = new_array(out_dtype.is_none() ? x.array.dtype() : py::dtype::from_args(out_dtype), shape);
+  args.y = const_cast<void*>(y.data());
+  {
+    const py::gil_scoped_release unlocked;
+    Context context{};
+    context.num_threads = 1;
+    Memory workspace;
+    run_conv(&context, call, &args, [&](int64_t bytes) {
+      workspace = Memory(call.op, bytes);
+      context.workspace = workspace.data();
+    });
+  }
+  return y;
+}
+
+ConvOptions options_of(Numbers stride, Numbers padding, Numbers dilation, int64_t groups, const std::string& activation,
+                       std::vector<double> params, const std::string& residual_at, Numbers max_pool,
+                       Numbers weight_shape = {}) {
+  return {std::move(stride), std::move(padding),  std::move(dilation),    groups, activation, std::move(params),
+          residual_at,       std::move(max_pool), std::move(weight_shape)};
+}
+
+py::array fused_conv(const py::object& x, const py::object& weight, const py::object& bias, Numbers stride,
+                     Numbers padding, Numbers dilation, int64_t groups, const std::string& activation,
+                     std::vector<double> params, const py::object& residual, const std::string& residual_at,
+                     Numbers max_pool) {
+  ConvRequest request("fused_conv", false,
+                      options_of(std::move(stride), std::move(padding), std::move(dilation), groups, activation,
+                                 std::move(params), residual_at, std::move(max_pool)),
+                      raise);
+  return run(&request, {x, weight, bias, residual, py::none()}, py::none());
+}
+
+py::array fused_conv_packed(const py::object& x, const py::object& packed, const py::object& bias, Numbers weight_shape,
+                            Numbers stride, Numbers padding, Numbers dilation, int64_t groups,
+                            const std::string& activation, std::vector<double> params, const py::object& residual,
+                            const std::string& residual_at, Numbers max_pool) {
+  ConvRequest request("fused_conv_packed", true,
+                      options_of(std::move(stride), std::move(padding), std::move(dilation), groups, activation,
+                                 std::move(params), residual_at, std::move(max_pool), std::move(weight_shape)),
+                      raise);
+  return run(&request, {x, packed, bias, residual, py::none()}, py::none());
+}
+
+py::array fused_conv_pack(const py::object& weight_array, int64_t groups) {
+  Operand weight("fused_conv_pack", "weight", weight_array);
+  present(weight);
+  if (!weight.whole) weight.make_rows();
+  const ConvWeight given{weight.view, groups};
+  Problem problem;
+  if (!dsf_fused_conv_pack_check(&given, &problem)) raise(problem);
+  const fused_conv::View4 full = fused_conv::view4(weight.view, weight.view.ndim - 2);
+  const ConvWeight plain{fused_conv::view_of(full, weight.view), groups};
+  const py::array packed(py::dtype("uint8"), Numbers{dsf_fused_conv_packed_bytes(&plain)});
+  const py::gil_scoped_release unlocked;
+  Context context{};
+  context.num_threads = 1;
+  dsf_fused_conv_pack(&context, &plain, const_cast<void*>(packed.data()));
+  return packed;
+}
+
+py::array fused_conv_int8(const py::object& x, const py::object& weight, double x_scale, int64_t x_zero_point,
+                          const py::object& weight_scale, double y_scale, int64_t y_zero_point, const py::object& bias,
+                          Numbers stride, Numbers padding, Numbers dilation, int64_t groups,
+                          const std::string& activation, std::vector<double> params, const py::object& residual,
+                          double residual_scale, int64_t residual_zero_point, const std::string& residual_at,
+                          Numbers max_pool, const py::object& out_dtype) {
+  constexpr const char* OP = "fused_conv_int8";
+  ConvRequest request(OP, false,
+                      options_of(std::move(stride), std::move(padding), std::move(dilation), groups, activation,
+                                 std::move(params), residual_at, std::move(max_pool)),
+                      raise);
+  const Operand scale(OP, "weight_scale", weight_scale), of_x(OP, "x", x);
+  present(of_x);
+  present(scale);
+  const py::dtype dtype = out_dtype.is_none() ? of_x.array.dtype() : py::dtype::from_args(out_dtype);
+  request.quantize({x_scale, y_scale, residual_scale, x_zero_point, y_zero_point, residual_zero_point,
+                    dtype_of(py::str(dtype.attr("name")))});
+  return run(&request, {x, weight, bias, residual, weight_scale}, dtype);
+}
+
+py::array pool2d(const py::object& x_array, Numbers window, const std::string& kind, bool count_include_pad) {
+  constexpr const char* OP = "pool2d";
+  Operand x(OP, "x", x_array);
+  const Operand given(OP, "x", x_array);
+  present(x);
+  PoolCall call{OP, x.view, kind.c_str(), ConvRequest::window_of(window), count_include_pad};
+  PoolArgs args;
+  const auto check = [&] {
+    call.x = x.view;
+    Problem problem;
+    if (!dsf_pool2d_check(&call, &args, &problem)) raise(problem);
+  };
+  check();
+  if ((!x.whole || args.x_layout == Layout::neither) && x.make_rows()) check();
+  if (given.whole) call.x = given.view;
+  const ResultShape shape = shape_of_result(call, &args);
+  const py::array y = new_array(x.array.dtype(), shape);
+  args.y = const_cast<void*>(y.data());
+  const py::gil_scoped_release unlocked;
+  Context context{};
+  context.num_threads = 1;
+  const Memory workspace(OP, dsf_pool2d_workspace_bytes(&context, &args));
+  context.workspace = workspace.data();
+  dsf_pool2d(&context, &args);
+  return y;
+}
+
+}  // namespace
+
+void bind_fused_conv(py::module_& module, py::dict& variants) {
+  module.def("fused_conv", &fused_conv);
+  module.def("fused_conv_packed", &fused_conv_packed);
+  module.def("fused_conv_pack", &fused_conv_pack);
+  module.def("fused_conv_int8", &fused_conv_int8);
+  module.def("pool2d", &pool2d);
+  variants["fused_conv"] = variants_of(dsf_fused_conv_variant);
+}
+
+}  // namespace dsf::python_door

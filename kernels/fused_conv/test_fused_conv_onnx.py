@@ -1,0 +1,258 @@
+"""FusedConv and Pool2d in ONNX: the bodies give torch's numbers in stock ONNX Runtime and in onnx's reference."""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from deepseek_fast.kernels.fused_conv import body
+from deepseek_fast.onnx._runtime import STOCK, Runner
+
+OPSETS = (13, 15, 18, 20, 22, 25)
+CLOSE = 1e-5  # float32 sums of a few dozen products of size 1, and a smooth activation of two runtimes
+PARAMS = {"leaky_relu": (0.1,), "clip": (-0.5, 0.75), "hardsigmoid": (0.2, 0.5)}
+LAYOUTS = [(x, y) for x in ("NCHW", "NHWC") for y in ("NCHW", "NHWC")]
+ACTS: dict[str, Any] = {
+    "none": lambda z: z,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "leaky_relu": F.leaky_relu,
+    "clip": torch.clamp,
+    "hardsigmoid": lambda z, alpha, beta: (alpha * z + beta).clamp(0, 1),
+}
+ONNX_TYPES: dict[Any, int] = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(ml_dtypes.bfloat16): TensorProto.BFLOAT16,
+    np.dtype(np.uint8): TensorProto.UINT8,
+    np.dtype(np.int8): TensorProto.INT8,
+}
+
+
+def node_model(
+    nodes: list[onnx.NodeProto], inputs: dict[str, np.ndarray], constants: dict[str, np.ndarray], opset: int = 18
+) -> onnx.ModelProto:
+    dtype = ONNX_TYPES[inputs["x"].dtype]
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info(name, dtype, array.shape) for name, array in inputs.items()],
+        [helper.make_tensor_value_info("y", dtype, [None] * 4)],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("ai.deepseek_fast", 1)]
+    functions = [body.function_proto(opset, op_type=nodes[0].op_type)]
+    ir_version = max(8, helper.find_min_ir_version_for(imports[:1]))
+    model = helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=ir_version)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], runtime: str) -> np.ndarray:
+    if runtime == "reference":
+        outputs: Any = ReferenceEvaluator(model).run(None, feeds)
+        return outputs[0]
+    return Runner(model, runtime=runtime, threads=1).run(feeds)["y"]
+
+
+def pixels(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+
+
+def conv_case(seed: int, dtype: Any = np.float32, **attributes: Any) -> tuple[Any, ...]:
+    """(node, inputs, constants, the answer in float64) of a convolution with these attributes."""
+    rng = np.random.default_rng(seed)
+    options = body.DEFAULTS[body.CONV] | attributes
+    groups, has_residual = options["groups"], options.pop("residual", False)
+    attributes.pop("residual", None)
+
+    def random(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32).astype(dtype)
+
+    x, weight, bias = random(2, 4, 9, 11), random(8, 4 // groups, 3, 2), random(8)
+    top, left, bottom, right = options["padding"]
+    padded = F.pad(torch.tensor(x.astype(np.float64)), (left, right, top, bottom))
+    w64, b64 = (torch.tensor(a.astype(np.float64)) for a in (weight, bias))
+    z = F.conv2d(padded, w64, b64, options["stride"], 0, options["dilation"], groups)
+    residual = random(*z.shape) if has_residual else np.zeros((1, 1, 1, 1), dtype)
+    r64 = torch.tensor(residual.astype(np.float64))
+    if options["residual_at"] == "before":
+        z = z + r64
+    z = ACTS[options["activation"]](z, *options["activation_params"])
+    if options["residual_at"] == "after":
+        z = z + r64
+    if options["pool_kernel"] != (1, 1) or options["pool_stride"] != (1, 1):
+        pad, ceil_mode = options["pool_padding"][:2], bool(options["pool_ceil_mode"])
+        z = F.max_pool2d(z, options["pool_kernel"], options["pool_stride"], pad, ceil_mode=ceil_mode)
+    want = z.numpy()
+    inputs, constants = {"x": x}, {"w": weight, "b": bias}
+    if options["x_layout"] == "NHWC":
+        inputs["x"] = pixels(x)
+    if options["y_layout"] == "NHWC":
+        want, residual = pixels(want), pixels(residual)
+    (inputs if has_residual else constants)["r"] = residual
+    return body.conv_node("x", "w", "b", "r", "y", **attributes), inputs, constants, want
+
+
+def check_conv(seed: int, opset: int = 18, runtimes: tuple[str, ...] = (STOCK, "reference"), **attributes: Any) -> None:
+    node, inputs, constants, want = conv_case(seed, **attributes)
+    model = node_model([node], inputs, constants, opset)
+    for runtime in runtimes:
+        got = run(model, inputs, runtime)
+        assert got.shape == want.shape, runtime
+        assert np.abs(got - want).max() <= CLOSE * np.abs(want).max(), runtime
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("activation", ACTS)
+def test_body_with_every_activation(activation, opset):
+    params = PARAMS.get(activation, ())
+    check_conv(1, opset, activation=activation, activation_params=params, padding=(1, 0, 2, 1))
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("layouts", LAYOUTS, ids=str)
+def test_body_in_every_layout(layouts, opset):
+    x_layout, y_layout = layouts
+    pool = {"pool_kernel": (3, 2), "pool_stride": (2, 2), "pool_padding": (1, 1, 1, 1)}
+    for i, options in enumerate(({}, {"residual": True}, pool, {**pool, "residual": True})):
+        check_conv(i, opset, x_layout=x_layout, y_layout=y_layout, activation="relu", **options)
+
+
+@pytest.mark.parametrize("residual_at", ["before", "after"])
+@pytest.mark.parametrize("activation", ["none", "relu", "hardswish"])
+def test_body_adds_the_residual_before_or_after(activation, residual_at):
+    check_conv(2, activation=activation, residual=True, residual_at=residual_at)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1), (3, 2)], ids=str)
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 3)], ids=str)
+def test_body_hands_the_numbers_on(groups, stride, dilation):
+    check_conv(3, groups=groups, stride=stride, dilation=dilation, padding=(2, 1, 0, 3))
+
+
+@pytest.mark.parametrize("ceil_mode", [0, 1])
+@pytest.mark.parametrize("window", [((2, 2), (2, 2)), ((1, 1), (2, 2)), ((3, 3), (2, 1)), ((3, 3), (2, 2))], ids=str)
+def test_body_pools(window, ceil_mode):
+    kernel, stride = window
+    check_conv(4, activation="relu", pool_kernel=kernel, pool_stride=stride, pool_ceil_mode=ceil_mode)
+
+
+def test_body_rounds_bfloat16_once():
+    node, inputs, constants, want = conv_case(5, ml_dtypes.bfloat16, activation="relu", residual=True)
+    got = run(node_model([node], inputs, constants), inputs, STOCK)
+    assert got.dtype == ml_dtypes.bfloat16
+    np.testing.assert_allclose(got.astype(np.float64), want, rtol=2.0**-8, atol=1e-5)
+
+
+def test_body_leaves_plain_nodes_to_stock_onnx_runtime(tmp_path):
+    """Between neighbors in NHWC no Transpose remains, of the choices by attribute nothing."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.standard_normal((8, 8, 3, 3)).astype(np.float32),
+        "b": np.zeros(8, np.float32),
+        "r": np.zeros((1, 1, 1, 1), np.float32),
+    }
+    values, layouts = ["x", "a", "c", "y"], ["NCHW", "NHWC", "NHWC", "NCHW"]
+    nodes = [
+        body.conv_node(
+            values[i], "w", "b", "r", values[i + 1], activation="relu", x_layout=layouts[i], y_layout=layouts[i + 1]
+        )
+        for i in range(3)
+    ]
+    model = node_model(nodes, {"x": np.zeros((1, 8, 12, 12), np.float32)}, constants)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    op_types = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert op_types == ["FusedConv"] * 3 + ["Cast"]  # the last to the graph output's own name
+
+
+# Pool2d
+
+
+def pool_case(seed: int, dtype: Any = np.float32, **attributes: Any) -> tuple[Any, ...]:
+    rng = np.random.default_rng(seed)
+    options = body.DEFAULTS[body.POOL] | attributes
+    x = (rng.standard_normal((2, 3, 10, 11)) * 40).astype(dtype)
+    x64 = torch.tensor(x.astype(np.float64))
+    sizes = (options["kernel"], options["stride"], options["padding"][:2])
+    if options["kind"] == "max":
+        want = F.max_pool2d(x64, *sizes, ceil_mode=bool(options["ceil_mode"]))
+    else:
+        want = F.avg_pool2d(x64, *sizes, bool(options["ceil_mode"]), bool(options["count_include_pad"]))
+    array = want.numpy()
+    x = pixels(x) if options["x_layout"] == "NHWC" else x
+    array = pixels(array) if options["y_layout"] == "NHWC" else array
+    return body.pool_node("x", "y", **attributes), {"x": x}, {}, array
+
+
+def check_pool(runtimes: tuple[str, ...], opset: int, **attributes: Any) -> None:
+    node, inputs, constants, want = pool_case(6, **attributes)
+    model = node_model([node], inputs, constants, opset)
+    for runtime in runtimes:
+        got = run(model, inputs, runtime)
+        assert got.shape == want.shape and got.dtype == inputs["x"].dtype, runtime
+        assert np.abs(got.astype(np.float64) - want).max() <= CLOSE * np.abs(want).max(), runtime
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("kind", ["max", "average"])
+@pytest.mark.parametrize("layouts", LAYOUTS, ids=str)
+def test_pool_body(kind, layouts, opset):
+    x_layout, y_layout = layouts
+    options = {"kind": kind, "kernel": (3, 3), "x_layout": x_layout, "y_layout": y_layout, "padding": (1, 1, 1, 1)}
+    for stride in ((1, 1), (2, 2)):
+        check_pool((STOCK, "reference"), opset, stride=stride, **options)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("kind", ["max", "average"])
+@pytest.mark.parametrize("count_include_pad", [0, 1])
+@pytest.mark.parametrize(
+    "window", [((3, 3), (2, 2), (1, 1)), ((2, 3), (3, 2), (1, 0)), ((4, 2), (3, 3), (2, 1))], ids=str
+)
+def test_pool_body_in_ceil_mode(window, kind, count_include_pad, opset):
+    """onnx 1.23's reference has other sizes and divisors in ceil_mode, so it is not asked."""
+    kernel, stride, (rows, columns) = window
+    options = {"kernel": kernel, "stride": stride, "padding": (rows, columns, rows, columns)}
+    check_pool((STOCK,), opset, kind=kind, ceil_mode=1, count_include_pad=count_include_pad, **options)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, ml_dtypes.bfloat16], ids=str)
+def test_pool_body_of_other_types(dtype):
+    check_pool((STOCK, "reference"), 18, dtype=dtype, kernel=(2, 2), stride=(2, 2))
+
+
+# What the module declares
+
+
+@pytest.mark.parametrize("op_type", body.INPUTS)
+def test_schema_and_body_agree(op_type):
+    schema = next(schema for schema in body.schemas() if schema.name == op_type)
+    function = body.function_proto(13, op_type=op_type)
+    assert [parameter.name for parameter in schema.inputs] == list(function.input)
+    assert set(schema.attributes) == set(function.attribute) == set(body.DEFAULTS[op_type])
+    assert {imported.domain for imported in function.opset_import} == {""}
+
+
+@pytest.mark.parametrize("opset", [12, 26])
+@pytest.mark.parametrize("op_type", body.INPUTS)
+def test_other_opsets_are_refused(op_type, opset):
+    with pytest.raises(ValueError, match=rf"^function_proto: opset must be from 13 to 25; got {opset}$"):
+        body.function_proto(opset, op_type=op_type)
