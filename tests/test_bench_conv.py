@@ -77,12 +77,12 @@ def test_the_answers_are_right(case: Case) -> None:
 def test_a_layer_counts_its_operations_and_bytes() -> None:
     stem = bench_cases.BENCH[0]
     assert (stem.P, stem.out, stem.taps, stem.rate) == (112, 56, 147, "fma_f32")
-    assert stem.flops == 2 * 64 * 112 * 112 * 147
+    assert stem.flops == 2 * 64 * 3 * (112 * 7 - 3 - 1 - 2) ** 2
     assert stem.bytes == 4 * (3 * 224 * 224 + 64 * 147 + 64 + 64 * 56 * 56)
     inputs, wanted, _ = rooms.prepared(NAME, small(stem))
     assert wanted.shape == (1, 48, small(stem).out, small(stem).out) and inputs["x"].is_contiguous()
     depthwise = Bench(144, 56, 144, 3, 2, 144)
-    assert (depthwise.P, depthwise.taps, depthwise.flops) == (28, 9, 2 * 144 * 28 * 28 * 9)
+    assert (depthwise.P, depthwise.taps, depthwise.flops) == (28, 9, 2 * 144 * (28 * 3 - 1) ** 2)
     residual = Bench(64, 14, 256, 1, dtype="uint8", residual=True)
     assert residual.bytes == 196 * (64 + 256 + 256) + 64 * 256 + 8 * 256 and residual.rate == "int8_dot"
 

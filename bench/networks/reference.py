@@ -53,7 +53,7 @@ def error(values: "Sequence[np.ndarray]", wanted: "Sequence[np.ndarray]") -> flo
 
 
 def evaluate(model: "onnx.ModelProto", arrays: "Sequence[np.ndarray]") -> "tuple[list[np.ndarray], int]":
-    """(outputs in float64, multiplications and additions of Conv and Gemm).
+    """(outputs in float64, multiplications and additions of Conv, taps inside x alone, and Gemm).
 
     raises: KeyError for an operator that these networks do not have.
     """
@@ -78,13 +78,25 @@ def evaluate(model: "onnx.ModelProto", arrays: "Sequence[np.ndarray]") -> "tuple
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         result = OPERATORS[node.op_type](inputs, attributes)
         values[node.output[0]] = result
-        if node.op_type in ("Conv", "Gemm"):  # each output is a sum over one row of the weight
-            flops += 2 * result.numel() * inputs[1][0].numel()
+        flops += 2 * _products(node.op_type, inputs, attributes, result)
         for name in node.input:
             left[name] -= 1
             if left[name] == 0:
                 values.pop(name, None)
     return [values[output.name].numpy() for output in graph.output], flops
+
+
+def _products(op_type: str, inputs: list[Any], attributes: dict[str, Any], result: "Tensor") -> int:
+    """Of Conv those with taps inside x, of Gemm all."""
+    import torch
+
+    if op_type == "Gemm":
+        return result.numel() * int(inputs[1].shape[1])
+    if op_type != "Conv":
+        return 0
+    x, weight = inputs[:2]
+    inside = _conv([torch.ones_like(x[:1, :1]), torch.ones_like(weight[:1, :1])], attributes | {"group": 1}).sum()
+    return x.shape[0] * weight.shape[0] * weight.shape[1] * int(inside)
 
 
 def _conv(inputs: list[Any], attributes: dict[str, Any]) -> "Tensor":

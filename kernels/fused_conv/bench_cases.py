@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from deepseek_fast import _conv
+
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "uint8"
 RATES = {FLOAT32: "fma_f32", BFLOAT16: "bf16_dot", INT8: "int8_dot"}
 POOL = (3, 2, 1)  # window, stride, padding: ResNet's, after its first layer
@@ -86,8 +88,9 @@ class Bench:
 
     @property
     def flops(self) -> int:
-        """A multiplication and an addition per product; taps outside x count."""
-        return 2 * self.F * self.P * self.P * self.taps
+        """A multiplication and an addition per product of a tap inside x."""
+        inside = sum(0 <= p * self.stride - self.R // 2 + r < self.H for p in range(self.P) for r in range(self.R))
+        return 2 * self.F * self.C // self.groups * inside * inside
 
     @property
     def bytes(self) -> int:
@@ -151,14 +154,23 @@ class Bench:
         return x.to(memory_format=torch.channels_last) if self.layout == "pixels" else x
 
     def call(self, inputs: dict[str, Any]) -> Callable[[], torch.Tensor]:
-        """The op as a model runs it, its weight packed: nothing but the call is left."""
+        """The op as a compiled model calls it, its weight packed and its window in numbers, as peers have theirs."""
         from deepseek_fast.kernels.fused_conv import op
 
-        weight = inputs["weight"]
-        packed = op.fused_conv_pack(weight, self.groups)
-        rest = {name: value for name, value in inputs.items() if name != "weight"}
-        call = op.fused_conv_int8_packed if self.dtype == INT8 else op.fused_conv_packed
-        return partial(call, packed=packed, weight_shape=tuple(weight.shape), **rest)
+        x, weight, residual = inputs["x"], inputs["weight"], inputs.get("residual")
+        windows, pool = _conv.windows(
+            self.op, weight.shape, inputs["stride"], inputs["padding"], 1, inputs.get("max_pool")
+        )
+        shape = (list(weight.shape), *windows, self.groups)
+        of_y = (self.activation, [])
+        packed, ops = op.PACK_OP(weight, self.groups), torch.ops.deepseek_fast
+        if self.dtype != INT8:
+            of_x = (x, packed, inputs["bias"])
+            return partial(ops.fused_conv_packed.default, *of_x, *shape, *of_y, residual, "before", pool)
+        scales = [inputs[f"{name}_{part}"] for name in ("x", "y") for part in ("scale", "zero_point")]
+        of_x = (x, packed, *scales[:2], inputs["weight_scale"], *scales[2:], inputs["bias"])
+        of_residual = (residual, inputs.get("residual_scale", 1.0), inputs.get("residual_zero_point", 0), "before")
+        return partial(ops.fused_conv_int8_packed.default, *of_x, *shape, x.dtype, *of_y, *of_residual, pool)
 
 
 # (C, H, F, R, stride, residual, how often): the convolutions of the onnx package's ResNet-50, but for the first. A

@@ -1,4 +1,4 @@
-"""The one table of fused_conv: what is tested.
+"""The one table of fused_conv: what is tested; what is benchmarked is in bench_cases.py.
 
 Tolerance, every float case: ref.bound, |err| <= gamma(K + 2) sum|x||w| + the roundings of what follows + half an ULP of
 a bf16 output, the largest of a pool's window (derived there). It holds for every input, so one failing output in one
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from deepseek_fast import _conv
+from deepseek_fast.kernels.fused_conv.bench_cases import BENCH as BENCH
 
 DTYPES = ("float32", "bfloat16")
 LAYOUTS = ("NCHW", "NHWC")  # the order of memory; shapes are always (N, C, H, W)
