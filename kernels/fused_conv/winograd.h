@@ -150,8 +150,8 @@ void winograd_products(const ConvArgs& args, const WinogradTiles& tiles, const f
       for (int64_t j = 0; j < here; ++j) runs[j] = reinterpret_cast<const char*>(rows + (i + j) * args.C);
       for (int done = 0; done < vectors; done += NV)
         run_conv_tile<ConvTileF32<V, MR>, MR, NV>(
-            int(here), vectors - done < NV ? vectors - done : NV, {runs, 1, 0, args.C}, panel + done * V::LANES * 4,
-            StoreProducts<V>{products + (point * count + i) * PANEL_F + done * V::LANES});
+            int(here), vectors - done < NV ? vectors - done : NV, {runs, 1, 0, args.C, panel, 0},
+            panel + done * V::LANES * 4, StoreProducts<V>{products + (point * count + i) * PANEL_F + done * V::LANES});
       i += here;
     }
   }
