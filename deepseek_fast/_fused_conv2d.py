@@ -18,8 +18,8 @@ class FusedConv2d(PackedLinear):
 
     x: (N, C, H, W) or (C, H, W) of the weight's dtype, float32 or bfloat16; with a weight of three dimensions (N, C, L)
     or (C, L). The arguments are those of deepseek_fast.fused_conv. Trains like nn.Conv2d: where a gradient is asked
-    for, the plain weight is used instead of the packed one. Compiled code cannot see that a weight has changed, so there
-    only a weight with requires_grad=False is used packed.
+    for, the plain weight is used instead of the packed one. Compiled code cannot see that a weight has changed, so
+    there only a weight with requires_grad=False is used packed.
 
     >>> layer = FusedConv2d.from_torch(nn.Conv2d(3, 64, 7, 2, 3), nn.BatchNorm2d(64), activation="relu")
     >>> layer(torch.randn(1, 3, 224, 224)).shape
@@ -39,6 +39,7 @@ class FusedConv2d(PackedLinear):
         activation_params: Sequence[float] = (),
         residual_at: str = "before",
         max_pool: Any = None,
+        algorithm: str = "direct",
     ) -> None:
         super().__init__()
         _linear.check_choice("FusedConv2d", "activation", activation, _conv.ACTIVATIONS)
@@ -46,7 +47,7 @@ class FusedConv2d(PackedLinear):
         self.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.activation, self.activation_params = activation, tuple(activation_params)
-        self.residual_at, self.max_pool = residual_at, max_pool
+        self.residual_at, self.max_pool, self.algorithm = residual_at, max_pool, algorithm
         self._repack()
 
     @classmethod
@@ -56,7 +57,7 @@ class FusedConv2d(PackedLinear):
         """The same layer as conv, sharing its parameters; with bn, conv and then bn.
 
         The running statistics of bn are folded in float64, into a weight of the layer's own.
-        options: activation, activation_params, residual_at and max_pool of fused_conv.
+        options: activation, activation_params, residual_at, max_pool and algorithm of fused_conv.
         """
         name = cls.__name__
         if not isinstance(conv, (nn.Conv1d, nn.Conv2d)):
@@ -80,6 +81,7 @@ class FusedConv2d(PackedLinear):
         needs_grad = _linear.needs_grad(x, self.weight, self.bias, residual)
         may_change = torch.compiler.is_compiling() and self.weight.requires_grad
         if needs_grad or may_change or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
+            options["algorithm"] = self.algorithm
             return fused_conv_op.fused_conv(x, self.weight, self.bias, *window, **options)
         packed = self._current_packed()
         options |= {"weight_shape": self.weight.shape, "channels_last": self._is_channels_last}
@@ -89,7 +91,7 @@ class FusedConv2d(PackedLinear):
         return (self.weight,)
 
     def _pack(self, *plain: Tensor) -> Tensor:
-        return fused_conv_op.PACK_OP(*plain, self.groups)  # type: ignore[no-any-return]
+        return fused_conv_op.PACK_OP(*plain, self.groups, self.algorithm)  # type: ignore[no-any-return]
 
     @property
     def _is_channels_last(self) -> bool:
