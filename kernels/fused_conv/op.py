@@ -111,7 +111,12 @@ def fused_conv_packed(
     window, pool = _conv.windows(op, weight_shape, stride, padding, dilation, max_pool)
     params = _conv.numbers(op, "activation_params", activation_params)
     options = (list(weight_shape), *window, groups, activation, params)
-    return _call(_PACKED_OP, x, packed, bias, *options, residual, residual_at, pool, channels_last)
+    return call_packed(x, packed, bias, *options, residual, residual_at, pool, channels_last)
+
+
+def call_packed(x: Tensor, packed: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    """The packed operator with options in its own numbers."""
+    return _call(_PACKED_OP, x, packed, bias, *options)  # type: ignore[no-any-return]
 
 
 def fused_conv_int8(

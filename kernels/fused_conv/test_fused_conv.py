@@ -259,7 +259,8 @@ def test_winograd_s_bits_depend_neither_on_threads_nor_on_the_layout(num_threads
 
 
 def test_it_takes_the_place_of_a_network_s_layers() -> None:
-    conv, norm = torch.nn.Conv2d(3, 20, 7, 2, 3), torch.nn.BatchNorm2d(20).eval()
+    conv = torch.nn.Conv2d(3, 20, 7, 2, 3)
+    norm: Any = torch.nn.BatchNorm2d(20).eval()
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.5, 2)
     x = torch.randn(2, 3, 33, 31)

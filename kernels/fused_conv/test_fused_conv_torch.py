@@ -65,7 +65,7 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "average": (op._POOL_OP, (PIXELS[0], POOL, "average", False)),
     "max of nothing": (op._POOL_OP, (X[:0], POOL)),
 }
-PACKS = {
+PACKS: dict[str, tuple[Any, ...]] = {
     "tiles": (WEIGHT, 1),
     "few to a group": (WEIGHT, 2),
     "panels of groups": (numbers(40, 5, 3, 3), 2),
@@ -314,7 +314,7 @@ def test_numpy_arrays_are_not_copied_and_the_result_follows_x(layout: str) -> No
 
 # --- nn.FusedConv2d ---------------------------------------------------------------------------------------------------
 
-LAYERS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...], dict[str, Any]]] = {
+LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...], dict[str, Any]]] = {
     "conv": (lambda: torch.nn.Conv2d(6, 10, 3, padding=1), (2, 6, 9, 8), {}),
     "stem": (lambda: torch.nn.Conv2d(3, 20, 7, 2, 3, bias=False), (2, 3, 19, 21), {"max_pool": (3, 2, 1)}),
     "depthwise": (lambda: torch.nn.Conv2d(6, 6, 3, padding="same", groups=6), (2, 6, 9, 8), {"activation": "silu"}),
