@@ -40,18 +40,22 @@ def fused_conv(
     residual: Any = None,
     residual_at: str = "before",
     max_pool: Any = None,
+    algorithm: str = "direct",
 ) -> Any:
     """deepseek_fast.fused_conv; x is (N, C, H, W) in any memory order, which the result's follows."""
     op = "fused_conv"
     window, pool = _conv.windows(op, getattr(weight, "shape", ()), stride, padding, dilation, max_pool)
     params = _options(op, activation, activation_params, residual_at, groups)
-    return _native.fused_conv(x, weight, bias, *window, groups, activation, params, residual, residual_at, pool)
+    _conv.check_name(op, "algorithm", algorithm)
+    options = (*window, groups, activation, params, residual, residual_at, pool, algorithm)
+    return _native.fused_conv(x, weight, bias, *options)
 
 
-def fused_conv_pack(weight: Any, groups: int = 1) -> Any:
+def fused_conv_pack(weight: Any, groups: int = 1, *, algorithm: str = "direct") -> Any:
     """deepseek_fast.fused_conv_pack."""
     _conv.check_integer("fused_conv_pack", "groups", groups)
-    return _native.fused_conv_pack(weight, groups)
+    _conv.check_name("fused_conv_pack", "algorithm", algorithm)
+    return _native.fused_conv_pack(weight, groups, algorithm)
 
 
 def fused_conv_packed(

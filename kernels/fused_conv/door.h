@@ -19,6 +19,7 @@ struct ConvOptions {
   std::string residual_at;
   std::vector<int64_t> max_pool;      // none, or kernel, stride, padding, ceil_mode: 9 numbers
   std::vector<int64_t> weight_shape;  // of a packed weight
+  std::string algorithm = "direct";   // of a plain one
 };
 
 struct ConvQuantization {
@@ -55,6 +56,7 @@ class ConvRequest {
     const std::vector<int64_t>& pad = options_.padding;
     call.padding = {pad[0], pad[1], pad[2], pad[3]};
     call.groups = options_.groups;
+    call.algorithm = options_.algorithm.c_str();
     call.activation = options_.activation.c_str();
     call.params = params_.data();
     call.num_params = int64_t(params_.size());
@@ -172,7 +174,7 @@ void run_conv(const Context* context, const ConvCall& call, ConvArgs* args, cons
   Memory packed;
   if (!call.weight_is_packed) {
     const fused_conv::View4 full = fused_conv::view4(call.weight, spatial_of(call));
-    const ConvWeight weight{fused_conv::view_of(full, call.weight), call.groups};
+    const ConvWeight weight{fused_conv::view_of(full, call.weight), call.groups, call.algorithm};
     packed = Memory(call.op, dsf_fused_conv_packed_bytes(&weight));
     dsf_fused_conv_pack(context, &weight, packed.data());
     args->packed = packed.data();

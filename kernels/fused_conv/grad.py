@@ -32,12 +32,13 @@ class FusedConv(torch.autograd.Function):
         residual: Tensor | None,
         residual_at: str,
         max_pool: Any,
+        algorithm: str,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, bias, residual)
         ctx.window = (stride, padding, dilation, groups)
         ctx.rest = (activation, params, residual_at, max_pool)
         after = (activation, params, residual, residual_at, max_pool)
-        return _OP(x, weight, bias, stride, padding, dilation, groups, *after)  # type: ignore[no-any-return]
+        return _OP(x, weight, bias, stride, padding, dilation, groups, *after, algorithm)  # type: ignore[no-any-return]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -57,7 +58,7 @@ class FusedConv(torch.autograd.Function):
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2])
         grads = _conv_backward(needs, grad_z, x, weight, *ctx.window)
         grad_residual = None if residual is None else grad_z if residual_at == "before" else grad_a
-        return (*grads, *[None] * 6, grad_residual, None, None)
+        return (*grads, *[None] * 6, grad_residual, None, None, None)
 
 
 class Pool(torch.autograd.Function):

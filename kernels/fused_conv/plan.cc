@@ -36,7 +36,9 @@ Range conv_rows(const ConvArgs& args, Range out) {
   const Window& pool = args.pool;
   const int64_t begin = out.begin * pool.stride.h - pool.padding.top;
   const int64_t end = (out.end - 1) * pool.stride.h - pool.padding.top + (pool.kernel.h - 1) * pool.dilation.h + 1;
-  return {most(0, begin), least(args.P, end)};
+  if (!args.winograd) return {most(0, begin), least(args.P, end)};
+  // Whole tiles at places of their own, or the bits would depend on the cut.
+  return {most(0, begin) / WINOGRAD_OUT * WINOGRAD_OUT, least(args.P, round_up(least(args.P, end), WINOGRAD_OUT))};
 }
 
 Range x_rows(const ConvArgs& args, Range p) {
@@ -85,7 +87,9 @@ Plan plan_of(const Context& context, const ConvArgs& args) {
 
   const Range p = conv_rows(args, {0, plan.chunk_rows});
   const int64_t kernel_rows = pools ? (args.pool.kernel.h - 1) * args.pool.dilation.h + 1 : 1;
-  const int64_t p_rows = least(args.P, most(p.end - p.begin, (plan.chunk_rows - 1) * rows_a_row + kernel_rows));
+  const int64_t beside = pools && args.winograd ? 2 * (WINOGRAD_OUT - 1) : 0;  // what whole tiles have beside these
+  const int64_t rows_of_chunk = (plan.chunk_rows - 1) * rows_a_row + kernel_rows + beside;
+  const int64_t p_rows = least(args.P, most(p.end - p.begin, rows_of_chunk));
   const int64_t h_rows = least(args.H, (p_rows - 1) * args.stride.h + (args.R - 1) * args.dilation.h + 1);
   if (plan.copies_x) plan.x_bytes = round_up(h_rows * x_row, CACHE_LINE);
   if (plan.copies_residual) plan.residual_bytes = round_up(p_rows * args.Q * args.F * y_value, CACHE_LINE);

@@ -62,18 +62,18 @@ py::array run(ConvRequest* request, const ConvArrays& arrays, const py::object& 
 
 ConvOptions options_of(Numbers stride, Numbers padding, Numbers dilation, int64_t groups, const std::string& activation,
                        std::vector<double> params, const std::string& residual_at, Numbers max_pool,
-                       Numbers weight_shape = {}) {
-  return {std::move(stride), std::move(padding),  std::move(dilation),    groups, activation, std::move(params),
-          residual_at,       std::move(max_pool), std::move(weight_shape)};
+                       Numbers weight_shape = {}, const std::string& algorithm = "direct") {
+  return {std::move(stride), std::move(padding),  std::move(dilation),     groups,   activation, std::move(params),
+          residual_at,       std::move(max_pool), std::move(weight_shape), algorithm};
 }
 
 py::array fused_conv(const py::object& x, const py::object& weight, const py::object& bias, Numbers stride,
                      Numbers padding, Numbers dilation, int64_t groups, const std::string& activation,
                      std::vector<double> params, const py::object& residual, const std::string& residual_at,
-                     Numbers max_pool) {
+                     Numbers max_pool, const std::string& algorithm) {
   ConvRequest request("fused_conv", false,
                       options_of(std::move(stride), std::move(padding), std::move(dilation), groups, activation,
-                                 std::move(params), residual_at, std::move(max_pool)),
+                                 std::move(params), residual_at, std::move(max_pool), {}, algorithm),
                       raise);
   return run(&request, {x, weight, bias, residual, py::none()}, py::none());
 }
@@ -89,15 +89,15 @@ py::array fused_conv_packed(const py::object& x, const py::object& packed, const
   return run(&request, {x, packed, bias, residual, py::none()}, py::none());
 }
 
-py::array fused_conv_pack(const py::object& weight_array, int64_t groups) {
+py::array fused_conv_pack(const py::object& weight_array, int64_t groups, const std::string& algorithm) {
   Operand weight("fused_conv_pack", "weight", weight_array);
   present(weight);
   if (!weight.whole) weight.make_rows();
-  const ConvWeight given{weight.view, groups};
+  const ConvWeight given{weight.view, groups, algorithm.c_str()};
   Problem problem;
   if (!dsf_fused_conv_pack_check(&given, &problem)) raise(problem);
   const fused_conv::View4 full = fused_conv::view4(weight.view, weight.view.ndim - 2);
-  const ConvWeight plain{fused_conv::view_of(full, weight.view), groups};
+  const ConvWeight plain{fused_conv::view_of(full, weight.view), groups, algorithm.c_str()};
   const py::array packed(py::dtype("uint8"), Numbers{dsf_fused_conv_packed_bytes(&plain)});
   const py::gil_scoped_release unlocked;
   Context context{};

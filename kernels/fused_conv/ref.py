@@ -33,6 +33,7 @@ def fused_conv_ref(
     residual: Tensor | None = None,
     residual_at: str = "before",
     max_pool: Any = None,
+    algorithm: str = "direct",
 ) -> Tensor:
     """y in float64, not rounded to x's dtype."""
     z = conv(x.double(), weight.double(), stride, padding, dilation, groups)
@@ -155,6 +156,7 @@ def bound(
     residual: Tensor | None = None,
     residual_at: str = "before",
     max_pool: Any = None,
+    algorithm: str = "direct",
 ) -> Tensor:
     """Largest |kernel - fused_conv_ref| per output, float64; inf where f32 sums may overflow on the way.
 
@@ -162,7 +164,9 @@ def bound(
     own; of values that are each within their bounds the largest is within the largest bound.
     """
     window = (stride, padding, dilation, groups)
-    z, error = conv(x.double(), weight.double(), *window), conv_bound(x, weight, *window)
+    z = conv(x.double(), weight.double(), *window)
+    of_sums = winograd_bound if algorithm == "winograd" else conv_bound
+    error = of_sums(x, weight, *window)
     if bias is not None:
         z = z + bias.double().reshape(-1, *[1] * (weight.dim() - 2))
         error = error + U * (z.abs() + error)
@@ -195,6 +199,42 @@ def conv_bound(x: Tensor, weight: Tensor, *window: Any) -> Tensor:
         factors = conv(x_abs, ones, *window) + weight_abs.flatten(1).sum(1).reshape(-1, *[1] * (weight.dim() - 2))
         error = error + F32_MIN_NORMAL * (factors + K)
     return torch.where(magnitude + error > F32_MAX, math.inf, error)
+
+
+# F(4x4, 3x3) at the points 0, 1, -1, 2, -2 and infinity, of d (6x6) of x and g (3x3): A^T (B^T d B * G g G^T) A.
+_B_T = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+_G = ((6, 0, 0), (-4, -4, -4), (-4, 4, -4), (1, 2, 4), (1, -2, 4), (0, 0, 24))  # over 24
+_A_T = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+
+
+def winograd_bound(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
+    """|A^T| ((C + 24) u sum over c of (|G||g||G^T|) (|B^T||d||B|)) |A|, as winograd.h derives it.
+
+    Tiles begin at every fourth column, and at any row: before a pool they follow the rows that are worked on at a time.
+    """
+    _, (top, left, *_), _ = _conv.window("ref", (3, 3), stride, padding, dilation)
+    C, out = x.shape[-3], conv(x.double(), weight.double(), stride, padding, dilation, groups)
+    P, Q = out.shape[-2:]
+    b_t, g_m, a_t = (torch.tensor(m).double().abs() for m in (_B_T, _G, _A_T))
+    u = torch.einsum("ir,fcrs,js->fcij", g_m / 24, weight.double().abs(), g_m / 24)
+    columns, rows = (Q + 3) // 4, (P + 6) // 4
+    worst = torch.zeros_like(out)
+    for before in range(4):  # rows of the first tile that lie above y
+        sides = (left, columns * 4 + 2 - x.shape[-1] - left, top + before, rows * 4 + 2 - x.shape[-2] - top - before)
+        tiles = F.pad(x.double().abs(), sides).unfold(-2, 6, 4).unfold(-2, 6, 4)
+        v = torch.einsum("ih,...chw,jw->...cij", b_t, tiles.movedim(-5, -3), b_t)
+        sums = torch.einsum("...cij,fcij->...fij", v, u) * (C + 24) * U
+        values = torch.einsum("pi,...fij,qj->...fpq", a_t, sums, a_t)  # (..., rows, columns, F, 4, 4)
+        whole = values.movedim(-3, -5).transpose(-3, -2).flatten(-2).flatten(-3, -2)
+        worst = torch.maximum(worst, whole[..., before : before + P, :Q])
+    return worst + 9 * C * F32_MIN_SUBNORMAL * 2**12
 
 
 def activation_bound(z: Tensor, error: Tensor, activation: str, activation_params: Any = ()) -> Tensor:

@@ -21,7 +21,7 @@ from deepseek_fast.kernels.fused_conv.cases import (
     Case,
     laid_out,
 )
-from deepseek_fast.kernels.fused_conv.ref import U, fused_conv_ref, pool2d_bound, pool2d_ref
+from deepseek_fast.kernels.fused_conv.ref import _A_T, _B_T, _G, U, fused_conv_ref, pool2d_bound, pool2d_ref
 from tests.conv_doors import CONV_DOORS, assert_close, assert_same, call, prepared, prepared_int8
 from tests.oracle import assert_equal
 
@@ -238,8 +238,29 @@ def test_an_activation_keeps_nan(activation: str, isa: str) -> None:
     assert y.isnan().all()
 
 
+def test_the_matrices_of_winograd_s_bound_are_those_of_the_algorithm() -> None:
+    x, weight = torch.randn(6, 6).double(), torch.randn(3, 3).double()
+    b_t, g, a_t = (torch.tensor(m).double() for m in (_B_T, _G, _A_T))
+    got = a_t @ ((b_t @ x @ b_t.T) * (g @ weight @ g.T / 24**2)) @ a_t.T
+    torch.testing.assert_close(got, F.conv2d(x[None, None], weight[None, None])[0, 0], rtol=1e-12, atol=1e-12)
+
+
+def test_winograd_s_bits_depend_neither_on_threads_nor_on_the_layout(num_threads: Any) -> None:
+    for pool in (None, (3, 2, 1), (2, 3, 0, True)):
+        case = Case((2, 20, 30, 22), 40, (3, 3), padding=1, max_pool=pool, algorithm="winograd", residual="after")
+        inputs = case.inputs(torch.Generator().manual_seed(3))
+        num_threads(1)
+        want = deepseek_fast.fused_conv(**inputs)
+        for threads in (1, 2, 3, 7):
+            num_threads(threads)
+            for layout in LAYOUTS:
+                got = deepseek_fast.fused_conv(**inputs | {"x": laid_out(inputs["x"], layout)})
+                assert_same(got, want, f"{threads} threads, {layout}")
+
+
 def test_it_takes_the_place_of_a_network_s_layers() -> None:
-    conv, norm = torch.nn.Conv2d(3, 20, 7, 2, 3), torch.nn.BatchNorm2d(20).eval()
+    conv = torch.nn.Conv2d(3, 20, 7, 2, 3)
+    norm: Any = torch.nn.BatchNorm2d(20).eval()
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.5, 2)
     x = torch.randn(2, 3, 33, 31)

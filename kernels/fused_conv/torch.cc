@@ -35,7 +35,7 @@ Tensor run(ConvRequest* request, const ConvTensors& tensors, ScalarType y_dtype,
 
 Tensor fused_conv(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, Numbers stride, Numbers padding,
                   Numbers dilation, int64_t groups, std::string activation, std::vector<double> activation_params,
-                  const MaybeTensor& residual, std::string residual_at, Numbers max_pool) {
+                  const MaybeTensor& residual, std::string residual_at, Numbers max_pool, std::string algorithm) {
   ConvRequest request("fused_conv", false,
                       {std::move(stride),
                        std::move(padding),
@@ -45,7 +45,8 @@ Tensor fused_conv(const Tensor& x, const Tensor& weight, const MaybeTensor& bias
                        std::move(activation_params),
                        std::move(residual_at),
                        std::move(max_pool),
-                       {}},
+                       {},
+                       std::move(algorithm)},
                       raise);
   return run(&request, {x, weight, bias, residual, std::nullopt}, x.scalar_type());
 }
@@ -62,13 +63,13 @@ Tensor fused_conv_packed(const Tensor& x, const Tensor& packed, const MaybeTenso
   return run(&request, {x, packed, bias, residual, std::nullopt}, x.scalar_type(), channels_last);
 }
 
-Tensor fused_conv_pack(const Tensor& weight_tensor, int64_t groups) {
+Tensor fused_conv_pack(const Tensor& weight_tensor, int64_t groups, std::string algorithm) {
   const Operand weight("fused_conv_pack", "weight", weight_tensor);
-  const ConvWeight given{weight.view, groups};
+  const ConvWeight given{weight.view, groups, algorithm.c_str()};
   Problem problem;
   if (!dsf_fused_conv_pack_check(&given, &problem)) raise(problem);
   const fused_conv::View4 full = fused_conv::view4(weight.view, weight.view.ndim - 2);
-  const ConvWeight plain{fused_conv::view_of(full, weight.view), groups};
+  const ConvWeight plain{fused_conv::view_of(full, weight.view), groups, algorithm.c_str()};
   const Tensor packed = new_tensor({dsf_fused_conv_packed_bytes(&plain)}, ScalarType::Byte);
   const CallContext context;
   dsf_fused_conv_pack(context.get(), &plain, packed.mutable_data_ptr());
@@ -144,12 +145,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(deepseek_fast, library) {
   library.def(
       "fused_conv(Tensor x, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt "
       "groups, str activation=\"none\", float[] activation_params=[], Tensor? residual=None, str "
-      "residual_at=\"before\", SymInt[] max_pool=[]) -> Tensor");
+      "residual_at=\"before\", SymInt[] max_pool=[], str algorithm=\"direct\") -> Tensor");
   library.def(
       "fused_conv_packed(Tensor x, Tensor packed, Tensor? bias, SymInt[] weight_shape, SymInt[] stride, SymInt[] "
       "padding, SymInt[] dilation, SymInt groups, str activation=\"none\", float[] activation_params=[], Tensor? "
       "residual=None, str residual_at=\"before\", SymInt[] max_pool=[], bool channels_last=False) -> Tensor");
-  library.def("fused_conv_pack(Tensor weight, SymInt groups=1) -> Tensor");
+  library.def("fused_conv_pack(Tensor weight, SymInt groups=1, str algorithm=\"direct\") -> Tensor");
   library.def(
       "fused_conv_int8(Tensor x, Tensor weight, float x_scale, int x_zero_point, Tensor weight_scale, float y_scale, "
       "int y_zero_point, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, ScalarType "
