@@ -67,6 +67,10 @@ bench-baseline: bench ## `make bench`, kept as this CPU's baseline, and the READ
 	  --networks build/networks.json --write
 	$(BIN)/python -m bench.readme
 
+.PHONY: openvino
+openvino: build ## OpenVINO in a folder of its own, as a competitor of `python -m bench.networks`
+	@$(LOCKED) build/openvino.stamp
+
 .PHONY: bench-peers peers
 peers: build
 	@$(LOCKED) $(PEERS)/package.stamp
@@ -146,6 +150,11 @@ $(EMULATED)/aarch64/build.ninja: $(VENV)/deps.stamp CMakeLists.txt
 	touch $@
 $(EMULATED)/amx_model/build.ninja: $(VENV)/deps.stamp CMakeLists.txt
 	@$(call run,amx-model,$(CORE) -D DSF_EMULATE_AMX=ON && $(BIN)/cmake --build $(@D))
+	touch $@
+
+build/openvino.stamp: $(VENV)/deps.stamp bench/peers.txt
+	@rm -rf build/openvino
+	$(call run,openvino,$(BIN)/python -m pip install --no-deps --target build/openvino $$(grep '^openvino==' bench/peers.txt))
 	touch $@
 
 # The optional competitors have an environment of their own, with a wheel of this package: none of them can reach .venv.

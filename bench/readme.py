@@ -1,6 +1,7 @@
 """Fills the tables of the READMEs from a committed baseline: `python -m bench.readme`, with --check only compares.
 
-A table stands between `<!-- bench/baseline/FILE.json NAME -->` and `<!-- end -->`; NAME: `demo`, `networks` or a room.
+A table stands between `<!-- bench/baseline/FILE.json NAME -->` and `<!-- end -->`; NAME: `demo`, `networks`,
+`light` (the convolutional networks of that run) or a room.
 """
 
 import argparse
@@ -11,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.networks import light_table
 from bench.networks.table import LEGEND, table
+from deepseek_fast.bench import means
 from deepseek_fast.bench.report import fairest, is_cast
 from deepseek_fast.cli import output
 
@@ -40,8 +43,13 @@ def filled(path: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         run = json.loads((ROOT / match[2]).read_text())
-        parts: dict[str, Callable[[Any], str]] = {"demo": demo_table, "networks": networks_table}
-        body = parts[match[3]](run[match[3]]) if match[3] in parts else room_table(run, match[3])
+        parts: dict[str, tuple[str, Callable[[Any], str]]] = {
+            "demo": ("demo", demo_table),
+            "networks": ("networks", networks_table),
+            "light": ("networks", light_networks_table),
+        }
+        key, part = parts.get(match[3], ("", None))
+        body = part(run[key]) if part else room_table(run, match[3])
         return match[1] + body + match[4]
 
     return BLOCK.sub(block, path.read_text())
@@ -62,13 +70,18 @@ def networks_table(data: dict[str, Any]) -> str:
     return table(data) + "\n\n" + LEGEND + "\n\n" + _machine(data["machine"])
 
 
+def light_networks_table(data: dict[str, Any]) -> str:
+    return light_table.table(data) + "\n\n" + light_table.LEGEND + "\n\n" + _machine(data["machine"])
+
+
 def room_table(run: dict[str, Any], room: str) -> str:
     found = [row for row in run["rows"] if row["room"] == room and row["best_level"] and row["threads"] == 1]
     shown = [(row, best) for row in found if (best := fairest(row)) or is_cast(row)]  # a cast's kernel has no peer
     if any(is_cast(row) for row, _ in shown):
         header: tuple[str, ...] = ("case", "us", "G elements/s", "GB/s", "of copy", "x peer", "fastest peer")
     else:
-        header = ("M x N x K, dtype, scheme, activation", "us", "G/s", "of ceiling", "x peer", "fastest peer")
+        first = next((row["id_means"] for row, _ in shown if "id_means" in row), "M x N x K, dtype, scheme, activation")
+        header = (first, "us", "G/s", "of ceiling", "x peer", "fastest peer")
     lines = [
         (
             row["case"],
@@ -78,7 +91,8 @@ def room_table(run: dict[str, Any], room: str) -> str:
         )
         for row, best in shown
     ]
-    return output.table(header, lines) + "\n\n" + _machine(run["machine"])
+    tables = [output.table(header, lines), means.table([row for row, _ in shown])]
+    return "\n\n".join([*filter(None, tables), _machine(run["machine"])])
 
 
 def _rates(row: dict[str, Any]) -> tuple[str, ...]:

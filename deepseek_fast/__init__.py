@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     )
     from deepseek_fast.kernels.fp8_matmul.op import fp8_matmul, fp8_quantize_weight
     from deepseek_fast.kernels.fp8_matmul.scaled_mm import fp8_scaled_mm
+    from deepseek_fast.kernels.fused_conv.op import (
+        fused_conv,
+        fused_conv_int8,
+        fused_conv_pack,
+        fused_conv_packed,
+        pool2d,
+    )
     from deepseek_fast.kernels.fused_matmul.op import fused_matmul
     from deepseek_fast.kernels.int4_matmul.op import int4_matmul, int4_quantize_weight
     from deepseek_fast.kernels.int8_matmul.op import int8_matmul, int8_quantize_weight
@@ -35,6 +42,10 @@ _HOMES = {
     "fp8_matmul": "deepseek_fast.kernels.fp8_matmul.op",
     "fp8_quantize_weight": "deepseek_fast.kernels.fp8_matmul.op",
     "fp8_scaled_mm": "deepseek_fast.kernels.fp8_matmul.scaled_mm",
+    "fused_conv": "deepseek_fast.kernels.fused_conv.op",
+    "fused_conv_int8": "deepseek_fast.kernels.fused_conv.op",
+    "fused_conv_pack": "deepseek_fast.kernels.fused_conv.op",
+    "fused_conv_packed": "deepseek_fast.kernels.fused_conv.op",
     "fused_matmul": "deepseek_fast.kernels.fused_matmul.op",
     "int4_matmul": "deepseek_fast.kernels.int4_matmul.op",
     "int4_quantize_weight": "deepseek_fast.kernels.int4_matmul.op",
@@ -42,6 +53,7 @@ _HOMES = {
     "int8_matmul": "deepseek_fast.kernels.int8_matmul.op",
     "int8_quantize_weight": "deepseek_fast.kernels.int8_matmul.op",
     "isa": "deepseek_fast._load",
+    "pool2d": "deepseek_fast.kernels.fused_conv.op",
     "rms_norm_cast": "deepseek_fast.kernels.fp8_cast.op",
     "set_max_isa": "deepseek_fast._load",
     "silu_mul_cast": "deepseek_fast.kernels.fp8_cast.op",
@@ -59,6 +71,10 @@ __all__ = [
     "fp8_matmul",
     "fp8_quantize_weight",
     "fp8_scaled_mm",
+    "fused_conv",
+    "fused_conv_int8",
+    "fused_conv_pack",
+    "fused_conv_packed",
     "fused_matmul",
     "importers",
     "int4_matmul",
@@ -71,6 +87,7 @@ __all__ = [
     "numpy",
     "onnx",
     "ort",
+    "pool2d",
     "quantization",
     "rms_norm_cast",
     "set_max_isa",

@@ -15,6 +15,7 @@ PADDING = {
     1: "be 'same', 'valid', an integer or (left, right)",
     2: "be 'same', 'valid', an integer, (rows, columns) or (top, left, bottom, right)",
 }
+POOL_ARGS = ("kernel", "stride", "padding", "ceil_mode")
 POOL = "be (kernel, stride, padding, ceil_mode) or the first of them"
 
 
@@ -37,6 +38,14 @@ def window(
     return steps, [*before, *(t - b for t, b in zip(total, before, strict=True))], spread
 
 
+def windows(
+    op: str, weight_shape: Sequence[Any], stride: Any, padding: Any, dilation: Any, max_pool: Any
+) -> tuple[tuple[list[Any], list[Any], list[Any]], list[Any]]:
+    """window() and pool(). A weight of neither 3 nor 4 dimensions is the compiled check's to refuse."""
+    kernel = weight_shape[2:] if len(weight_shape) in (3, 4) else (1, 1)
+    return window(op, kernel, stride, padding, dilation), pool(op, len(kernel), max_pool)
+
+
 def pool(op: str, spatial: int, max_pool: Any) -> list[Any]:
     """[] where nothing is pooled, else [kernel, stride, padding, ceil_mode] in nine numbers."""
     if max_pool is None:
@@ -45,7 +54,7 @@ def pool(op: str, spatial: int, max_pool: Any) -> list[Any]:
         max_pool = (max_pool,)
     if not isinstance(max_pool, (tuple, list)) or not 1 <= len(max_pool) <= 4:
         _refuse(op, "max_pool", POOL, max_pool)
-    kernel, stride, padding, ceil_mode = (*max_pool, *(None, 0, False)[len(max_pool) - 1 :])
+    kernel, stride, padding, ceil_mode = list(max_pool) + [None, 0, False][len(max_pool) - 1 :]
     return pool_window(op, ("max_pool",) * 4, spatial, kernel, stride, padding, ceil_mode)
 
 
@@ -64,8 +73,8 @@ def numbers(op: str, arg: str, values: Any) -> list[float]:
     """activation_params: floats."""
     if not isinstance(values, (tuple, list)):
         values = (values,)
-    if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in values):
-        _refuse(op, arg, "be numbers", values)
+    for value in values:
+        check_number(op, arg, value)
     return [float(value) for value in values]
 
 
@@ -87,6 +96,35 @@ def sides(op: str, arg: str, value: Any, spatial: int) -> list[Any]:
     if len(found) == spatial:
         found = found * 2
     return [0, found[0], 0, found[1]] if spatial == 1 else found
+
+
+def check_options(op: str, activation: Any, residual_at: Any, groups: Any) -> None:
+    check_name(op, "activation", activation)
+    check_name(op, "residual_at", residual_at)
+    check_integer(op, "groups", groups)
+
+
+def check_quantization(op: str, scales: dict[str, Any], zero_points: dict[str, Any]) -> None:
+    """Numbers where numbers belong; their ranges are the compiled check's."""
+    for arg, value in scales.items():
+        check_number(op, arg, value)
+    for arg, value in zero_points.items():
+        check_integer(op, arg, value)
+
+
+def check_name(op: str, arg: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{op}: {arg} must be a name; got {value!r}")
+
+
+def check_integer(op: str, arg: str, value: Any) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{op}: {arg} must be an integer; got {value!r}")
+
+
+def check_number(op: str, arg: str, value: Any) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{op}: {arg} must be a number; got {value!r}")
 
 
 def _integers(value: Any) -> list[Any] | None:

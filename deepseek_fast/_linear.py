@@ -105,14 +105,18 @@ def new_output(x: Tensor, out_features: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-def autocast(value: Any) -> Any:
-    """value as autocast on the CPU has it: a tensor of float32, bfloat16 or float16 in autocast's dtype."""
+def autocast(value: Any, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Any:
+    """value as autocast on the CPU has it: a tensor of float32, bfloat16 or float16 in autocast's dtype.
+
+    Where that is none of dtypes it becomes float32.
+    """
     is_float = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-    return value.to(torch.get_autocast_dtype("cpu")) if is_float else value
+    dtype = torch.get_autocast_dtype("cpu")
+    return value.to(dtype if dtype in dtypes else torch.float32) if is_float else value
 
 
-def register_autocast(name: str, keep: tuple[str, ...] = ()) -> None:
-    """Under autocast on the CPU the op runs in autocast's dtype, bfloat16 or float16, but for the arguments in keep.
+def register_autocast(name: str, keep: tuple[str, ...] = (), dtypes: tuple[torch.dtype, ...] = DTYPES) -> None:
+    """Under autocast on the CPU the op runs in autocast's dtype, where that is one of dtypes, but for what is in keep.
 
     By hand, because torch.library.register_autocast takes no keyword-only arguments (torch 2.13).
     """
@@ -120,7 +124,7 @@ def register_autocast(name: str, keep: tuple[str, ...] = ()) -> None:
     args = [arg.name for arg in op._schema.arguments]
 
     def cast(arg: str, value: Any) -> Any:
-        return value if arg in keep else autocast(value)
+        return value if arg in keep else autocast(value, dtypes)
 
     def run(*values: Any, **named: Any) -> Any:
         in_order = [cast(arg, value) for arg, value in zip(args, values, strict=False)]

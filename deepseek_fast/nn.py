@@ -4,13 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from deepseek_fast import _linear
+from deepseek_fast._fused_conv2d import FusedConv2d
 from deepseek_fast._packed_linear import PackedLinear, QuantizedLinear, check_linear
 from deepseek_fast.kernels.fp8_matmul import op as fp8_matmul_op
 from deepseek_fast.kernels.fused_matmul import op as fused_matmul_op
 from deepseek_fast.kernels.int4_matmul import op as int4_matmul_op
 from deepseek_fast.kernels.int8_matmul import op as int8_matmul_op
 
-__all__ = ["Fp8Linear", "FusedLinear", "Int4Linear", "Int8Linear", "gate_and_up"]
+__all__ = ["Fp8Linear", "FusedConv2d", "FusedLinear", "Int4Linear", "Int8Linear", "gate_and_up"]
 
 
 def gate_and_up(gate: nn.Linear, up: nn.Linear) -> nn.Linear:

@@ -4,7 +4,10 @@ bfloat16 and float8 arrays are those of ml_dtypes. Arguments, results and errors
 name in deepseek_fast, with arrays for tensors.
 """
 
-from deepseek_fast import _load
+from collections.abc import Sequence
+from typing import Any
+
+from deepseek_fast import _conv, _load
 
 _native = _load.native()
 fp8_amax = _native.fp8_amax
@@ -22,6 +25,117 @@ int8_quantize_weight = _native.int8_quantize_weight
 rms_norm_cast = _native.rms_norm_cast
 silu_mul_cast = _native.silu_mul_cast
 
+
+def fused_conv(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    activation: str = "none",
+    activation_params: Sequence[float] = (),
+    residual: Any = None,
+    residual_at: str = "before",
+    max_pool: Any = None,
+) -> Any:
+    """deepseek_fast.fused_conv; x is (N, C, H, W) in any memory order, which the result's follows."""
+    op = "fused_conv"
+    window, pool = _conv.windows(op, getattr(weight, "shape", ()), stride, padding, dilation, max_pool)
+    params = _options(op, activation, activation_params, residual_at, groups)
+    return _native.fused_conv(x, weight, bias, *window, groups, activation, params, residual, residual_at, pool)
+
+
+def fused_conv_pack(weight: Any, groups: int = 1) -> Any:
+    """deepseek_fast.fused_conv_pack."""
+    _conv.check_integer("fused_conv_pack", "groups", groups)
+    return _native.fused_conv_pack(weight, groups)
+
+
+def fused_conv_packed(
+    x: Any,
+    packed: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    weight_shape: Sequence[int],
+    activation: str = "none",
+    activation_params: Sequence[float] = (),
+    residual: Any = None,
+    residual_at: str = "before",
+    max_pool: Any = None,
+) -> Any:
+    """fused_conv with a weight of weight_shape that fused_conv_pack packed."""
+    op = "fused_conv_packed"
+    window, pool = _conv.windows(op, weight_shape, stride, padding, dilation, max_pool)
+    params = _options(op, activation, activation_params, residual_at, groups)
+    options = (list(weight_shape), *window, groups, activation, params)
+    return _native.fused_conv_packed(x, packed, bias, *options, residual, residual_at, pool)
+
+
+def fused_conv_int8(
+    x: Any,
+    weight: Any,
+    x_scale: float,
+    x_zero_point: int,
+    weight_scale: Any,
+    y_scale: float,
+    y_zero_point: int,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    activation: str = "none",
+    activation_params: Sequence[float] = (),
+    residual: Any = None,
+    residual_scale: float = 1.0,
+    residual_zero_point: int = 0,
+    residual_at: str = "before",
+    max_pool: Any = None,
+    out_dtype: Any = None,
+) -> Any:
+    """deepseek_fast.fused_conv_int8; out_dtype: as NumPy takes a dtype."""
+    op = "fused_conv_int8"
+    scales = {"x_scale": x_scale, "y_scale": y_scale, "residual_scale": residual_scale}
+    zero_points = {"x_zero_point": x_zero_point, "y_zero_point": y_zero_point}
+    _conv.check_quantization(op, scales, zero_points | {"residual_zero_point": residual_zero_point})
+    window, pool = _conv.windows(op, getattr(weight, "shape", ()), stride, padding, dilation, max_pool)
+    params = _options(op, activation, activation_params, residual_at, groups)
+    quantized = (x_scale, x_zero_point, weight_scale, y_scale, y_zero_point)
+    added = (residual, residual_scale, residual_zero_point, residual_at)
+    options = (*window, groups, activation, params, *added, pool, out_dtype)
+    return _native.fused_conv_int8(x, weight, *quantized, bias, *options)
+
+
+def pool2d(
+    x: Any,
+    kernel: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    *,
+    kind: str = "max",
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Any:
+    """deepseek_fast.pool2d; the result's memory order follows x's."""
+    op = "pool2d"
+    _conv.check_name(op, "kind", kind)
+    window = _conv.pool_window(op, _conv.POOL_ARGS, 2, kernel, stride, padding, ceil_mode)
+    return _native.pool2d(x, window, kind, bool(count_include_pad))
+
+
+def _options(op: str, activation: Any, activation_params: Any, residual_at: Any, groups: Any) -> list[float]:
+    _conv.check_options(op, activation, residual_at, groups)
+    return _conv.numbers(op, "activation_params", activation_params)
+
+
 __all__ = [
     "fp8_amax",
     "fp8_cast",
@@ -29,12 +143,17 @@ __all__ = [
     "fp8_dequantize",
     "fp8_matmul",
     "fp8_quantize_weight",
+    "fused_conv",
+    "fused_conv_int8",
+    "fused_conv_pack",
+    "fused_conv_packed",
     "fused_matmul",
     "int4_matmul",
     "int4_quantize_weight",
     "int8_cast",
     "int8_matmul",
     "int8_quantize_weight",
+    "pool2d",
     "rms_norm_cast",
     "silu_mul_cast",
 ]

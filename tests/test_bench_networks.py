@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from bench.networks import __main__ as networks
+from bench.networks import light_table
+from bench.networks import reference as networks_reference
 from bench.networks import run as networks_run
 from bench.networks import table as networks_table
 from bench.networks import timing as networks_timing
@@ -18,9 +20,11 @@ from bench.networks.contestants import (
     CONTESTANTS,
     NETWORKS,
     OPENVINO,
+    OPENVINO_BF16,
     ORT_INT8,
     OURS_FP32,
     OURS_INT8,
+    OURS_STOCK,
     OURS_TORCH,
     STOCK,
     TORCH,
@@ -92,11 +96,68 @@ def test_sweeps_and_loads_have_tables_that_fit() -> None:
             rows += [_row(contestant.name, 234.56, network=network.name, **place) for place in places]
             load = {"load_ms": 1000.0, "first_ms": 1100.0, "peak_mb": None, "added_mb": 1150.0, "bytes": 574_700_000}
             loads.append({"network": network.name, "contestant": contestant.name, **load})
-    text = networks_table.text(_data(*rows, loads=loads))
+    facts = [{"network": name, "flops": 39 * 10**9, "rates": {"fma_f32": 3e11}} for name in NETWORKS]
+    text = networks_table.text(_data(*rows, loads=loads, facts=facts))
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert "threads 1/2/8, ms" in text and "234.6/234.6/234.6" in text
     assert "1000, 1100" in text and "NaN, 1150" in text and "574.7" in text
     assert max(map(len, tables)) <= WIDEST
+
+
+def test_light_networks_stand_beside_the_faster_runtime_and_the_floor() -> None:
+    def row(contestant: str, ms: float, **changes: Any) -> Record:
+        return _row(contestant, ms, network=SMALLEST, **changes)
+
+    bf16 = row(OPENVINO_BF16, 1.5)
+    wrong = row(OURS_STOCK, 1.0, right=False, error=0.5, largest_error=1e-4)
+    data = _data(row(STOCK, 4.0), row(OPENVINO, 3.0), row(OURS_FP32, 2.7), row(OURS_FP32, 1.0, threads=2), wrong, bf16)
+    data["facts"] = [
+        {"network": SMALLEST, "flops": 600_000_000},
+        {"network": SMALLEST, "rates": {"fma_f32": 3e11, "bf16_dot": 6e11}},
+    ]
+    found, in_bf16 = map(_lines, light_table.table(data).split("\n\n"))
+    assert in_bf16[SMALLEST] == ["0.60", "1.00", "1.50"]
+    assert found[SMALLEST] == ["0.60", "2.00", "4.00", "3.00", "2.70", "0.90", "74%", "WRONG"]
+    assert found["geomean"][5:7] == ["0.90", "74%"]
+    assert not networks.right(data) and "error 0.500000 to float64, must be <= 0.0001" in networks_table.text(data)
+    assert light_table.table(_data(_row(STOCK, 60.0))) == ""  # MiniLM has no convolutions
+    assert _lines(light_table.table(data | {"facts": []}))[SMALLEST] == ["", "", "1.50"]  # of the last table
+
+
+def test_the_reference_is_what_the_network_says(tmp_path: Path) -> None:
+    """Against ONNX Runtime in float32; operations counted by hand."""
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    generator = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], strides=[2, 2], pads=[0, 1, 1, 0], group=2),
+        helper.make_node("MaxPool", ["c"], ["m"], kernel_shape=[2, 2], strides=[1, 1], pads=[0, 0, 1, 1]),
+        helper.make_node("AveragePool", ["c"], ["a"], kernel_shape=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1]),
+        helper.make_node("LRN", ["a"], ["l"], size=3, alpha=0.1, beta=0.75, bias=2.0),
+        helper.make_node("Concat", ["m", "l"], ["j"], axis=1),
+        helper.make_node("Flatten", ["j"], ["f"], axis=1),
+        helper.make_node("Gemm", ["f", "g", "h"], ["y"], transB=1),
+    ]
+    shapes = {"w": (4, 1, 3, 3), "b": (4,), "g": (5, 8 * 4 * 4), "h": (5,)}
+    weights = {name: generator.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 2, 8, 8))]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 5))]
+    initializers = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "small", inputs, outputs, initializers)
+    opset = [helper.make_opsetid("", networks_weights.OPSET)]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    x = generator.standard_normal((1, 2, 8, 8), np.float32)
+    assert networks_reference.store(path, [x]) == 2 * (4 * 11 * 11 + 5 * 8 * 4 * 4)  # 11 of 4 x 3 taps lie inside
+    wanted = networks_reference.load(tmp_path)
+    answer = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    assert wanted is not None and wanted[0].dtype == np.float64
+    assert 0 < networks_reference.error(answer, wanted) < 1e-5
+    assert np.isnan(networks_reference.error([np.full((1, 5), np.nan)], wanted))
+    assert networks_reference.error([np.zeros(5)], wanted) == float("inf")
+    assert networks_reference.load(tmp_path / "elsewhere") is None
 
 
 def test_a_batch_that_was_not_measured_leaves_a_gap() -> None:

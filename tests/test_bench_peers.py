@@ -14,10 +14,12 @@ import pytest
 import deepseek_fast
 from deepseek_fast.bench import ceiling, peers, rooms, row
 from deepseek_fast.kernels.fp8_cast import bench_cases
+from deepseek_fast.kernels.fused_conv import bench_cases as conv_cases
 
 torch = pytest.importorskip("torch")
 
-CASTS = {case.op for case in bench_cases.BENCH}  # whose answers are tested in test_bench_casts.py
+# Whose answers are tested in test_bench_casts.py and test_bench_conv.py.
+ELSEWHERE = {case.op for case in (*bench_cases.BENCH, *conv_cases.BENCH)}
 COMPILED = ("torch_compile", "torchao_int8")  # seconds for each module
 # N and K suit every library: sglang's kernels want multiples of 32, OpenVINO's groups more than 128 values.
 M, N, K = 5, 64, 256
@@ -50,7 +52,7 @@ def test_a_plugin_keeps_the_protocol(name: str) -> None:
     plugin = peers.plugin(name)
     made = {key for key, _ in inspect.getmembers(plugin, inspect.isfunction) if not key.startswith("_")}
     made = {key for key in made if getattr(plugin, key).__module__ == plugin.__name__}
-    assert made and made <= {*rooms.names(), *CASTS}
+    assert made and made <= {*rooms.names(), *ELSEWHERE}
     assert isinstance(plugin.PACKAGES, tuple) and all(isinstance(package, str) for package in plugin.PACKAGES)
     assert plugin.HOW_TO_INSTALL and plugin.__doc__
     assert importlib.util.find_spec(name) is None, "a file named after a library hides it"
@@ -159,7 +161,7 @@ def test_a_peer_that_raises_is_a_remark(
         pytest.param(name, room, marks=pytest.mark.slow if name in COMPILED else ())
         for name in peers.names()
         for room in rooms.names()
-        if hasattr(peers.plugin(name), room) and room not in CASTS
+        if hasattr(peers.plugin(name), room) and room not in ELSEWHERE
     ],
 )
 def test_the_answers_are_right(

@@ -16,6 +16,7 @@ from bench.networks import load as networks_load
 from bench.networks import remote as networks_remote
 from bench.networks import timing as networks_timing
 from bench.networks.contestants import BY_NAME, NETWORKS
+from deepseek_fast.bench import ceiling
 from deepseek_fast.cli import output
 
 
@@ -35,6 +36,8 @@ def prepare(job: dict[str, Any]) -> None:
         ours, nodes = networks_files.count_nodes(contestant, folder)
         size = networks_files.files_bytes(contestant, folder)
         tell(job, "prepared", contestant=contestant.name, bytes=size, our_nodes=ours, nodes=nodes)
+    if NETWORKS[job["network"]].light:
+        tell(job, "facts", flops=networks_files.reference(NETWORKS[job["network"]], folder))
 
 
 def load(job: dict[str, Any]) -> None:
@@ -66,6 +69,8 @@ def timing(job: dict[str, Any]) -> None:
     def found(kind: str, **data: Any) -> None:
         tell(job, kind, **data)
 
+    rates = ceiling.measure()["rates"]
+    tell(job, "facts", rates={name: rate["per_second"] for name, rate in rates.items()})
     contestants = [BY_NAME[name] for name in job["contestants"]]
     networks_timing.sweep(NETWORKS[job["network"]], Path(job["folder"]), contestants, quick=job["quick"], found=found)
 

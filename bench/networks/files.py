@@ -4,16 +4,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.networks import reference as networks_reference
 from bench.networks import weights as networks_weights
 from bench.networks.contestants import BY_NAME, ORT_INT8, OURS_FP32, OURS_INT8, STOCK, Contestant, Network
 
 CALIBRATION_IMAGES = 8  # of ONNX Runtime's static int8
 
 
+def reference(network: Network, folder: Path) -> int:
+    """Writes a light network's answer in float64 beside its file; returns the operations that it takes."""
+    return networks_reference.store(folder / BY_NAME[STOCK].file, network.inputs(network.batch))
+
+
 def prepare(network: Network, folder: Path, cache: Path) -> Iterator[tuple[Contestant, str | None]]:
     """Makes the files; yields each contestant when its file is there, or with the reason why there is none.
 
-    cache: where MiniLM's export is kept between runs.
+    cache: where MiniLM's export is kept between runs. A contestant that has another's file comes with it.
     """
     from deepseek_fast.onnx import optimize
 
@@ -29,16 +35,19 @@ def prepare(network: Network, folder: Path, cache: Path) -> Iterator[tuple[Conte
         OURS_INT8: lambda target: optimize(source, quantize="w8a8", output=target),
         ORT_INT8: lambda target: _ort_int8(network, source, target),
     }
+    made = {BY_NAME[name].file: name for name in steps}
     for contestant in network.contestants():
-        if contestant.name not in steps:
+        if contestant.file not in made:
             yield contestant, None
-    for name, step in steps.items():
+    for file, name in made.items():
+        why = None
         try:
-            step(folder / BY_NAME[name].file)
+            steps[name](folder / file)
         except Exception as error:  # of several libraries' types; the row says what it was
-            yield BY_NAME[name], f"{type(error).__name__}: {error}"
-        else:
-            yield BY_NAME[name], None
+            why = f"{type(error).__name__}: {error}"
+        for contestant in network.contestants():
+            if contestant.file == file:
+                yield contestant, why
 
 
 def files_bytes(contestant: Contestant, folder: Path) -> int:

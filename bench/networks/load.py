@@ -19,7 +19,7 @@ def load(contestant: Contestant, folder: Path, threads: int) -> Call:
     if contestant.runtime == "torch":
         return _load_torch(contestant.name, threads)
     if contestant.runtime == "OpenVINO":
-        return _load_openvino(path, threads)
+        return _load_openvino(path, threads, "bf16" if contestant.bf16 else "f32")
     import onnxruntime
 
     from deepseek_fast import ort
@@ -27,7 +27,7 @@ def load(contestant: Contestant, folder: Path, threads: int) -> Call:
 
     options = session_options(threads)
     options.inter_op_num_threads = 1
-    if contestant.ours:
+    if contestant.library:
         session = ort.session(path, threads=threads, options=options)
     else:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -66,11 +66,12 @@ def _load_torch(name: str, threads: int) -> Call:
     return call
 
 
-def _load_openvino(path: Path, threads: int) -> Call:
+def _load_openvino(path: Path, threads: int, precision: str) -> Call:
     import openvino
 
-    # Its own choice would be bf16 on CPUs that have it.
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    # Its own precision would be bf16 on CPUs that have it; pinned threads would meet the others on the first core.
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
+    settings |= {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
     request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
 
     def call(arrays: "list[np.ndarray]") -> "list[np.ndarray]":

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.networks import load as networks_load
+from bench.networks import openvino_folder
 from bench.networks.contestants import BY_NAME, Contestant
 
 if TYPE_CHECKING:
     import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
 EXIT_SECONDS = 5  # a process that says nothing sensible any more, and does not end either, is killed
 INPUTS, OUTPUTS = "inputs.npz", "outputs.npz"  # in the network's folder
 
@@ -33,7 +33,8 @@ class Remote:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            cwd=ROOT,
+            cwd=openvino_folder.ROOT,
+            env=openvino_folder.environment(),
         )
 
     def answer(self, arrays: "list[np.ndarray]") -> "list[np.ndarray]":

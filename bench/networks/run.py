@@ -1,9 +1,6 @@
 """A run over networks: each step in a process of its own, whose crash is a remark; what is finished is kept."""
 
-import contextlib
-import importlib.metadata
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.networks import openvino_folder
 from bench.networks.contestants import NETWORKS, STOCK
 from deepseek_fast.bench import run as runs
 from deepseek_fast.cli import machine, output
 
-ROOT = Path(__file__).resolve().parent.parent
-FILES = ROOT / "build" / "networks"  # of one network at a time, 1.6 GB at most; MiniLM's export stays
+FILES = openvino_folder.ROOT / "build" / "networks"  # of one network at a time, 1.6 GB at most; MiniLM's export stays
 STEPS = 3  # of a network, for a progress bar
 LOADS = 2  # processes for each contestant's load; one in a quick run
 LEAST = ("load_ms", "first_ms", "peak_mb", "added_mb")
@@ -39,8 +36,8 @@ def collect(
     keep: where the run is written after each network. step: `run_step`, or a test's.
     """
     described = machine.describe(1)
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        described["versions"]["openvino"] = importlib.metadata.version("openvino")
+    if openvino := openvino_folder.version():
+        described["versions"]["openvino"] = openvino
     data: dict[str, Any] = {
         "schema": runs.SCHEMA,
         "kind": "networks",
@@ -51,6 +48,7 @@ def collect(
         "interrupted": False,
         "rows": [],
         "loads": [],
+        "facts": [],  # of a network: its operations, and what the machine did of each kind in a second beside it
         "skipped": [],
         "failed": [],
     }
@@ -136,8 +134,8 @@ def run_step(name: str, job: dict[str, Any], found: Callable[[dict[str, Any]], N
     try:
         done = subprocess.run(
             [sys.executable, "-m", "bench.networks.child", name, json.dumps(job)],
-            cwd=ROOT,
-            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
+            cwd=openvino_folder.ROOT,
+            env=openvino_folder.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bench.networks import light_table
 from bench.networks.contestants import BY_NAME, CONTESTANTS, MINILM, NETWORKS, OURS_INT8, TOKENS
 from deepseek_fast.cli import machine, output
 
 Row = dict[str, Any]
 Cell = Callable[[list[Row]], str]  # of what one contestant measured on one network
-COLUMNS = tuple(dict.fromkeys(contestant.column for contestant in CONTESTANTS))
+COLUMNS = tuple(dict.fromkeys(contestant.column for contestant in CONTESTANTS if contestant.column))
 RUNTIMES = tuple(dict.fromkeys(contestant.runtime for contestant in CONTESTANTS))
 ABSENT = "-"  # skipped or failed; the remarks say why
 MAX_COUNTS = 3  # of threads in a cell; the file has all
@@ -54,6 +55,8 @@ def text(data: dict[str, Any]) -> str:
         ("file, MB", _pivot(data["loads"], lambda rows: f"{rows[0]['bytes'] / 1e6:.1f}")),
     ]
     parts = [table(data), LEGEND]
+    light = light_table.table(data)
+    parts += ["", light, light_table.LEGEND] if light else []
     for title, lines in tables:
         parts += ["", output.table((title, *COLUMNS), lines)] if lines else []
     end = f"{data['seconds']:.0f} s" + (", interrupted" if data["interrupted"] else "")
@@ -69,7 +72,7 @@ def remarks(data: dict[str, Any]) -> list[str]:
             worst[key] = row
     wrong = [
         f"WRONG: {network}, {contestant}: cosine {_number(row['cosine'], 4)} to ORT fp32 (batch {row['batch']}), "
-        f"must be >= {row['least_cosine']}"
+        f"must be >= {row['least_cosine']}" + _error(row)
         for (network, contestant), row in worst.items()
     ]
     failed = [
@@ -78,6 +81,13 @@ def remarks(data: dict[str, Any]) -> list[str]:
     ]
     skipped = [f"skipped: {one['network']}, {one['what']}: {one['why']}" for one in data["skipped"]]
     return wrong + failed + skipped
+
+
+def _error(row: Row) -> str:
+    """Of a light network, after the cosine."""
+    if row.get("largest_error") is None or row["batch"] != NETWORKS[row["network"]].batch:
+        return ""
+    return f"; error {_number(row['error'], 6)} to float64, must be <= {row['largest_error']}"
 
 
 def _pivot(rows: Sequence[Row], cell: Cell, *, failed: Sequence[Row] = ()) -> list[tuple[str, ...]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.networks import load as networks_load
+from bench.networks import reference as networks_reference
 from bench.networks.contestants import STOCK, Contestant, Network
 from bench.networks.remote import Remote
 from deepseek_fast.cli import machine
@@ -31,6 +32,14 @@ class Field:
     threads: int
     calls: dict[str, "networks_load.Call"] = field(default_factory=dict)
     remotes: dict[str, Remote] = field(default_factory=dict)
+    reference: "list[np.ndarray] | None" = None  # in float64, of the usual batch
+
+    def keep(self, contestants: list[Contestant]) -> None:
+        """Ends all others."""
+        for name in self.calls.keys() - {contestant.name for contestant in contestants}:
+            del self.calls[name]
+            if name in self.remotes:
+                self.remotes.pop(name).close()
 
     def close(self) -> None:
         for remote in self.remotes.values():
@@ -40,11 +49,14 @@ class Field:
 
 def sweep(network: Network, folder: Path, contestants: list[Contestant], *, quick: bool, found: Found) -> None:
     """Reports rows, and in sentences what failed and what was skipped; quick: one thread and the usual batch only."""
+    whole = [contestant for contestant in contestants if contestant.column]
     batches = () if quick else tuple(batch for batch in network.batches if batch != network.batch)
     for threads in [1] if quick else thread_counts(machine.usable_cpus()):
-        loaded = load_all(contestants, folder, threads, found)
+        loaded = load_all(contestants if threads == 1 else whole, folder, threads, found)
+        loaded.reference = networks_reference.load(folder)
         try:
             seconds = rows(network, loaded, contestants, network.batch, found)
+            loaded.keep(whole)
             for batch in batches if threads == 1 and seconds is not None else ():
                 expected = (seconds or 0.0) * batch / network.batch * (WARMUP_ROUNDS + MIN_ROUNDS_BATCH)
                 if expected > MAX_GROUP_SECONDS:
@@ -80,7 +92,7 @@ def load_all(contestants: list[Contestant], folder: Path, threads: int, found: F
 def rows(network: Network, loaded: Field, contestants: list[Contestant], batch: int, found: Found) -> float | None:
     """Reports a row for each contestant; returns the seconds of one round of all, None without a stock answer."""
     from deepseek_fast.bench.model import distance
-    from deepseek_fast.bench.row import timed
+    from deepseek_fast.bench.row import LONG_SECONDS, timed
 
     where = {"threads": loaded.threads, "batch": batch}
     step = f"run batch {batch}, {loaded.threads} threads"
@@ -97,25 +109,32 @@ def rows(network: Network, loaded: Field, contestants: list[Contestant], batch: 
     if not usable(answers.get(STOCK)):
         found("failed", contestant=STOCK, step=step, why="no answer that others could be compared with")
         return None
-    round_seconds = sum(timed(call, 1) for call in calls.values())
+    first = {name: timed(call, 1) for name, call in calls.items()}
+    # The others leave little of a small network in the caches: an untimed call brings it back.
+    warm = {name for name, seconds in first.items() if seconds < LONG_SECONDS}
+    round_seconds = sum(seconds * (1 + (name in warm)) for name, seconds in first.items())
     least = MIN_ROUNDS if batch == network.batch else MIN_ROUNDS_BATCH
     rounds = int(min(max(GROUP_SECONDS / round_seconds - WARMUP_ROUNDS, least), MAX_ROUNDS))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, run in calls.items():
-            samples[name].append(timed(run, 1))
+            if name in warm:
+                run()
+            seconds = timed(run, 1)
+            samples[name].append(loaded.remotes[name].seconds[-1] if name in loaded.remotes else seconds)
     for name, remote in loaded.remotes.items():
         if name in samples and remote.dead:
             found("failed", contestant=name, step=step, why=remote.dead)
             del samples[name]
-        elif name in samples:
-            samples[name] = remote.seconds[-rounds:]
     stock = min(samples[STOCK])
     for contestant in contestants:
         if contestant.name not in samples:
             continue
         timing = Timing.of(samples[contestant.name])
         cosine, max_abs = distance(answers[contestant.name], answers[STOCK])
+        off, largest = None, network.largest_error(contestant)
+        if batch == network.batch and loaded.reference is not None and largest is not None:
+            off = networks_reference.error(answers[contestant.name], loaded.reference)
         found(
             "rows",
             contestant=contestant.name,
@@ -128,7 +147,10 @@ def rows(network: Network, loaded: Field, contestants: list[Contestant], batch: 
             cosine=cosine,
             max_abs=max_abs,
             least_cosine=network.least_cosine(contestant),
-            right=cosine >= network.least_cosine(contestant),  # False for NaN
+            error=off,
+            largest_error=largest,
+            # False for NaN
+            right=cosine >= network.least_cosine(contestant) and (off is None or off <= (largest or 0.0)),
         )
     return round_seconds
 

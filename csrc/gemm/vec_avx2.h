@@ -206,6 +206,53 @@ struct Vec {
     const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(sums, order)));
   }
+  // v[index] lane by lane, index modulo LANES.
+  static i32 permute(i32 v, i32 index) { return _mm256_permutevar8x32_epi32(v, index); }
+  // Lane j of rows[i] becomes lane i of rows[j].
+  static void transpose(i32 (&rows)[LANES]) {
+    __m256i quads[8];  // quads[4 i + j]: lane j of rows 4 i to 4 i + 3, of every 128 bits
+    _Pragma("GCC unroll 2") for (int i = 0; i < 8; i += 4) {
+      const __m256i low = _mm256_unpacklo_epi32(rows[i], rows[i + 1]),
+                    high = _mm256_unpackhi_epi32(rows[i], rows[i + 1]);
+      const __m256i next_low = _mm256_unpacklo_epi32(rows[i + 2], rows[i + 3]);
+      const __m256i next_high = _mm256_unpackhi_epi32(rows[i + 2], rows[i + 3]);
+      quads[i] = _mm256_unpacklo_epi64(low, next_low);
+      quads[i + 1] = _mm256_unpackhi_epi64(low, next_low);
+      quads[i + 2] = _mm256_unpacklo_epi64(high, next_high);
+      quads[i + 3] = _mm256_unpackhi_epi64(high, next_high);
+    }
+    _Pragma("GCC unroll 4") for (int j = 0; j < 4; ++j) {
+      rows[j] = _mm256_permute2x128_si256(quads[j], quads[4 + j], 0x20);
+      rows[4 + j] = _mm256_permute2x128_si256(quads[j], quads[4 + j], 0x31);
+    }
+  }
+  // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
+  static f32 max(f32 a, f32 b) { return _mm256_max_ps(a, b); }
+  using ordered = __m256;
+  static ordered all_ordered() { return _mm256_castsi256_ps(_mm256_set1_epi32(-1)); }
+  static ordered and_ordered(ordered so_far, f32 a, f32 b) {
+    return _mm256_and_ps(so_far, _mm256_cmp_ps(a, b, _CMP_ORD_Q));
+  }
+  static f32 nan_unless(ordered lanes, f32 v) { return _mm256_blendv_ps(_mm256_set1_ps(__builtin_nanf("")), v, lanes); }
+  // Of bytes.
+  template <bool is_signed>
+  static i32 max_bytes(i32 a, i32 b) {
+    return is_signed ? _mm256_max_epi8(a, b) : _mm256_max_epu8(a, b);
+  }
+  // The first n bytes, zeros after them.
+  static i32 load_bytes_n(const void* p, int n) {
+    if (n >= 32) return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+    alignas(32) char buffer[32] = {};
+    __builtin_memcpy(buffer, p, size_t(n));
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(buffer));
+  }
+  // The first n bytes.
+  static void store_bytes_n(void* p, i32 v, int n) {
+    if (n >= 32) return _mm256_storeu_si256(static_cast<__m256i*>(p), v);
+    alignas(32) char buffer[32];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(buffer), v);
+    __builtin_memcpy(p, buffer, size_t(n));
+  }
   static i32 set1_quad(const void* p) {
     int32_t quad;
     __builtin_memcpy(&quad, p, 4);

@@ -176,6 +176,53 @@ struct Vec {
     const __m512i sums = _mm512_add_epi32(v, _mm512_srli_epi64(v, 32));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi64_epi32(sums));
   }
+  // v[index] lane by lane, index modulo LANES.
+  static i32 permute(i32 v, i32 index) { return _mm512_permutexvar_epi32(index, v); }
+  // Lane j of rows[i] becomes lane i of rows[j].
+  static void transpose(i32 (&rows)[LANES]) {
+    __m512i quads[16];  // quads[4 i + j]: lane j of rows 4 i to 4 i + 3, of every 128 bits
+    _Pragma("GCC unroll 4") for (int i = 0; i < 16; i += 4) {
+      const __m512i low = _mm512_unpacklo_epi32(rows[i], rows[i + 1]),
+                    high = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+      const __m512i next_low = _mm512_unpacklo_epi32(rows[i + 2], rows[i + 3]);
+      const __m512i next_high = _mm512_unpackhi_epi32(rows[i + 2], rows[i + 3]);
+      quads[i] = _mm512_unpacklo_epi64(low, next_low);
+      quads[i + 1] = _mm512_unpackhi_epi64(low, next_low);
+      quads[i + 2] = _mm512_unpacklo_epi64(high, next_high);
+      quads[i + 3] = _mm512_unpackhi_epi64(high, next_high);
+    }
+    _Pragma("GCC unroll 4") for (int j = 0; j < 4; ++j) {
+      const __m512i even = _mm512_shuffle_i32x4(quads[j], quads[4 + j], 0x88);
+      const __m512i odd = _mm512_shuffle_i32x4(quads[j], quads[4 + j], 0xDD);
+      const __m512i next_even = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0x88);
+      const __m512i next_odd = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0xDD);
+      rows[j] = _mm512_shuffle_i32x4(even, next_even, 0x88);
+      rows[4 + j] = _mm512_shuffle_i32x4(odd, next_odd, 0x88);
+      rows[8 + j] = _mm512_shuffle_i32x4(even, next_even, 0xDD);
+      rows[12 + j] = _mm512_shuffle_i32x4(odd, next_odd, 0xDD);
+    }
+  }
+  // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
+  static f32 max(f32 a, f32 b) { return _mm512_max_ps(a, b); }
+  using ordered = __mmask16;
+  static ordered all_ordered() { return 0xFFFF; }
+  static ordered and_ordered(ordered so_far, f32 a, f32 b) { return _mm512_mask_cmp_ps_mask(so_far, a, b, _CMP_ORD_Q); }
+  static f32 nan_unless(ordered lanes, f32 v) {
+    return _mm512_mask_mov_ps(_mm512_set1_ps(__builtin_nanf("")), lanes, v);
+  }
+  // Of bytes.
+  template <bool is_signed>
+  static i32 max_bytes(i32 a, i32 b) {
+    return is_signed ? _mm512_max_epi8(a, b) : _mm512_max_epu8(a, b);
+  }
+  // The first n bytes, zeros after them.
+  static i32 load_bytes_n(const void* p, int n) {
+    return _mm512_maskz_loadu_epi8(n >= 64 ? ~__mmask64(0) : (__mmask64(1) << n) - 1, p);
+  }
+  // The first n bytes.
+  static void store_bytes_n(void* p, i32 v, int n) {
+    _mm512_mask_storeu_epi8(p, n >= 64 ? ~__mmask64(0) : (__mmask64(1) << n) - 1, v);
+  }
   static i32 set1_quad(const void* p) {
     int32_t quad;
     __builtin_memcpy(&quad, p, 4);

@@ -171,6 +171,49 @@ struct Vec {
   static i32 bits_of(f32 v) { return vreinterpretq_s32_f32(v); }
   static f32 f32_of_bits(i32 v) { return vreinterpretq_f32_s32(v); }
 
+  // v[index] lane by lane, index modulo LANES.
+  static i32 permute(i32 v, i32 index) {
+    const uint32x4_t lane = vandq_u32(vreinterpretq_u32_s32(index), vdupq_n_u32(LANES - 1));
+    const uint32x4_t places = vmlaq_u32(vdupq_n_u32(0x03020100), lane, vdupq_n_u32(0x04040404));
+    return vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_s32(v), vreinterpretq_u8_u32(places)));
+  }
+  // Lane j of rows[i] becomes lane i of rows[j].
+  static void transpose(i32 (&rows)[LANES]) {
+    const int32x4x2_t first = vzipq_s32(rows[0], rows[2]), second = vzipq_s32(rows[1], rows[3]);
+    const int32x4x2_t low = vzipq_s32(first.val[0], second.val[0]), high = vzipq_s32(first.val[1], second.val[1]);
+    rows[0] = low.val[0];
+    rows[1] = low.val[1];
+    rows[2] = high.val[0];
+    rows[3] = high.val[1];
+  }
+  // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
+  static f32 max(f32 a, f32 b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+  using ordered = uint32x4_t;
+  static ordered all_ordered() { return vdupq_n_u32(~0u); }
+  static ordered and_ordered(ordered so_far, f32 a, f32 b) {
+    return vandq_u32(so_far, vandq_u32(vceqq_f32(a, a), vceqq_f32(b, b)));
+  }
+  static f32 nan_unless(ordered lanes, f32 v) { return vbslq_f32(lanes, v, set1(__builtin_nanf(""))); }
+  // Of bytes.
+  template <bool is_signed>
+  static i32 max_bytes(i32 a, i32 b) {
+    if constexpr (is_signed)
+      return vreinterpretq_s32_s8(vmaxq_s8(vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b)));
+    else
+      return vreinterpretq_s32_u8(vmaxq_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b)));
+  }
+  // The first n bytes, zeros after them.
+  static i32 load_bytes_n(const void* p, int n) {
+    alignas(16) char buffer[16] = {};
+    std::memcpy(buffer, p, n >= 16 ? 16 : size_t(n));
+    return vld1q_s32(reinterpret_cast<const int32_t*>(buffer));
+  }
+  // The first n bytes.
+  static void store_bytes_n(void* p, i32 v, int n) {
+    alignas(16) char buffer[16];
+    vst1q_s32(reinterpret_cast<int32_t*>(buffer), v);
+    n >= 16 ? std::memcpy(p, buffer, 16) : std::memcpy(p, buffer, size_t(n));
+  }
   static i32 set1_quad(const void* p) {
     int32_t quad;
     std::memcpy(&quad, p, 4);

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from deepseek_fast.bench import ceiling
+from deepseek_fast.bench import ceiling, means
 from deepseek_fast.cli import machine, output
 
 LEGEND = (
@@ -19,6 +19,7 @@ def text(run: dict[str, Any], baseline: dict[str, Any] | None = None) -> str:
     casts = [row for row in rows if is_cast(row)]
     tables = [_table(some, baseline) for some in ([row for row in rows if not is_cast(row)], casts) if some]
     parts = [*tables, LEGEND, *([LEGEND_OF_CASTS] if casts else [])] if rows else []
+    parts += ["", groups, means.LEGEND] if (groups := means.table(rows)) else []
     parts += [*_ladder(run), *remarks(run)]
     if run["interrupted"]:
         parts.append(f"interrupted: {len(run['rows'])} finished rows")

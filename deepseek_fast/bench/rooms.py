@@ -66,7 +66,7 @@ def is_cast(case: Any) -> bool:
 def rows(rooms: Sequence[str], *, quick: bool = False) -> list[Row]:
     """Rows of some rooms, those of a case together; quick: the main cases at the highest level on one thread.
 
-    Lower levels are those that a room has kernels of its own for.
+    Lower levels are those that a room has kernels of its own for. A case with `sweep` False has one row in any run.
     """
     from deepseek_fast._load import native
 
@@ -79,7 +79,7 @@ def rows(rooms: Sequence[str], *, quick: bool = False) -> list[Row]:
     found = []
     for room, case in cases:
         found.append(Row(room, case, best, 1, True))
-        if quick:
+        if quick or not getattr(case, "sweep", True):
             continue
         if threads > 1:
             found.append(Row(room, case, best, threads, True))
@@ -92,17 +92,18 @@ def rows(rooms: Sequence[str], *, quick: bool = False) -> list[Row]:
 def prepared(room: str, case: Any) -> tuple[dict[str, Any], Any, Any]:
     """(keyword arguments of the op, its reference, the bound); a case has the same inputs in every run.
 
-    A linear case has a reference and a bound of one tensor each. A cast's are tuples: of ref.<op>_ref, and of
-    ref.<op>_bound where the room has one, None for tensors whose every bit must agree.
+    A linear case or a convolution has a reference and a bound of one tensor each, integers none. A cast's are tuples of
+    ref.<op>_ref, and of ref.<op>_bound where the room has one, None for tensors whose every bit must agree. A case may
+    name another file of the room than ref.
     """
     import torch
 
     seed = int.from_bytes(hashlib.sha256(f"{room}-{case.id}".encode()).digest()[:4], "little")
     inputs: dict[str, Any] = case.inputs(torch.Generator().manual_seed(seed))
-    reference, name = part(room, "ref"), op(room, case)
+    reference, name = part(room, getattr(case, "reference", "ref")), op(room, case)
     wanted = getattr(reference, f"{name}_ref")(**inputs)
     if not is_cast(case):
-        return inputs, wanted, reference.bound(**inputs)
+        return inputs, wanted, reference.bound(**inputs) if wanted.dtype == torch.float64 else None
     wanted = wanted if isinstance(wanted, tuple) else (wanted,)
     bound = getattr(reference, f"{name}_bound", lambda **_: (None,) * len(wanted))(**inputs)
     return inputs, tuple(wanted), tuple(bound) if isinstance(bound, tuple) else (bound,)

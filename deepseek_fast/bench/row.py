@@ -26,6 +26,7 @@ WARM_BYTES = 512 << 10
 WARM_CALLS = 8
 QUICK_SECONDS = 2e-3  # a longer call finds most of what it reads where it has just put it: one is enough
 LONG_SECONDS = 50e-3  # beside a longer call, that and a second look at how long it takes are nothing
+OPTIONAL = ("group", "id_means")  # what a room's cases may say: of which rows there are means, what an id's words are
 SAMPLE_SECONDS = 200e-6  # a sample repeats shorter calls up to this, so that the clock and the call of Python vanish
 
 
@@ -125,6 +126,7 @@ class Measurement:
             "bytes": case.bytes,
             "rate": case.rate,
             **({"op": row.op, "elements": case.elements} if rooms.is_cast(case) else {}),
+            **{name: getattr(case, name) for name in OPTIONAL if hasattr(case, name)},
             **_times(timing),
             "rounds": len(samples),
             "gflops": case.flops / timing.min / 1e9,

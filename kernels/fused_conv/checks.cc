@@ -103,6 +103,36 @@ bool check_window(const ConvCall& call, int64_t spatial, ConvArgs* args, Problem
   return true;
 }
 
+constexpr const char* WINOGRAD = "winograd";
+constexpr const char* ALGORITHMS[] = {"direct", WINOGRAD};
+
+// What F(4x4, 3x3) is for.
+bool check_winograd(const char* op, const char* arg, const View4& filters, Dtype dtype, int64_t groups,
+                    Problem* problem) {
+  const int64_t (&sizes)[4] = filters.sizes;
+  if (dtype == Dtype::f32 && sizes[2] == 3 && sizes[3] == 3 && groups == 1) return true;
+  return value_error(problem, op, arg, "be float32, 3x3 and of one group for algorithm winograd",
+                     Rule("%s, %lldx%lld in %lld groups", dtype_name(dtype), static_cast<long long>(sizes[2]),
+                          static_cast<long long>(sizes[3]), static_cast<long long>(groups))
+                         .text);
+}
+
+bool check_winograd_steps(const ConvCall& call, const ConvArgs& args, Problem* problem) {
+  const auto one = [](Pair steps) { return steps.h == 1 && steps.w == 1; };
+  if (!args.winograd || (one(call.stride) && one(call.dilation))) return true;
+  return value_error(
+      problem, call.op, one(call.stride) ? "dilation" : "stride", "be 1 for algorithm winograd",
+      one(call.stride) ? Numbers{call.dilation.h, call.dilation.w}.text : Numbers{call.stride.h, call.stride.w}.text);
+}
+
+// Fills *winograd; null is direct.
+bool check_algorithm(const char* op, const char* algorithm, const View4& filters, Dtype dtype, int64_t groups,
+                     int32_t* winograd, Problem* problem) {
+  const int32_t found = algorithm ? chosen(op, "algorithm", ALGORITHMS, algorithm, problem) : 0;
+  *winograd = found;
+  return found == 0 || (found > 0 && check_winograd(op, "weight", filters, dtype, groups, problem));
+}
+
 // A header that lies about its sizes must not lead the kernels outside the tensor.
 bool check_packed(const ConvCall& call, const View4& stated, ConvArgs* args, Problem* problem) {
   const TensorView& packed = call.weight;
@@ -134,10 +164,14 @@ bool check_packed(const ConvCall& call, const View4& stated, ConvArgs* args, Pro
     return value_error(problem, call.op, "groups",
                        Rule("be %lld, as the weight was packed", static_cast<long long>(header.groups)).text,
                        Numbers{call.groups}.text);
-  const ConvWeight weight{{nullptr, wanted, "", 4, stated.sizes, stated.strides}, call.groups};
+  const bool winograd = header.path == int32_t(Path::winograd);
+  if (winograd && !check_winograd(call.op, "packed", stated, wanted, call.groups, problem)) return false;
+  const ConvWeight weight{
+      {nullptr, wanted, "", 4, stated.sizes, stated.strides}, call.groups, winograd ? WINOGRAD : nullptr};
   if (!known || header.bytes != packed.sizes[0] || header.bytes != dsf_fused_conv_packed_bytes(&weight) ||
-      header.path != int32_t(path_of(sizes[0], sizes[1], sizes[3], call.groups)))
+      (!winograd && header.path != int32_t(path_of(sizes[0], sizes[1], sizes[3], call.groups))))
     return shape_error(problem, call.op, "packed", "be whole", packed);
+  args->winograd = winograd;
   args->packed = packed.data;
   return true;
 }
@@ -167,9 +201,13 @@ bool check_tensors(const ConvCall& call, ConvArgs* args, Problem* problem) {
   int64_t elements;
   if (!count_elements(x.sizes, &elements))
     return shape_error(problem, call.op, "x", "have at most 2^58 elements", call.x);
-  if (packed) return check_packed(call, filters, args, problem) && check_window(call, spatial, args, problem);
-  if (!check_window(call, spatial, args, problem)) return false;
-  const ConvWeight plain{view_of(filters, weight), call.groups};
+  if (packed)
+    return check_packed(call, filters, args, problem) && check_window(call, spatial, args, problem) &&
+           check_winograd_steps(call, *args, problem);
+  if (!check_algorithm(call.op, call.algorithm, filters, dtype, call.groups, &args->winograd, problem) ||
+      !check_window(call, spatial, args, problem) || !check_winograd_steps(call, *args, problem))
+    return false;
+  const ConvWeight plain{view_of(filters, weight), call.groups, call.algorithm};
   const int64_t packed_bytes = dsf_fused_conv_packed_bytes(&plain);
   if (packed_bytes < 0 || !dsf_fits_memory(packed_bytes))
     return shape_error(problem, call.op, weight_arg, "fit into memory in its packed form", weight);
@@ -326,7 +364,9 @@ int32_t dsf_fused_conv_pack_check(const ConvWeight* weight, Problem* problem) {
   if (values.ndim != 3 && values.ndim != 4) return shape_error(problem, OP, "weight", "have 3 or 4 dimensions", values);
   const View4 filters = view4(values, values.ndim - 2);
   if (!check_filters(OP, "weight", values, values.dtype, filters, weight->groups, problem)) return 0;
-  const ConvWeight full{view_of(filters, values), weight->groups};
+  int32_t winograd;
+  if (!check_algorithm(OP, weight->algorithm, filters, values.dtype, weight->groups, &winograd, problem)) return 0;
+  const ConvWeight full{view_of(filters, values), weight->groups, weight->algorithm};
   const int64_t bytes = dsf_fused_conv_packed_bytes(&full);
   if (bytes < 0 || !dsf_fits_memory(bytes))
     return shape_error(problem, OP, "weight", "fit into memory in its packed form", values);

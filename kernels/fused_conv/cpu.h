@@ -83,7 +83,7 @@ struct ConvCall {
   const float* params;     // num_params of them
   int64_t num_params;
   const char* residual_at;  // "before" or "after" the activation
-  const char* algorithm;    // of a plain weight, as ConvWeight's; "winograd" wants stride and dilation of 1
+  const char* algorithm;    // of a plain weight: null, "direct", or "winograd", which wants stride and dilation 1
   int32_t has_pool;
   Window pool;  // dilation (1, 1)
   // u8 and s8:
@@ -132,7 +132,7 @@ struct ConvArgs {
 struct ConvWeight {
   TensorView values;  // (F, C / groups, R, S), any strides; the check alone takes (F, C / groups, S), too
   int64_t groups;
-  const char* algorithm;  // "direct", or "winograd" for f32, 3x3 and one group
+  const char* algorithm = nullptr;  // null, "direct", or "winograd" for f32, 3x3 and one group
 };
 
 // pool2d: the largest value or the mean of every window.
@@ -142,7 +142,7 @@ struct ConvWeight {
 //             bf16
 struct PoolCall {
   const char* op;
-  TensorView x;  // (N, C, H, W) or (C, H, W)
+  TensorView x;      // (N, C, H, W) or (C, H, W)
   const char* kind;  // "max", "average"
   Window window;
   int32_t count_include_pad;

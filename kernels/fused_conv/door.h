@@ -1,6 +1,7 @@
 // How a door with strided tensors checks a convolution or a pool, copies what has neither layout, and finds how the
 // result lies in memory.
 #pragma once
+#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -26,22 +27,27 @@ struct ConvQuantization {
   Dtype y_dtype;
 };
 
+// A list of another length than it has to have. raise(problem) throws.
+template <class Raise>
+void check_length(const char* op, const char* arg, const std::vector<int64_t>& list, size_t length,
+                  const Raise& raise) {
+  if (list.size() == length) return;
+  Problem problem{Fault::value, {}};
+  std::snprintf(problem.sentence, sizeof problem.sentence, "%s: %s must be %zu numbers; got %zu of them", op, arg,
+                length, list.size());
+  raise(problem);
+}
+
 // A call, and the memory that it points to.
 class ConvRequest {
  public:
   template <class Raise>
   ConvRequest(const char* op, bool weight_is_packed, ConvOptions options, const Raise& raise)
       : options_(std::move(options)), params_(options_.params.begin(), options_.params.end()) {
-    const auto sized = [&](const char* arg, const std::vector<int64_t>& list, size_t count, const char* rule) {
-      if (list.size() == count) return;
-      Problem problem;
-      value_error(&problem, op, arg, rule, (std::to_string(list.size()) + " of them").c_str());
-      raise(problem);
-    };
-    sized("stride", options_.stride, 2, "be 2 numbers");
-    sized("padding", options_.padding, 4, "be 4 numbers");
-    sized("dilation", options_.dilation, 2, "be 2 numbers");
-    if (!options_.max_pool.empty()) sized("max_pool", options_.max_pool, 9, "be 9 numbers");
+    check_length(op, "stride", options_.stride, 2, raise);
+    check_length(op, "padding", options_.padding, 4, raise);
+    check_length(op, "dilation", options_.dilation, 2, raise);
+    if (!options_.max_pool.empty()) check_length(op, "max_pool", options_.max_pool, 9, raise);
     call.op = op;
     call.weight_is_packed = weight_is_packed;
     call.stride = {options_.stride[0], options_.stride[1]};

@@ -30,7 +30,8 @@ void grouped(const ConvArgs& args, const Block& block) {
                 const auto x = load_value<V, dtype>(block.x.data, at + (f + lane) / group_F * group_C + c, 1);
                 alignas(64) float values[V::LANES];
                 V::store(values, x);
-                sums[lane] = __builtin_fmaf(values[0], weight[((i * args.S + j) * group_C + c) * lanes + f + lane], sums[lane]);
+                sums[lane] =
+                    __builtin_fmaf(values[0], weight[((i * args.S + j) * group_C + c) * lanes + f + lane], sums[lane]);
               }
           }
         const typename V::f32 result[1][1] = {{V::load(sums)}};

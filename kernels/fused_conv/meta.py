@@ -59,7 +59,7 @@ def view4(tensor: Tensor, spatial: int) -> tuple[list[Any], list[Any]]:
 
 def new_result(x: Tensor, pixels: bool, sizes: Any, has_n: bool, spatial: int, dtype: torch.dtype) -> Tensor:
     """An empty (N, C, H, W) in one order or the other, without the dimensions that x's users do not have."""
-    N, C, H, W = sizes
+    _, C, H, W = sizes
     strides = [H * W * C, 1, W * C, C] if pixels else [C * H * W, H * W, W, 1]
     kept = [d for d in range(4) if (d != 0 or has_n) and (d != 2 or spatial == 2)]
     return x.new_empty_strided([sizes[d] for d in kept], [strides[d] for d in kept], dtype=dtype)
@@ -141,9 +141,7 @@ def conv_result(
     return new_result(x, pixels, [N, F, P, Q], has_n, spatial, y_dtype)
 
 
-def _check_window(
-    op: str, H: Any, W: Any, R: Any, S: Any, stride: Any, padding: Any, dilation: Any
-) -> tuple[Any, Any]:
+def _check_window(op: str, H: Any, W: Any, R: Any, S: Any, stride: Any, padding: Any, dilation: Any) -> tuple[Any, Any]:
     """Rows and columns of the convolution."""
     check_numbers(op, "stride", stride, 2, 1, "be from 1 to 2^24")
     check_numbers(op, "dilation", dilation, 2, 1, "be from 1 to 2^24")
@@ -218,7 +216,7 @@ def _(
     residual_at: str = "before",
     max_pool: Any = (),
 ) -> Tensor:
-    after = (activation, activation_params, residual, residual_at, max_pool)
+    after: Any = (activation, activation_params, residual, residual_at, max_pool)
     return conv_result(
         "fused_conv", x, weight, weight.shape, bias, stride, padding, dilation, groups, *after, y_dtype=x.dtype
     )
@@ -242,7 +240,7 @@ def _(
     channels_last: bool = False,
 ) -> Tensor:
     window = (stride, padding, dilation, groups)
-    after = (activation, activation_params, residual, residual_at, max_pool)
+    after: Any = (activation, activation_params, residual, residual_at, max_pool)
     return conv_result(
         "fused_conv_packed", x, None, weight_shape, bias, *window, *after, y_dtype=x.dtype, channels_last=channels_last
     )
@@ -272,7 +270,7 @@ def _(
     max_pool: Any = (),
 ) -> Tensor:
     _check_scale("fused_conv_int8", weight_scale, weight.shape[0])
-    after = (activation, activation_params, residual, residual_at, max_pool)
+    after: Any = (activation, activation_params, residual, residual_at, max_pool)
     return conv_result(
         "fused_conv_int8", x, weight, weight.shape, bias, stride, padding, dilation, groups, *after, y_dtype=out_dtype
     )
@@ -306,10 +304,8 @@ def _(
     op = "fused_conv_int8_packed"
     _check_scale(op, weight_scale, weight_shape[0])
     window = (stride, padding, dilation, groups)
-    after = (activation, activation_params, residual, residual_at, max_pool)
-    return conv_result(
-        op, x, None, weight_shape, bias, *window, *after, y_dtype=out_dtype, channels_last=channels_last
-    )
+    after: Any = (activation, activation_params, residual, residual_at, max_pool)
+    return conv_result(op, x, None, weight_shape, bias, *window, *after, y_dtype=out_dtype, channels_last=channels_last)
 
 
 @torch.library.register_fake("deepseek_fast::pool2d")

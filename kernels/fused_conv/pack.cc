@@ -24,7 +24,7 @@ struct Weight {
     dtype = view.dtype;
     F = view.sizes[0], C = view.sizes[1], R = view.sizes[2], S = view.sizes[3];
     groups = weight.groups;
-    winograd = std::strcmp(weight.algorithm, "winograd") == 0;
+    winograd = weight.algorithm && std::strcmp(weight.algorithm, "winograd") == 0;
     int64_t steps[4] = {C * R * S, R * S, S, 1};
     for (int d = 0; d < 4; ++d) steps[d] = (view.strides ? view.strides[d] : steps[d]) * value_bytes(dtype);
     step_f = steps[0], step_c = steps[1], step_r = steps[2], step_s = steps[3];

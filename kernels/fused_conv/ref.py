@@ -50,7 +50,9 @@ def conv(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, gr
     """The sums, in the tensors' dtype: torch's convolution of a padded x, with padding on every side by itself."""
     steps, (top, left, bottom, right), spread = _conv.window("ref", weight.shape[2:], stride, padding, dilation)
     if weight.dim() == 3:
-        return conv(x.unsqueeze(-2), weight.unsqueeze(-2), steps, (top, left, bottom, right), spread, groups).squeeze(-2)
+        return conv(x.unsqueeze(-2), weight.unsqueeze(-2), steps, (top, left, bottom, right), spread, groups).squeeze(
+            -2
+        )
     return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, None, steps, 0, spread, groups)
 
 
@@ -117,8 +119,8 @@ def pool2d_ref(
     )
 
 
-def _sums(x: Tensor, *window: Any) -> Tensor:
-    return windows_of(x, *window, 0.0).flatten(-2).sum(-1)
+def _sums(x: Tensor, kernel: Any, stride: Any, pads: Any, ceil_mode: bool) -> Tensor:
+    return windows_of(x, kernel, stride, pads, ceil_mode, 0.0).flatten(-2).sum(-1)
 
 
 def _divisors(x: Tensor, kernel: Any, stride: Any, pads: Any, ceil_mode: bool, count_include_pad: bool) -> Tensor:

@@ -40,18 +40,18 @@ def fused_conv_int8_ref(
 ) -> Tensor:
     """y of out_dtype, x's where that is None."""
     out_dtype = out_dtype or x.dtype
-    x_scale, y_scale, residual_scale = (f32(value) for value in (x_scale, y_scale, residual_scale))
+    of_x, of_y, of_residual = (f32(value) for value in (x_scale, y_scale, residual_scale))
     per_filter = (-1, *[1] * (weight.dim() - 2))
     # A tap outside x is x_zero_point: the padding of x - x_zero_point is 0. Integers below 2^53 are exact in float64.
     sums = conv(x.double() - x_zero_point, weight.double(), stride, padding, dilation, groups)
     if bias is not None:
         sums = sums + bias.double().reshape(per_filter)
     scale = weight_scale.float().reshape(per_filter if weight_scale.numel() > 1 else [1] * (weight.dim() - 1))
-    z = sums.float() * (x_scale * scale / y_scale)
-    added = None if residual is None else (residual.float() - residual_zero_point) * (residual_scale / y_scale)
+    z = sums.float() * (of_x * scale / of_y)
+    added = None if residual is None else (residual.float() - residual_zero_point) * (of_residual / of_y)
     if added is not None and residual_at == "before":
         z = z + added
-    z = activate_scaled(z, y_scale, activation, activation_params)
+    z = activate_scaled(z, of_y, activation, activation_params)
     if added is not None and residual_at == "after":
         z = z + added
     limits = torch.iinfo(out_dtype)

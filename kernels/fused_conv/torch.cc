@@ -116,16 +116,13 @@ Tensor fused_conv_int8_packed(const Tensor& x, const Tensor& packed, double x_sc
 Tensor pool2d(const Tensor& x_tensor, Numbers window, std::string kind, bool count_include_pad) {
   constexpr const char* OP = "pool2d";
   Operand x(OP, "x", x_tensor);
-  Problem problem;
-  if (window.size() != 9) {
-    value_error(&problem, OP, "window", "be 9 numbers", (std::to_string(window.size()) + " of them").c_str());
-    raise(problem);
-  }
+  check_length(OP, "window", window, 9, raise);
   const PoolCall given{OP, x.view, kind.c_str(), ConvRequest::window_of(window), count_include_pad};
   PoolCall call = given;
   PoolArgs args;
   const auto check = [&] {
     call.x = x.view;
+    Problem problem;
     if (!dsf_pool2d_check(&call, &args, &problem)) raise(problem);
   };
   check();

@@ -165,7 +165,7 @@ class _Differentiable(torch.autograd.Function):
         grad_residual = grad_y
         if ctx.residual_shape is not None and ctx.residual_shape != grad_y.shape:
             grad_residual = grad_y.sum().reshape(ctx.residual_shape)
-        activate, activate_backward = _FUNCTIONS[ctx.activation]
+        activate, activate_backward = FUNCTIONS[ctx.activation]
         grad_z = grad_y
         if ctx.gated:
             gate, up = _OP(x, weight, bias).chunk(2, -1)
@@ -181,7 +181,7 @@ class _Differentiable(torch.autograd.Function):
 
 _ATEN = torch.ops.aten
 # activation: act(z), and its backward pass from (gradient, z)
-_FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "none": (lambda z: z, lambda grad, z: grad),
     "relu": (torch.relu, lambda grad, z: _ATEN.threshold_backward(grad, z, 0)),
     "relu6": (F.relu6, lambda grad, z: _ATEN.hardtanh_backward(grad, z, 0, 6)),

@@ -5,23 +5,12 @@ from typing import Any
 
 import torch
 
-from deepseek_fast.bench.peers import Peer, Unsupported
+from deepseek_fast.bench.peers import Peer, Unsupported, _ort, _ort_convs
 from deepseek_fast.bench.peers._casts import BETWEEN, EXACT, shape_of_blocks
 from deepseek_fast.bench.peers._common import FLOAT, INT8_TENSOR, int4_peer
 
 PACKAGES = ("onnx", "onnxruntime")
 HOW_TO_INSTALL = "pip install 'deepseek-fast[onnx]'"
-# (node type, attributes) from z to y; silu has two nodes, relu6 two constants
-ACTIVATION_NODES: dict[str, tuple[str, dict[str, Any]]] = {
-    "none": ("Identity", {}),
-    "relu": ("Relu", {}),
-    "gelu": ("Gelu", {}),
-    "gelu_tanh": ("Gelu", {"approximate": "tanh"}),
-    "hardswish": ("HardSwish", {}),
-    "sigmoid": ("Sigmoid", {}),
-    "tanh": ("Tanh", {}),
-}
-
 CASTS = {
     torch.float32: "FLOAT",
     torch.bfloat16: "BFLOAT16",
@@ -51,6 +40,14 @@ def int8_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
     values["Z"] = np.zeros(q.shape[0], np.int8)
     call = _session("DynamicQuantizeMatMul", ["A", "B", "S", "Z", "bias"], "com.microsoft", values, inputs)
     return {"ORT DynamicQuantizeMatMul": Peer(call, *INT8_TENSOR)}
+
+
+def fused_conv(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _ort_convs.fused_conv(inputs)
+
+
+def fused_conv_int8(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _ort_convs.fused_conv_int8(inputs)
 
 
 def int4_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
@@ -114,7 +111,8 @@ def _type(dtype: torch.dtype) -> int:
 def _bound(nodes: list[Any], x: torch.Tensor, dtype: torch.dtype, values: dict[str, Any]) -> Callable[[], torch.Tensor]:
     """A call of x (M, K) -> y of its shape through `nodes`, on torch's memory: NumPy has no FP8."""
     y = torch.empty(x.shape, dtype=dtype)
-    session = _of(nodes, {"x": (_type(x.dtype), x.shape)}, {"y": (_type(dtype), x.shape)}, values, opset=21)
+    ends = {"x": (_type(x.dtype), x.shape)}, {"y": (_type(dtype), x.shape)}
+    session = _ort.session(_ort.model(nodes, *ends, values, opset=21))
     binding = session.io_binding()
     binding.bind_input("x", "cpu", 0, _type(x.dtype), x.shape, x.data_ptr())
     binding.bind_output("y", "cpu", 0, _type(dtype), y.shape, y.data_ptr())
@@ -138,48 +136,12 @@ def _session(
     """A call of A (M, K) -> y (M, N) in float32 through `op_type` and the activation; sizes: (K, N), or B's shape."""
     from onnx import TensorProto, helper
 
-    nodes = [helper.make_node(op_type, names, ["z"], domain=domain, **attributes), *_activation(inputs["activation"])]
+    nodes = [
+        helper.make_node(op_type, names, ["z"], domain=domain, **attributes),
+        *_ort.activation_nodes(inputs["activation"]),
+    ]
     K, N = sizes or values["B"].shape
-    session = _of(nodes, {"A": (TensorProto.FLOAT, ("M", K))}, {"y": (TensorProto.FLOAT, ("M", N))}, values, opset=20)
+    x, y = (TensorProto.FLOAT, ("M", K)), (TensorProto.FLOAT, ("M", N))
+    session = _ort.session(_ort.model(nodes, {"A": x}, {"y": y}, values, opset=20))
     feed = {"A": inputs["x"].float().numpy()}
     return lambda: torch.from_numpy(session.run(None, feed)[0])
-
-
-Values = dict[str, tuple[int, Any]]  # (type, shape) by name
-
-
-def _of(nodes: list[Any], inputs: Values, outputs: Values, constants: dict[str, Any], *, opset: int) -> Any:
-    """A session of some nodes, on as many threads as torch has."""
-    import onnxruntime
-    from onnx import helper, numpy_helper
-
-    graph = helper.make_graph(
-        nodes,
-        "peer",
-        [helper.make_tensor_value_info(name, *value) for name, value in inputs.items()],
-        [helper.make_tensor_value_info(name, *value) for name, value in outputs.items()],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    domains = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors
-    # Its threads spin while it runs, and stop then: else they take half of the other contestants' second core.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    ir_version = 9 if opset < 21 else 10
-    model = helper.make_model(graph, opset_imports=domains, ir_version=ir_version).SerializeToString()
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def _activation(name: str) -> list[Any]:
-    from onnx import helper
-
-    if name == "silu":
-        return [helper.make_node("Sigmoid", ["z"], ["s"]), helper.make_node("Mul", ["z", "s"], ["y"])]
-    if name == "relu6":
-        ends = [
-            helper.make_node("Constant", [], [end], value_float=value) for end, value in (("low", 0.0), ("high", 6.0))
-        ]
-        return [*ends, helper.make_node("Clip", ["z", "low", "high"], ["y"])]
-    op_type, attributes = ACTIVATION_NODES[name]
-    return [helper.make_node(op_type, ["z"], ["y"], **attributes)]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from deepseek_fast._load import supported_isas
-from deepseek_fast.bench.peers import Peer, Unsupported, _casts
+from deepseek_fast.bench.peers import Peer, Unsupported, _casts, _convs
 from deepseek_fast.bench.peers._common import (
     ACTIVATIONS,
     INT8_TENSOR,
@@ -68,6 +68,10 @@ def int4_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
     scales = torch.stack((scale.T, torch.zeros_like(scale.T)), -1).contiguous()
     call = torch.ops.aten._weight_int4pack_mm_for_cpu
     return {"torch _weight_int4pack_mm": int4_peer(lambda: activate(call(x, packed, group, scales) + bias), inputs)}
+
+
+def fused_conv(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _convs.eager(inputs)
 
 
 def fp8_cast(inputs: dict[str, Any]) -> dict[str, Peer]:
