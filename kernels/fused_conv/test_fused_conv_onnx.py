@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+import deepseek_fast
 from deepseek_fast.kernels.fused_conv import body
 from deepseek_fast.onnx._runtime import LIBRARY, STOCK, Runner
 
@@ -350,6 +351,40 @@ def test_every_level_has_the_same_answer(isa, isa_layouts):
     for groups in (1, 2, 4):
         options = {"groups": groups, "x_layout": x_layout, "y_layout": y_layout, "residual": True}
         check_conv(7, runtimes=(LIBRARY,), activation="relu", pool_kernel=(2, 2), **options)
+
+
+# Exported from torch
+
+
+class Exported(torch.nn.Module):
+    """Two dimensions with a pool, one dimension with a residual, an unbatched pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = torch.nn.Parameter(torch.randn(8, 3, 3, 3, generator=generator) / 5)
+        self.bias = torch.nn.Parameter(torch.randn(8, generator=generator))
+        self.line = torch.nn.Parameter(torch.randn(8, 4, 3, generator=generator) / 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = deepseek_fast.fused_conv(x, self.weight, self.bias, 2, 1, activation="leaky_relu", max_pool=(3, 2, 1, True))
+        rows = y.flatten(2)
+        z = deepseek_fast.fused_conv(rows, self.line, None, 1, 1, 1, 2, residual=rows, residual_at="after")
+        return deepseek_fast.pool2d(z, 2, (1, 2), kind="average")
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch.export about its own pytrees
+def test_export(tmp_path):
+    module, x = Exported().eval(), torch.randn(2, 3, 17, 19, generator=torch.Generator().manual_seed(1))
+    model = deepseek_fast.onnx.export(module, (x,), tmp_path / "model.onnx")
+    ours = [node.op_type for node in model.graph.node if node.domain]
+    assert ours == ["FusedConv", "FusedConv", "Pool2d"]
+    want = module(x).detach().numpy()
+    (name,) = (value.name for value in model.graph.input)
+    (y,) = (value.name for value in model.graph.output)
+    for runtime in (LIBRARY, STOCK):
+        got = Runner(model, runtime=runtime).run({name: x.numpy()})[y]
+        np.testing.assert_allclose(got, want, rtol=CLOSE, atol=CLOSE, err_msg=runtime)
 
 
 # What the module declares
