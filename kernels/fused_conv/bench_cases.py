@@ -162,7 +162,7 @@ class Bench:
             self.op, weight.shape, inputs["stride"], inputs["padding"], 1, inputs.get("max_pool")
         )
         shape = (list(weight.shape), *windows, self.groups)
-        of_y = (self.activation, [])
+        of_y: tuple[str, list[float]] = (self.activation, [])
         packed, ops = op.PACK_OP(weight, self.groups), torch.ops.deepseek_fast
         if self.dtype != INT8:
             of_x = (x, packed, inputs["bias"])
