@@ -226,6 +226,26 @@ struct Vec {
       rows[4 + j] = _mm256_permute2x128_si256(quads[j], quads[4 + j], 0x31);
     }
   }
+  // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
+  static f32 max(f32 a, f32 b) { return _mm256_max_ps(a, b); }
+  using ordered = __m256;
+  static ordered all_ordered() { return _mm256_castsi256_ps(_mm256_set1_epi32(-1)); }
+  static ordered and_ordered(ordered so_far, f32 a, f32 b) {
+    return _mm256_and_ps(so_far, _mm256_cmp_ps(a, b, _CMP_ORD_Q));
+  }
+  static f32 nan_unless(ordered lanes, f32 v) { return _mm256_blendv_ps(_mm256_set1_ps(__builtin_nanf("")), v, lanes); }
+  // Of bytes.
+  template <bool is_signed>
+  static i32 max_bytes(i32 a, i32 b) {
+    return is_signed ? _mm256_max_epi8(a, b) : _mm256_max_epu8(a, b);
+  }
+  // The first n bytes, zeros after them.
+  static i32 load_bytes_n(const void* p, int n) {
+    if (n >= 32) return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+    alignas(32) char buffer[32] = {};
+    __builtin_memcpy(buffer, p, size_t(n));
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(buffer));
+  }
   // The first n bytes.
   static void store_bytes_n(void* p, i32 v, int n) {
     if (n >= 32) return _mm256_storeu_si256(static_cast<__m256i*>(p), v);

@@ -202,6 +202,23 @@ struct Vec {
       rows[12 + j] = _mm512_shuffle_i32x4(odd, next_odd, 0xDD);
     }
   }
+  // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
+  static f32 max(f32 a, f32 b) { return _mm512_max_ps(a, b); }
+  using ordered = __mmask16;
+  static ordered all_ordered() { return 0xFFFF; }
+  static ordered and_ordered(ordered so_far, f32 a, f32 b) { return _mm512_mask_cmp_ps_mask(so_far, a, b, _CMP_ORD_Q); }
+  static f32 nan_unless(ordered lanes, f32 v) {
+    return _mm512_mask_mov_ps(_mm512_set1_ps(__builtin_nanf("")), lanes, v);
+  }
+  // Of bytes.
+  template <bool is_signed>
+  static i32 max_bytes(i32 a, i32 b) {
+    return is_signed ? _mm512_max_epi8(a, b) : _mm512_max_epu8(a, b);
+  }
+  // The first n bytes, zeros after them.
+  static i32 load_bytes_n(const void* p, int n) {
+    return _mm512_maskz_loadu_epi8(n >= 64 ? ~__mmask64(0) : (__mmask64(1) << n) - 1, p);
+  }
   // The first n bytes.
   static void store_bytes_n(void* p, i32 v, int n) {
     _mm512_mask_storeu_epi8(p, n >= 64 ? ~__mmask64(0) : (__mmask64(1) << n) - 1, v);

@@ -186,6 +186,28 @@ struct Vec {
     rows[2] = high.val[0];
     rows[3] = high.val[1];
   }
+  // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
+  static f32 max(f32 a, f32 b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+  using ordered = uint32x4_t;
+  static ordered all_ordered() { return vdupq_n_u32(~0u); }
+  static ordered and_ordered(ordered so_far, f32 a, f32 b) {
+    return vandq_u32(so_far, vandq_u32(vceqq_f32(a, a), vceqq_f32(b, b)));
+  }
+  static f32 nan_unless(ordered lanes, f32 v) { return vbslq_f32(lanes, v, set1(__builtin_nanf(""))); }
+  // Of bytes.
+  template <bool is_signed>
+  static i32 max_bytes(i32 a, i32 b) {
+    if constexpr (is_signed)
+      return vreinterpretq_s32_s8(vmaxq_s8(vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b)));
+    else
+      return vreinterpretq_s32_u8(vmaxq_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b)));
+  }
+  // The first n bytes, zeros after them.
+  static i32 load_bytes_n(const void* p, int n) {
+    alignas(16) char buffer[16] = {};
+    std::memcpy(buffer, p, n >= 16 ? 16 : size_t(n));
+    return vld1q_s32(reinterpret_cast<const int32_t*>(buffer));
+  }
   // The first n bytes.
   static void store_bytes_n(void* p, i32 v, int n) {
     alignas(16) char buffer[16];

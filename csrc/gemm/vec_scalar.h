@@ -236,6 +236,26 @@ struct Vec {
     rows[2] = __builtin_shuffle(high, next_high, i32{0, 1, 4, 5});
     rows[3] = __builtin_shuffle(high, next_high, i32{2, 3, 6, 7});
   }
+  // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
+  static f32 max(f32 a, f32 b) { return a > b ? a : b; }
+  using ordered = i32;
+  static ordered all_ordered() { return ~i32{}; }
+  static ordered and_ordered(ordered so_far, f32 a, f32 b) { return so_far & (a == a) & (b == b); }
+  static f32 nan_unless(ordered lanes, f32 v) { return lanes ? v : set1(__builtin_nanf("")); }
+  // Of bytes.
+  template <bool is_signed>
+  static i32 max_bytes(i32 a, i32 b) {
+    typedef int8_t s8 __attribute__((vector_size(16)));
+    typedef uint8_t u8 __attribute__((vector_size(16)));
+    if (is_signed) return i32(s8(a) > s8(b) ? s8(a) : s8(b));
+    return i32(u8(a) > u8(b) ? u8(a) : u8(b));
+  }
+  // The first n bytes, zeros after them.
+  static i32 load_bytes_n(const void* p, int n) {
+    i32 v{};
+    std::memcpy(&v, p, size_t(n));
+    return v;
+  }
   // The first n bytes.
   static void store_bytes_n(void* p, i32 v, int n) { std::memcpy(p, &v, size_t(n)); }
   static i32 set1_quad(const void* p) {
