@@ -117,6 +117,12 @@ BAD: list[Row] = [
     ),
     (
         "fused_conv",
+        {"x": BIG(0, 6, 2**50, 2**10)},
+        ValueError,
+        "x must have at most 2^58 elements; got shape (0, 6, 1125899906842624, 1024)",
+    ),
+    (
+        "fused_conv",
         {"x": BIG(2**48, 6, 9, 8)},
         ValueError,
         "x must give an output that fits into memory; got shape (281474976710656, 6, 9, 8)",
