@@ -600,6 +600,36 @@ def test_optimizing_twice_changes_nothing():
     assert explain(once).model == once
 
 
+def test_bare_nodes_are_completed():
+    """Inputs and attributes that a writer left out get what the kernel and torch take for them."""
+    graph = images()
+    x = graph.op("FusedConv", "x", graph.random("w", F, C, 3, 3), domain="ai.deepseek_fast", activation="leaky_relu")
+    graph.output(graph.op("Pool2d", x, domain="ai.deepseek_fast", kernel=[2, 2], output="y"), rank=4)
+    completed = explain(graph.model(), optim_level=0).model
+    feeds = {"x": normal(2, C, H, W)}
+    leaky = Graph()
+    leaky.input("x", "batch", C, H, W)
+    leaky.initializers.extend(graph.initializers)
+    t = leaky.op("LeakyRelu", leaky.op("Conv", "x", "w"))
+    leaky.output(leaky.op("MaxPool", t, kernel_shape=[2, 2], strides=[2, 2], output="y"), rank=4)
+    assert_same_numbers(leaky.model(), completed, feeds, CLOSE)
+
+
+def test_a_bare_node_of_bytes_is_completed():
+    graph = Graph()
+    graph.input("x", "batch", C, H, W, dtype=TensorProto.UINT8)
+    numbers = [graph.constant("sx", 0.02), graph.constant("zx", 3, np.uint8)]
+    numbers += [graph.constant("w", graph.rng.integers(-127, 128, (F, C, 3, 3)), np.int8), graph.random("sw", F)]
+    numbers += [graph.constant("sy", 0.5), graph.constant("zy", 0, np.int8)]
+    graph.output(graph.op("FusedConvInt8", "x", *numbers, domain="ai.deepseek_fast"), dtype=TensorProto.INT8, rank=4)
+    completed = explain(graph.model(), optim_level=0).model
+    (node,) = fused(completed, "FusedConvInt8")
+    assert len(node.input) == 11 and all(node.input)
+    onnx.checker.check_model(completed, full_check=True)
+    y = Runner(completed, runtime=STOCK).run({"x": np.zeros((1, C, H, W), np.uint8)})
+    assert next(iter(y.values())).shape == (1, F, H - 2, W - 2)
+
+
 def test_levels_of_a_convolution():
     graph = images()
     t = graph.op("Relu", batch_norm(graph, conv(graph, "x", C, C), C))

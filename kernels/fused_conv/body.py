@@ -1,4 +1,4 @@
-"""FusedConv and Pool2d in ONNX: the nodes, their schemas, and their bodies in plain ai.onnx operators.
+"""FusedConv, FusedConvInt8 and Pool2d in ONNX: the nodes, their schemas, and their bodies in plain ai.onnx operators.
 
     Y = pool(act(Conv(X, W, B) (+ R)) (+ R))       in float32, rounded once to X's type
     Y = the largest value or the mean of X's windows
@@ -16,15 +16,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from deepseek_fast.kernels.fused_conv import body_int8
+from deepseek_fast.kernels.fused_conv.body_int8 import CONV_INT8
 from deepseek_fast.onnx._body import ACTIVATIONS, DOMAIN, DOMAIN_VERSION, MIN_16_BIT_OPSET, BodyWriter
 
 if TYPE_CHECKING:
     import onnx
 
 CONV, POOL = "FusedConv", "Pool2d"
-INPUTS = {CONV: ("X", "W", "B", "R"), POOL: ("X",)}
+INPUTS = {CONV: ("X", "W", "B", "R"), CONV_INT8: body_int8.INPUTS, POOL: ("X",)}
+OPTIONAL = ("B", "R", "r_scale", "r_zero_point")
 FLOAT_TYPES = ["tensor(float)", "tensor(bfloat16)"]
-POOLED_TYPES = [*FLOAT_TYPES, "tensor(uint8)", "tensor(int8)"]
+BYTES = ["tensor(uint8)", "tensor(int8)"]
+POOLED_TYPES = [*FLOAT_TYPES, *BYTES]
 PLANES, PIXELS = "NCHW", "NHWC"  # layouts
 TO_PLANES, TO_PIXELS = (0, 3, 1, 2), (0, 2, 3, 1)  # Transpose's perm
 INT, FLOATS, INTS = 2, 6, 7  # AttributeProto types
@@ -57,6 +61,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "y_layout": PLANES,
     },
 }
+DEFAULTS[CONV_INT8] = {name: value for name, value in DEFAULTS[CONV].items() if name != "algorithm"}
 CONV_ATTRIBUTES = {"strides": ("stride", INTS), "pads": ("padding", INTS), "dilations": ("dilation", INTS)}
 POOL_ATTRIBUTES = {
     "kernel_shape": ("kernel", INTS),
@@ -67,34 +72,38 @@ POOL_ATTRIBUTES = {
 
 
 def function_proto(opset: int, *, op_type: str = CONV) -> onnx.FunctionProto:
-    """The body of FusedConv or Pool2d in the ai.onnx operators of `opset`, 13 to 25."""
+    """The body of an operator in the ai.onnx operators of `opset`, 13 to 25."""
     body = BodyWriter(opset)
-    {CONV: _conv, POOL: _pool}[op_type](body)
+    {CONV: _conv, CONV_INT8: body_int8.write, POOL: _pool}[op_type](body)
     return body.function(op_type, INPUTS[op_type], list(DEFAULTS[op_type]))
 
 
 def _conv(body: BodyWriter) -> None:
     attributes = CONV_ATTRIBUTES | {"group": ("groups", INT)}
-    x, w, b = _in_planes(body, body.to_float("X"), "x_layout"), body.to_float("W"), body.to_float("B")
+    x, w, b = in_planes(body, body.to_float("X"), "x_layout"), body.to_float("W"), body.to_float("B")
     z = body.referring("Conv", x, w, b, attributes=attributes)
-    residual = _in_planes(body, body.to_float("R"), "y_layout")
+    _finish(body, after_sum(body, z, body.to_float("R"), CONV_ACTIVATIONS))
+
+
+def after_sum(body: BodyWriter, z: str, given: str, known: Mapping[str, Callable[[BodyWriter, str], str]]) -> str:
+    """The residual as given, activation and pool of a sum, all float and (N, C, H, W)."""
+    residual = in_planes(body, given, "y_layout")
     is_after = body.equals(body.attribute("residual_at"), "after")
-    here = z
-    z = body.choose(is_after, lambda: body.op("Identity", here), lambda: body.op("Add", here, residual))
-    act = body.activation(z, CONV_ACTIVATIONS)
-    z = body.choose(is_after, lambda: body.op("Add", act, residual), lambda: body.op("Identity", act))
+    before = body.choose(is_after, lambda: body.op("Identity", z), lambda: body.op("Add", z, residual))
+    act = body.activation(before, known)
+    y = body.choose(is_after, lambda: body.op("Add", act, residual), lambda: body.op("Identity", act))
 
     def pooled() -> str:
         renamed = {name: (f"pool_{referred}", kind) for name, (referred, kind) in POOL_ATTRIBUTES.items()}
-        return body.referring("MaxPool", z, attributes=renamed)
+        return body.referring("MaxPool", y, attributes=renamed)
 
     sizes = body.op("Concat", body.integers("pool_kernel"), body.integers("pool_stride"), axis=0)
     is_pooled = body.op("Greater", body.op("ReduceProd", sizes, keepdims=0), body.constant(1, "int64"))
-    _finish(body, body.choose(is_pooled, pooled, lambda: body.op("Identity", z)))
+    return body.choose(is_pooled, pooled, lambda: body.op("Identity", y))
 
 
 def _pool(body: BodyWriter) -> None:
-    x = _in_planes(body, body.to_float("X"), "x_layout")
+    x = in_planes(body, body.to_float("X"), "x_layout")
     counts = {"count_include_pad": ("count_include_pad", INT)}
 
     def mean() -> str:
@@ -106,11 +115,19 @@ def _pool(body: BodyWriter) -> None:
     _finish(body, body.choose(body.equals(body.attribute("kind"), "average"), mean, largest))
 
 
-def _in_planes(body: BodyWriter, value: str, layout: str) -> str:
-    """value, which lies as the string attribute `layout` says, as (N, C, H, W)."""
+def in_planes(body: BodyWriter, value: str, layout: str, dtype: int | None = None) -> str:
+    """value, which lies as the string attribute `layout` says, as (N, C, H, W). dtype: of TensorProto, or FLOAT."""
     is_pixels = body.equals(body.attribute(layout), PIXELS)
     return body.choose(
-        is_pixels, lambda: body.op("Transpose", value, perm=TO_PLANES), lambda: body.op("Identity", value)
+        is_pixels, lambda: body.op("Transpose", value, perm=TO_PLANES), lambda: body.op("Identity", value), dtype
+    )
+
+
+def in_layout(body: BodyWriter, planes: str) -> str:
+    """The values as y_layout says."""
+    is_pixels = body.equals(body.attribute("y_layout"), PIXELS)
+    return body.choose(
+        is_pixels, lambda: body.op("Transpose", planes, perm=TO_PIXELS), lambda: body.op("Identity", planes)
     )
 
 
@@ -118,17 +135,14 @@ def _finish(body: BodyWriter, planes: str) -> None:
     """Y = the values as y_layout says, in X's type."""
     from onnx import TensorProto
 
-    is_pixels = body.equals(body.attribute("y_layout"), PIXELS)
-    y = body.choose(
-        is_pixels, lambda: body.op("Transpose", planes, perm=TO_PIXELS), lambda: body.op("Identity", planes)
-    )
+    y = in_layout(body, planes)
     if body.opset >= MIN_16_BIT_OPSET:
         body.op("CastLike", y, "X", output="Y")
     else:
         body.op("Cast", y, output="Y", to=TensorProto.FLOAT)
 
 
-def _parameter(body: BodyWriter, index: int) -> str:
+def parameter(body: BodyWriter, index: int) -> str:
     """One of activation_params, 0 where there are fewer: branches that are not taken are folded too."""
     padded = body.op("Concat", body.floats("activation_params"), body.constant([0.0, 0.0]), axis=0)
     return body.op("Gather", padded, body.constant(index, "int64"))
@@ -136,15 +150,15 @@ def _parameter(body: BodyWriter, index: int) -> str:
 
 def _leaky_relu(body: BodyWriter, z: str) -> str:
     """Not LeakyRelu: onnx's reference gives that one no attribute of the calling node."""
-    return body.op("PRelu", z, _parameter(body, 0))
+    return body.op("PRelu", z, parameter(body, 0))
 
 
 def _clip(body: BodyWriter, z: str) -> str:
-    return body.op("Clip", z, _parameter(body, 0), _parameter(body, 1))
+    return body.op("Clip", z, parameter(body, 0), parameter(body, 1))
 
 
 def _hardsigmoid(body: BodyWriter, z: str) -> str:
-    line = body.op("Add", body.op("Mul", z, _parameter(body, 0)), _parameter(body, 1))
+    line = body.op("Add", body.op("Mul", z, parameter(body, 0)), parameter(body, 1))
     return body.op("Clip", line, body.constant(0.0), body.constant(1.0))
 
 
@@ -159,6 +173,11 @@ CONV_ACTIVATIONS: dict[str, Callable[[BodyWriter, str], str]] = {
 def conv_node(x: str, weight: str, bias: str, residual: str, y: str, **attributes: Any) -> onnx.NodeProto:
     """A FusedConv node between named values; attributes: those of DEFAULTS that differ."""
     return _node(CONV, [x, weight, bias, residual], [y], attributes)
+
+
+def conv_int8_node(inputs: Mapping[str, str], y: str, **attributes: Any) -> onnx.NodeProto:
+    """A FusedConvInt8 node; inputs: names by the names of body_int8.INPUTS."""
+    return _node(CONV_INT8, [inputs[name] for name in INPUTS[CONV_INT8]], [y], attributes)
 
 
 def pool_node(x: str, y: str, **attributes: Any) -> onnx.NodeProto:
@@ -183,8 +202,26 @@ def schemas() -> list[onnx.defs.OpSchema]:
 
     kinds, options = defs.OpSchema.AttrType, defs.OpSchema.FormalParameterOption
     attribute_kinds = {str: kinds.STRING, int: kinds.INT, tuple: kinds.INTS}
-    docs = {CONV: "Y = pool(activation(Conv(X, W, B) + R))", POOL: "Y = the largest or mean of X's windows"}
-    types = {CONV: FLOAT_TYPES, POOL: POOLED_TYPES}
+    docs = {
+        CONV: "Y = pool(activation(Conv(X, W, B) + R))",
+        CONV_INT8: "Y = quantize(pool(activation(dequantize(Conv(X, W) + B) + R)))",
+        POOL: "Y = the largest or mean of X's windows",
+    }
+    constraints = {
+        "T": (POOLED_TYPES, "one type for all"),
+        "F": (FLOAT_TYPES, "one type for all"),
+        "U": (BYTES, "X's type"),
+        "V": (BYTES, "Y's type"),
+    }
+    int8_types = dict.fromkeys(("x_scale", "w_scale", "y_scale", "r_scale"), "tensor(float)")
+    int8_types |= dict.fromkeys(("X", "x_zero_point"), "U") | dict.fromkeys(
+        ("Y", "y_zero_point", "R", "r_zero_point"), "V"
+    )
+    types = {
+        CONV: dict.fromkeys((*INPUTS[CONV], "Y"), "F"),
+        CONV_INT8: int8_types | {"W": "tensor(int8)", "B": "tensor(int32)"},
+        POOL: dict.fromkeys(("X", "Y"), "T"),
+    }
     return [
         defs.OpSchema(
             op_type,
@@ -193,12 +230,12 @@ def schemas() -> list[onnx.defs.OpSchema]:
             doc=docs[op_type],
             inputs=[
                 defs.OpSchema.FormalParameter(
-                    name, "T", param_option=options.Optional if name in ("B", "R") else options.Single
+                    name, types[op_type][name], param_option=options.Optional if name in OPTIONAL else options.Single
                 )
                 for name in INPUTS[op_type]
             ],
-            outputs=[defs.OpSchema.FormalParameter("Y", "T")],
-            type_constraints=[("T", types[op_type], "one type for all")],
+            outputs=[defs.OpSchema.FormalParameter("Y", types[op_type]["Y"])],
+            type_constraints=[(name, *of) for name, of in constraints.items() if name in types[op_type].values()],
             attributes=[
                 defs.OpSchema.Attribute(
                     name, kinds.FLOATS if name == "activation_params" else attribute_kinds[type(value)], required=False

@@ -1,26 +1,13 @@
 // One channel a group: vectors over channels, a run of output pixels of two rows at a time. A value of x is loaded once
 // for all the taps that read it; sums are in registers, started at zero, in the order r, s.
 #pragma once
-#include <utility>
-
 #include "kernels/fused_conv/finish.h"
 #include "kernels/fused_conv/packed.h"
+#include "kernels/fused_conv/unrolled.h"
 #include "kernels/fused_conv/windows.h"
 
 namespace dsf::fused_conv {
 namespace {
-
-// step(integral_constant) for 0 to n - 1, until one is false: indices are constants, so that arrays live in registers.
-template <int n, class Step>
-[[gnu::always_inline]] inline void unrolled_while(const Step& step) {
-  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
-    static_cast<void>((step(std::integral_constant<int, i>{}) && ...));
-  }(std::make_integer_sequence<int, n>{});
-}
-template <int n, class Step>
-[[gnu::always_inline]] inline void unrolled(const Step& step) {
-  unrolled_while<n>([&](auto i) __attribute__((always_inline)) { return step(i), true; });
-}
 
 // Where the sums of a run of output pixels come from, two rows of it; strides in bytes. Rows and columns of x count
 // from where the first pixel's window begins.

@@ -46,8 +46,10 @@ struct ConvTileF32 {
     typename V::f32 acc[rows][vectors];
     zero_sums<V>(acc);
     const char* const* runs = x.runs;
+    const char* ahead = x.ahead;
     for (int64_t i = 0; i < x.count; ++i, runs += MR)
       for (int64_t c = x.first; c < x.first + x.length; ++c, panel += PANEL_F * 4) {
+        read_weights_ahead(&ahead, x.ahead_step);
         typename V::f32 w[vectors];
         DSF_UNROLL
         for (int v = 0; v < vectors; ++v) w[v] = V::load(reinterpret_cast<const float*>(panel) + v * V::LANES);
@@ -73,6 +75,7 @@ struct ConvTileBf16 {
     typename V::f32 acc[rows][vectors];
     zero_sums<V>(acc);
     const char* const* runs = x.runs;
+    const char* ahead = x.ahead;
     const auto step = [&](const auto& x_pair) __attribute__((always_inline)) {
       typename V::pair w[vectors];
       DSF_UNROLL
@@ -85,6 +88,7 @@ struct ConvTileBf16 {
         for (int v = 0; v < vectors; ++v) acc[r][v] = V::dot_pair(acc[r][v], a, w[v]);
       }
       panel += PANEL_F * 4;
+      read_weights_ahead(&ahead, x.ahead_step);
     };
     for (int64_t i = 0; i < x.count; ++i, runs += MR) {
       int64_t c = x.first;
@@ -178,6 +182,7 @@ class PixelWalk {
       pixels->h[i] = pixels->h[rows - 1];
       pixels->w[i] = pixels->w[rows - 1];
       pixels->at[i] = pixels->at[rows - 1];
+      pixels->ends[i] = pixels->ends[rows - 1];
     }
   }
 
@@ -259,13 +264,17 @@ struct TileEndInt8 {
 };
 
 // The lines that the end of a tile reads and writes arrive while it runs: they are too far apart for the hardware.
-template <class V, int64_t bytes, int MR>
-inline void ask_for_ends(const TilePixels<MR>& pixels, int vectors, int64_t f, int64_t y_f) {
-  for (int i = 0; i < pixels.rows; ++i)
-    for (int v = 0; v < vectors; ++v) {
-      __builtin_prefetch(pixels.ends[i].y + (y_f + v * V::LANES) * bytes, 1);
-      if (pixels.ends[i].residual) __builtin_prefetch(pixels.ends[i].residual + (f + v * V::LANES) * bytes);
-    }
+template <int64_t tile_bytes, int MR>
+inline void ask_for_ends(const TilePixels<MR>& pixels, int64_t f_bytes, int64_t y_f_bytes) {
+  DSF_UNROLL
+  for (int i = 0; i < MR; ++i)
+    for (int64_t line = 0; line < tile_bytes; line += CACHE_LINE)
+      __builtin_prefetch(pixels.ends[i].y + y_f_bytes + line, 1);
+  if (!pixels.ends[0].residual) return;
+  DSF_UNROLL
+  for (int i = 0; i < MR; ++i)
+    for (int64_t line = 0; line < tile_bytes; line += CACHE_LINE)
+      __builtin_prefetch(pixels.ends[i].residual + f_bytes + line);
 }
 
 template <class V, Dtype dtype>
@@ -294,9 +303,13 @@ void tiles(const ConvArgs& args, const Block& block) {
 
   const int64_t count = (block.p.end - block.p.begin) * args.Q;
   int64_t tiles_left = (count + MR - 1) / MR;
+  const int64_t steps_of_panel = panel_bytes / (PANEL_F * 4), all_tiles = tiles_left;
+  const int64_t share = panel_bytes / (all_tiles > 0 ? all_tiles : 1),
+                weights_ahead = (block.f.end - block.f.begin + PANEL_F - 1) / PANEL_F * panel_bytes;
   PixelWalk<AnyFinish, value_bytes(dtype), MR> walk(args, block, finish, stem);
   TilePixels<MR> pixels;
   for (int64_t i = 0; i < count; i += pixels.rows, --tiles_left) {
+    const int64_t tile = all_tiles - tiles_left;
     walk.take(int((count - i + tiles_left - 1) / tiles_left), &pixels);
     fill_runs<MR, value_bytes(dtype)>(args, block, pixels, stem, block.runs);
     for (int64_t f = block.f.begin; f < block.f.end;) {
@@ -304,10 +317,17 @@ void tiles(const ConvArgs& args, const Block& block) {
       int64_t columns = group_F - f_of_group < PANEL_F ? group_F - f_of_group : PANEL_F;
       if (columns > block.f.end - f) columns = block.f.end - f;
       const char* panel = panels + (group * group_panels + f_of_group / PANEL_F) * panel_bytes;
-      const TileRuns runs{block.runs, run_count, group * group_C, run_length};
+      // Of the block that comes next, each tile asks for its share.
+      const TileRuns runs{block.runs,
+                          run_count,
+                          group * group_C,
+                          run_length,
+                          panel + weights_ahead + tile * share,
+                          steps_of_panel ? share / steps_of_panel : 0};
       for (int64_t column = 0; column < columns; column += NV * V::LANES) {
         const int left = int((columns - column + V::LANES - 1) / V::LANES), vectors = left < NV ? left : NV;
-        ask_for_ends<V, AnyFinish::VALUE_BYTES>(pixels, vectors, f + column, f + column - block.f.begin);
+        constexpr int64_t y_bytes = AnyFinish::VALUE_BYTES;
+        ask_for_ends<NV * V::LANES * y_bytes>(pixels, (f + column) * y_bytes, (f + column - block.f.begin) * y_bytes);
         run_conv_tile<Tile, MR, NV>(pixels.rows, vectors, runs, panel + column * 4,
                                     end_of(pixels, f + column, columns - column));
       }

@@ -141,17 +141,22 @@ void winograd_products(const ConvArgs& args, const WinogradTiles& tiles, const f
                        const char* panel, int vectors, float* products) {
   constexpr int MR = TileSize<V, Dtype::f32>::MR, NV = TileSize<V, Dtype::f32>::NV;
   const char* runs[MR];
-  const int64_t count = tiles.count();
-  for (int64_t point = 0; point < WINOGRAD_POINTS; ++point, panel += args.C * PANEL_F * 4) {
+  const int64_t count = tiles.count(), groups = (count + MR - 1) / MR;
+  // Of each point's weights. Groups of tiles ask for their shares of the next one's; of two groups each would ask for
+  // what it needs at once.
+  const int64_t bytes = args.C * PANEL_F * 4;
+  const int64_t share = groups > 2 ? bytes / groups : 0, ahead_step = groups > 2 ? PANEL_F * 4 / groups : 0;
+  for (int64_t point = 0; point < WINOGRAD_POINTS; ++point, panel += bytes) {
     const float* rows = v + point * point_stride;
-    int64_t tiles_left = (count + MR - 1) / MR;
+    int64_t tiles_left = groups;
     for (int64_t i = 0; i < count; --tiles_left) {
       const int64_t here = (count - i + tiles_left - 1) / tiles_left;
       for (int64_t j = 0; j < here; ++j) runs[j] = reinterpret_cast<const char*>(rows + (i + j) * args.C);
       for (int done = 0; done < vectors; done += NV)
         run_conv_tile<ConvTileF32<V, MR>, MR, NV>(
-            int(here), vectors - done < NV ? vectors - done : NV, {runs, 1, 0, args.C}, panel + done * V::LANES * 4,
-            StoreProducts<V>{products + (point * count + i) * PANEL_F + done * V::LANES});
+            int(here), vectors - done < NV ? vectors - done : NV,
+            {runs, 1, 0, args.C, panel + bytes + share * (groups - tiles_left), ahead_step},
+            panel + done * V::LANES * 4, StoreProducts<V>{products + (point * count + i) * PANEL_F + done * V::LANES});
       i += here;
     }
   }
