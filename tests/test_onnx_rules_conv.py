@@ -486,6 +486,45 @@ def test_pool_without_a_convolution_stays():
     assert counts(result.model) == {"AveragePool": 1} and not result.refused
 
 
+# Winograd
+
+
+def algorithms(model: onnx.ModelProto) -> list[str]:
+    return [attribute(node, "algorithm").decode() for node in model.graph.node if node.op_type == "FusedConv"]
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_winograd(pooled):
+    graph = images(16, size=(12, 11))
+    y = graph.op("Relu", conv(graph, "x", 16, 20))
+    graph.output(graph.op("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2]) if pooled else y, rank=4)
+    result = rewritten(graph, close=1e-4)
+    assert algorithms(result.model) == ["winograd"]
+    assert algorithms(explain(graph.model(), optim_level=2).model) == ["direct"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"size": (9, 9)}, "Y must have at least 100 pixels before a pool; got 81"),
+        ({"size": ("height", 12)}, "X must have known rows and columns"),
+        ({"C": 8}, "W must have at least 16 channels in and out; got shape (16, 8, 3, 3)"),
+        ({"strides": [2, 1]}, None),
+        ({"dilations": [1, 2]}, None),
+        ({"group": 2}, None),
+        ({"k": 5}, None),
+    ],
+)
+def test_no_winograd(change, sentence):
+    channels, size, k = change.pop("C", 16), change.pop("size", (24, 24)), change.pop("k", 3)
+    graph = images(channels, size=size)
+    graph.output(conv(graph, "x", channels, 16, k, **change), rank=4)
+    result = explain(graph.model())
+    assert algorithms(result.model) == ["direct"]
+    refusals = [text for text in sentences(result.refused) if text.startswith("ConvWinograd")]
+    assert refusals == ([f"ConvWinograd: conv0: {sentence}"] if sentence else [])
+
+
 # Layouts
 
 
