@@ -286,6 +286,13 @@ def test_batch_norm_that_cannot_be_folded_stands_by_itself(case):
         assert_same_numbers(graph.model(), result.model, {"x": normal(2, C, H, W)}, CLOSE)
 
 
+def test_batch_norm_without_a_convolution_stays():
+    graph = images()
+    graph.output(batch_norm(graph, "x", C), rank=4)
+    result = rewritten(graph)
+    assert counts(result.model) == {"BatchNormalization": 1} and not result.refused
+
+
 def test_batch_norm_before_a_convolution_takes_its_activation():
     graph = images()
     t = graph.op("Relu", batch_norm(graph, "x", C))
