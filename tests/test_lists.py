@@ -10,7 +10,7 @@ import pytest
 
 import deepseek_fast
 from deepseek_fast._load import native
-from tests.doors import EVERY_ROOM, ROOMS, ROOT, torch_op
+from tests.doors import EVERY_ROOM, ROOT, torch_op
 from tests.plugin import ARM_LEVELS, ISA_LEVELS
 
 ROOM_FILES = ("README.md", "op.py", "ref.py", "cases.py", "cpu.h", "variants.inc", "cpu.cc", "torch.cc", "ort.cc")
