@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from deepseek_fast.onnx._rewriter import Rewriter
 
 OP_TYPES = ("FusedConv", "FusedConvInt8", "Pool2d")
-X, WEIGHT, BIAS, RESIDUAL = range(4)  # inputs
+X, WEIGHT, BIAS, RESIDUAL = range(4)  # inputs of FusedConv
+RESIDUAL_INPUTS = {"FusedConv": RESIDUAL, "FusedConvInt8": 8}
 NO_RESIDUAL_SHAPE = (1, 1, 1, 1)
 # Parameters of an activation that gives none, as the Python functions have them.
 DEFAULT_PARAMS = {"leaky_relu": (0.01,), "hardsigmoid": (1 / 6, 0.5)}

@@ -176,6 +176,7 @@ inline ResultShape shape_of_result(const LrnCall& call, LrnArgs* args) {
 // Runs a checked call; a plain weight is packed first. reserve(bytes) gives context its workspace.
 template <class Lend>
 void run_conv(const Context* context, const ConvCall& call, ConvArgs* args, const Lend& reserve) {
+  if (args->N == 0) return;
   Memory packed;
   if (!call.weight_is_packed) {
     const fused_conv::View4 full = fused_conv::view4(call.weight, spatial_of(call));

@@ -103,17 +103,11 @@ class ConvKernel : public Kernel {
   void compute(const Call& call) const override;
 
  private:
-  ConvCall call_of() const {
-    ConvCall call = request_->call;
-    call.algorithm = algorithm_.c_str();
-    return call;
-  }
   ConvOptions options_of(const Node& node, const std::optional<Tensor>& weight) const;
   void check_node(const Node& node) const;
   ConvArgs check(const Runtime& runtime, const ConvCall& call) const;
 
   const Layout x_layout_, y_layout_;
-  const std::string algorithm_;
   bool bias_is_zero_ = false, residual_is_zero_ = false;
   std::unique_ptr<ConvRequest> request_;
   Memory packed_;  // a constant weight
@@ -121,9 +115,7 @@ class ConvKernel : public Kernel {
 };
 
 ConvKernel::ConvKernel(const Node& node)
-    : x_layout_(layout_of(node, CONV, "x_layout")),
-      y_layout_(layout_of(node, CONV, "y_layout")),
-      algorithm_(node.attribute("algorithm", "direct")) {
+    : x_layout_(layout_of(node, CONV, "x_layout")), y_layout_(layout_of(node, CONV, "y_layout")) {
   std::optional<Tensor> weight = node.constant(WEIGHT);
   const std::optional<Tensor> bias = node.constant(BIAS), residual = node.constant(RESIDUAL);
   bias_is_zero_ = bias && is_zero(bias->view);
@@ -133,7 +125,7 @@ ConvKernel::ConvKernel(const Node& node)
   check_node(node);
   if (!weight) return;
   weight->align(CONV);
-  const ConvWeight plain{weight->view, request_->call.groups, algorithm_.c_str()};
+  const ConvWeight plain{weight->view, request_->call.groups, request_->call.algorithm};
   packed_bytes_ = dsf_fused_conv_packed_bytes(&plain);
   packed_ = Memory(CONV, packed_bytes_);
   const Context serial{nullptr, nullptr, 1, nullptr};
@@ -160,6 +152,7 @@ ConvOptions ConvKernel::options_of(const Node& node, const std::optional<Tensor>
                       node.attribute("residual_at", "before"),
                       std::move(pool),
                       {}};
+  options.algorithm = node.attribute("algorithm", "direct");
   if (weight) options.weight_shape.assign(weight->view.sizes, weight->view.sizes + weight->view.ndim);
   return options;
 }
@@ -169,7 +162,7 @@ ConvOptions ConvKernel::options_of(const Node& node, const std::optional<Tensor>
 void ConvKernel::check_node(const Node& node) const {
   const auto type = [&](size_t input) { return node.type(input).value_or(UNDEFINED); };
   const std::optional<Tensor> constant = node.constant(WEIGHT), constant_bias = node.constant(BIAS);
-  ConvCall call = call_of();
+  ConvCall call = request_->call;
   const int64_t any_weight[] = {std::max<int64_t>(call.groups, 1), 1, 1, 1};
   call.weight = constant ? constant->view : shape_only(type(WEIGHT), any_weight, 4);
   check_rank(node.runtime, CONV, "weight", call.weight);
@@ -218,7 +211,7 @@ void ConvKernel::compute(const Call& call) const {
     if (*tensor) (*tensor)->align(CONV);
 
   const Image image(x->view, x_layout_), sum(residual ? residual->view : TensorView{}, y_layout_);
-  ConvCall conv = call_of();
+  ConvCall conv = request_->call;
   const TensorView packed{packed_.data(), Dtype::u8, "uint8", 1, &packed_bytes_, nullptr};
   conv.x = image.view;
   conv.weight = weight ? weight->view : packed;

@@ -100,7 +100,7 @@ Plan plan_of(const Context& context, const ConvArgs& args) {
   if (plan.path == Path::winograd) {
     const int64_t per_row = divide_up(args.Q, WINOGRAD_OUT);
     const int64_t tiles = per_row * winograd_rows(args.C, per_row, divide_up(p_rows, WINOGRAD_OUT));
-    const int64_t values = winograd_point_values(args.C, tiles) + tiles * PANEL_F;
+    const int64_t values = winograd_point_values(args.C, tiles) + winograd_product_values(tiles);
     plan.winograd_bytes = round_up(WINOGRAD_POINTS * values * 4, CACHE_LINE);
   }
   plan.outside_bytes = round_up(args.C * (stem ? args.S : 1) * x_value, CACHE_LINE);

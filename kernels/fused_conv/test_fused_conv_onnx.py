@@ -345,6 +345,20 @@ def test_inputs_and_attributes_may_be_left_out():
     np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4)
 
 
+def test_winograd_is_the_kernel_s_choice_only():
+    """The body knows one way to sum; a weight that Winograd is not for is refused."""
+    rng = np.random.default_rng(0)
+    x, weight = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 8, 12, 12), (16, 8, 3, 3)))
+    constants = {"w": weight, "b": np.zeros(16, np.float32), "r": np.zeros((1, 1, 1, 1), np.float32)}
+    node = body.conv_node("x", "w", "b", "r", "y", algorithm="winograd")
+    model = node_model([node], {"x": x}, constants)
+    want = F.conv2d(torch.tensor(x).double(), torch.tensor(weight).double()).numpy()
+    for runtime in RUNTIMES:
+        np.testing.assert_allclose(run(model, {"x": x}, runtime), want, rtol=1e-3, atol=1e-3, err_msg=runtime)
+    with pytest.raises(Exception, match="be 1 for algorithm winograd"):
+        Runner(kernel_model({"algorithm": "winograd", "stride": [2, 2]}), runtime=LIBRARY)
+
+
 @pytest.mark.parametrize("isa_layouts", LAYOUTS, ids=str)
 def test_every_level_has_the_same_answer(isa, isa_layouts):
     x_layout, y_layout = isa_layouts

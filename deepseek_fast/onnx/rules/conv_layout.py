@@ -211,12 +211,11 @@ class _Plan:
 
     def _turn_residual(self, node: ir.Node) -> None:
         """A constant one; a computed one follows its own value."""
-        if not _convs.is_conv(node):
-            return
-        residual = node.inputs[_convs.RESIDUAL]
+        place = _convs.RESIDUAL_INPUTS.get(node.op_type)
+        residual = node.inputs[place] if place is not None else None
         array = self.rewriter.constants.array(residual)
-        if residual is not None and array is not None and array.size > 1:
-            node.replace_input_with(_convs.RESIDUAL, in_pixels(residual, array, self.rewriter))
+        if place is not None and residual is not None and array is not None and array.size > 1:
+            node.replace_input_with(place, in_pixels(residual, array, self.rewriter))
 
 
 def _is_transpose(node: ir.Node | None, perm: tuple[int, ...]) -> bool:

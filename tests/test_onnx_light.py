@@ -1,0 +1,40 @@
+"""The nine architectures inside the onnx wheel: every convolution is ours, NHWC between them, and the same numbers."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from bench.networks.weights import NAMES, images, light_model
+from deepseek_fast.onnx import explain
+from deepseek_fast.onnx._runtime import LIBRARY, STOCK, Runner, library_problem
+from tests.onnx_models import attribute, counts, fused
+
+QUICK = ("shufflenet", "squeezenet")
+CLOSE = 1e-4  # of the largest value: float32 sums in another order, layer after layer, and a softmax of them
+# Values that other operators read or make, so that a node of ours writes or reads NCHW there: the image, the result,
+# and the two sides of each LRN.
+ENDS = {"bvlc_alexnet": 6, "inception_v1": 6, "zfnet512": 6}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
+)
+def test_light_network(name):
+    model = light_model(name)
+    result = explain(model)
+    left = counts(result.model)
+    assert not {"Conv", "BatchNormalization", "MaxPool", "AveragePool", "GlobalAveragePool", "Dropout"} & set(left)
+    assert left["Transpose"] == counts(model)["Transpose"]
+    assert not [note for note in result.refused if note.rule.startswith(("Conv", "Pool", "Batch"))]
+    ours = [node for op_type in ("FusedConv", "Pool2d") for node in fused(result.model, op_type)]
+    layouts = Counter(attribute(node, side).decode() for node in ours for side in ("x_layout", "y_layout"))
+    assert layouts["NCHW"] == ENDS.get(name, 2)
+
+    x = images(np.random.default_rng(0), 2)
+    feeds = {model.graph.input[0].name: x}
+    want = Runner(model, runtime=STOCK).run(feeds)
+    for runtime in (STOCK, LIBRARY) if library_problem() is None else (STOCK,):
+        for output, got in Runner(result.model, runtime=runtime).run(feeds).items():
+            error = np.abs(got - want[output]).max() / np.abs(want[output]).max()
+            assert error <= CLOSE, (runtime, output, error)
