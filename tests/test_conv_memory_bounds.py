@@ -1,5 +1,6 @@
-"""fused_conv reads nothing outside x, the weight, plain and packed, the bias and the residual: each lies against a page
-that the process may not touch, behind it or before it."""
+"""fused_conv, pool2d and local_response_norm read nothing outside x, the weight, plain and packed, the bias and the
+residual: each lies against a page that the process may not touch, behind it or before it.
+"""
 
 import signal
 import subprocess
@@ -11,8 +12,12 @@ import pytest
 from tests.plugin import supported_isas
 
 CALLS = """
+from itertools import product
+
 import deepseek_fast, torch
-from deepseek_fast.kernels.fused_conv.cases import CASES
+from deepseek_fast._conv import pool as windows_of_pool
+from deepseek_fast._load import native
+from deepseek_fast.kernels.fused_conv.cases import CASES, LAYOUTS, POOLS, laid_out
 from tests.conv_doors import prepared, to_numpy
 from tests.guarded import Guarded
 
@@ -36,6 +41,20 @@ for case in CASES:
         placed.pop("algorithm", None)
         placed |= {"packed": memory["packed"].holding(packed, at_end), "weight_shape": weight.shape}
         assert deepseek_fast.numpy.fused_conv_packed(**placed).tobytes() == want
+for layout, C, dtype in product(LAYOUTS, (1, 15, 17, 33, 70), (torch.float32, torch.bfloat16)):
+    x = to_numpy(laid_out(torch.randn(2, C, 13, 15).to(dtype), layout))
+    for pool, kind in product(POOLS, ("max", "average")):
+        print(layout, C, dtype, pool, kind, flush=True)
+        window = windows_of_pool("pool2d", 2, pool)
+        want = native().pool2d(x, window, kind, True).tobytes()
+        for at_end in (True, False):
+            assert native().pool2d(memory["x"].holding(x, at_end), window, kind, True).tobytes() == want
+    for size, beta in product((1, 3, 4, 5, 200), (0.75, 0.6)):
+        print(layout, C, dtype, size, beta, flush=True)
+        want = native().local_response_norm(x, size, 0.1, beta, 1.0).tobytes()
+        for at_end in (True, False):
+            placed = memory["x"].holding(x, at_end)
+            assert native().local_response_norm(placed, size, 0.1, beta, 1.0).tobytes() == want
 """
 
 

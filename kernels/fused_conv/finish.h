@@ -107,12 +107,6 @@ struct Finish {
             r.data ? r.data + ((p - r.h_begin) * r.stride_h + q * r.stride_w) * VALUE_BYTES : nullptr};
   }
 
-  // From a pixel to the next one of its row.
-  void next(Ends* ends) const {
-    ends->y += block.y_stride_w * VALUE_BYTES;
-    if (ends->residual) ends->residual += block.residual.stride_w * VALUE_BYTES;
-  }
-
   // Sums of channels [f, f + channels) of several pixels, of which the first `count` are wanted; ends_of(i): of the
   // i-th one, asked for in their order. Vectors past `channels` are left out.
   template <int pixels, int vectors, class EndsOf>
