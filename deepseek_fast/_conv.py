@@ -1,4 +1,4 @@
-"""The arguments of fused_conv and pool2d as the compiled operators take them, for every door; needs no torch.
+"""The arguments of fused_conv and its neighbors as the compiled operators take them, for every door; needs no torch.
 
 A convolution of one dimension is one of two with a row of its own: its numbers get a 1 (of a padding two 0) in front.
 """
@@ -11,10 +11,8 @@ from deepseek_fast._activations import ACTIVATIONS as LINEAR_ACTIVATIONS
 
 ACTIVATIONS = (*LINEAR_ACTIVATIONS, "leaky_relu", "clip", "hardsigmoid")
 ONE_OR_PAIR = {1: "be an integer, or one in a tuple", 2: "be an integer or two of them"}
-PADDING = {
-    1: "be 'same', 'valid', an integer or (left, right)",
-    2: "be 'same', 'valid', an integer, (rows, columns) or (top, left, bottom, right)",
-}
+SIDES = {1: "an integer or (left, right)", 2: "an integer, (rows, columns) or (top, left, bottom, right)"}
+OR_NAMED = "be 'same', 'valid', "
 POOL_ARGS = ("kernel", "stride", "padding", "ceil_mode")
 POOL = "be (kernel, stride, padding, ceil_mode) or the first of them"
 
@@ -26,11 +24,11 @@ def window(
     spatial = 1 if len(kernel) == 1 else 2
     steps, spread = pair(op, "stride", stride, spatial), pair(op, "dilation", dilation, spatial)
     if not isinstance(padding, str):
-        return steps, sides(op, "padding", padding, spatial), spread
+        return steps, sides(op, "padding", padding, spatial, OR_NAMED), spread
     if padding == "valid":
         return steps, [0, 0, 0, 0], spread
     if padding != "same":
-        _refuse(op, "padding", PADDING[spatial], padding)
+        _refuse(op, "padding", OR_NAMED + SIDES[spatial], padding)
     if any(step != 1 for step in steps):
         _refuse(op, "padding", "be in numbers where stride is not 1", padding)
     total = [d * (k - 1) for k, d in zip(([1] * (2 - spatial) + list(kernel)), spread, strict=True)]
@@ -86,11 +84,11 @@ def pair(op: str, arg: str, value: Any, spatial: int) -> list[Any]:
     return [*[1] * (2 - spatial), *(found * spatial if len(found) == 1 else found)]
 
 
-def sides(op: str, arg: str, value: Any, spatial: int) -> list[Any]:
+def sides(op: str, arg: str, value: Any, spatial: int, rule: str = "be ") -> list[Any]:
     """(top, left, bottom, right), from one number, one a dimension, or one a side."""
     found = _integers(value)
     if found is None or len(found) not in (1, spatial, 2 * spatial):
-        _refuse(op, arg, PADDING[spatial].removeprefix("be 'same', 'valid', "), value)
+        _refuse(op, arg, rule + SIDES[spatial], value)
     if len(found) == 1:
         found = found * spatial
     if len(found) == spatial:
@@ -110,6 +108,12 @@ def check_quantization(op: str, scales: dict[str, Any], zero_points: dict[str, A
         check_number(op, arg, value)
     for arg, value in zero_points.items():
         check_integer(op, arg, value)
+
+
+def check_lrn(op: str, size: Any, alpha: Any, beta: Any, k: Any) -> None:
+    check_integer(op, "size", size)
+    for arg, value in (("alpha", alpha), ("beta", beta), ("k", k)):
+        check_number(op, arg, value)
 
 
 def check_name(op: str, arg: str, value: Any) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from deepseek_fast import _conv, _linear
 from deepseek_fast._packed_linear import PackedLinear
+from deepseek_fast.kernels.fused_conv import meta
 from deepseek_fast.kernels.fused_conv import op as fused_conv_op
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -18,8 +19,8 @@ class FusedConv2d(PackedLinear):
 
     x: (N, C, H, W) or (C, H, W) of the weight's dtype, float32 or bfloat16; with a weight of three dimensions (N, C, L)
     or (C, L). The arguments are those of deepseek_fast.fused_conv. Trains like nn.Conv2d: where a gradient is asked
-    for, the plain weight is used instead of the packed one. Compiled code cannot see that a weight has changed, so there
-    only a weight with requires_grad=False is used packed.
+    for, the plain weight is used instead of the packed one. Compiled code cannot see that a weight has changed, so
+    there only a weight with requires_grad=False is used packed.
 
     >>> layer = FusedConv2d.from_torch(nn.Conv2d(3, 64, 7, 2, 3), nn.BatchNorm2d(64), activation="relu")
     >>> layer(torch.randn(1, 3, 224, 224)).shape
@@ -39,6 +40,7 @@ class FusedConv2d(PackedLinear):
         activation_params: Sequence[float] = (),
         residual_at: str = "before",
         max_pool: Any = None,
+        algorithm: str = "direct",
     ) -> None:
         super().__init__()
         _linear.check_choice("FusedConv2d", "activation", activation, _conv.ACTIVATIONS)
@@ -46,7 +48,13 @@ class FusedConv2d(PackedLinear):
         self.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.activation, self.activation_params = activation, tuple(activation_params)
-        self.residual_at, self.max_pool = residual_at, max_pool
+        self.residual_at, self.max_pool, self.algorithm = residual_at, max_pool, algorithm
+        window, pool = _conv.windows("FusedConv2d", self.weight.shape, stride, padding, dilation, max_pool)
+        params = _conv.numbers("FusedConv2d", "activation_params", activation_params)
+        # What the packed operator takes, but for x, the packed weight, the bias and the residual.
+        self._before = (list(self.weight.shape), *window, groups, activation, params)
+        self._after = (residual_at, pool)
+        self._is_channels_last = False
         self._repack()
 
     @classmethod
@@ -56,7 +64,7 @@ class FusedConv2d(PackedLinear):
         """The same layer as conv, sharing its parameters; with bn, conv and then bn.
 
         The running statistics of bn are folded in float64, into a weight of the layer's own.
-        options: activation, activation_params, residual_at and max_pool of fused_conv.
+        options: activation, activation_params, residual_at, max_pool and algorithm of fused_conv.
         """
         name = cls.__name__
         if not isinstance(conv, (nn.Conv1d, nn.Conv2d)):
@@ -69,32 +77,36 @@ class FusedConv2d(PackedLinear):
         return cls(weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups, **options)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        window = (self.stride, self.padding, self.dilation, self.groups)
-        options: dict[str, Any] = {
-            "activation": self.activation,
-            "activation_params": self.activation_params,
-            "residual": residual,
-            "residual_at": self.residual_at,
-            "max_pool": self.max_pool,
-        }
         needs_grad = _linear.needs_grad(x, self.weight, self.bias, residual)
         may_change = torch.compiler.is_compiling() and self.weight.requires_grad
         if needs_grad or may_change or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
-            return fused_conv_op.fused_conv(x, self.weight, self.bias, *window, **options)
+            return fused_conv_op.fused_conv(
+                x,
+                self.weight,
+                self.bias,
+                self.stride,
+                self.padding,
+                self.dilation,
+                self.groups,
+                activation=self.activation,
+                activation_params=self.activation_params,
+                residual=residual,
+                residual_at=self.residual_at,
+                max_pool=self.max_pool,
+                algorithm=self.algorithm,
+            )
         packed = self._current_packed()
-        options |= {"weight_shape": self.weight.shape, "channels_last": self._is_channels_last}
-        return fused_conv_op.fused_conv_packed(x, packed, self.bias, *window, **options)
+        return fused_conv_op.call_packed(
+            x, packed, self.bias, *self._before, residual, *self._after, self._is_channels_last
+        )
 
     def _plain(self) -> tuple[Tensor, ...]:
         return (self.weight,)
 
     def _pack(self, *plain: Tensor) -> Tensor:
-        return fused_conv_op.PACK_OP(*plain, self.groups)  # type: ignore[no-any-return]
-
-    @property
-    def _is_channels_last(self) -> bool:
-        sizes, strides = fused_conv_op.meta.view4(self.weight, self.weight.dim() - 2)
-        return fused_conv_op.meta.is_channels_last(sizes, strides, True)
+        (weight,) = plain
+        self._is_channels_last = meta.is_channels_last(*meta.view4(weight, weight.dim() - 2), True)
+        return fused_conv_op.PACK_OP(weight, self.groups, self.algorithm)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         words = {"weight": tuple(self.weight.shape), "bias": self.bias is not None, "stride": self.stride}

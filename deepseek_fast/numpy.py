@@ -40,18 +40,22 @@ def fused_conv(
     residual: Any = None,
     residual_at: str = "before",
     max_pool: Any = None,
+    algorithm: str = "direct",
 ) -> Any:
     """deepseek_fast.fused_conv; x is (N, C, H, W) in any memory order, which the result's follows."""
     op = "fused_conv"
     window, pool = _conv.windows(op, getattr(weight, "shape", ()), stride, padding, dilation, max_pool)
     params = _options(op, activation, activation_params, residual_at, groups)
-    return _native.fused_conv(x, weight, bias, *window, groups, activation, params, residual, residual_at, pool)
+    _conv.check_name(op, "algorithm", algorithm)
+    options = (*window, groups, activation, params, residual, residual_at, pool, algorithm)
+    return _native.fused_conv(x, weight, bias, *options)
 
 
-def fused_conv_pack(weight: Any, groups: int = 1) -> Any:
+def fused_conv_pack(weight: Any, groups: int = 1, *, algorithm: str = "direct") -> Any:
     """deepseek_fast.fused_conv_pack."""
     _conv.check_integer("fused_conv_pack", "groups", groups)
-    return _native.fused_conv_pack(weight, groups)
+    _conv.check_name("fused_conv_pack", "algorithm", algorithm)
+    return _native.fused_conv_pack(weight, groups, algorithm)
 
 
 def fused_conv_packed(
@@ -131,6 +135,13 @@ def pool2d(
     return _native.pool2d(x, window, kind, bool(count_include_pad))
 
 
+def local_response_norm(x: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Any:
+    """deepseek_fast.local_response_norm; the result's memory order follows x's."""
+    op = "local_response_norm"
+    _conv.check_lrn(op, size, alpha, beta, k)
+    return _native.local_response_norm(x, size, alpha, beta, k)
+
+
 def _options(op: str, activation: Any, activation_params: Any, residual_at: Any, groups: Any) -> list[float]:
     _conv.check_options(op, activation, residual_at, groups)
     return _conv.numbers(op, "activation_params", activation_params)
@@ -153,6 +164,7 @@ __all__ = [
     "int8_cast",
     "int8_matmul",
     "int8_quantize_weight",
+    "local_response_norm",
     "pool2d",
     "rms_norm_cast",
     "silu_mul_cast",

@@ -23,7 +23,8 @@ def call(op: str, door: str, inputs: dict[str, Any]) -> Tensor:
         return from_door(getattr(library, op)(**given))
     weight = given.pop("weight") if given is not inputs else inputs["weight"]
     given = {name: value for name, value in given.items() if name != "weight"}
-    packed = library.fused_conv_pack(weight, given.get("groups", 1))
+    how = {"algorithm": given.pop("algorithm")} if "algorithm" in given else {}
+    packed = library.fused_conv_pack(weight, given.get("groups", 1), **how)
     if door == "packed":
         given["channels_last"] = is_channels_last(weight)
     return from_door(library.fused_conv_packed(packed=packed, weight_shape=tuple(weight.shape), **given))

@@ -329,7 +329,8 @@ def test_the_smallest_network_end_to_end(
     rows = {(row["network"], row["contestant"]): row for row in data["rows"]}
     assert {contestant for _, contestant in rows} >= {STOCK, ORT_INT8, OURS_FP32, OURS_INT8}
     assert all(row["right"] and row["ms_min"] > 0 and row["threads"] == 1 for row in rows.values())
-    assert rows["shufflenet", OURS_INT8]["our_nodes"] == 1 and rows[SMALLEST, OURS_INT8]["our_nodes"] == 0
+    assert all(rows[name, OURS_FP32]["our_nodes"] > 26 for name in (SMALLEST, "shufflenet")), "of as many convolutions"
+    assert all(0 < rows[name, OURS_STOCK]["error"] < 1e-4 for name in (SMALLEST, "shufflenet"))
     loads = {(load["network"], load["contestant"]): load for load in data["loads"]}
     assert loads.keys() == rows.keys()
     assert all(0 < load["load_ms"] <= load["first_ms"] for load in loads.values())

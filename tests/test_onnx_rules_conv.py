@@ -286,6 +286,13 @@ def test_batch_norm_that_cannot_be_folded_stands_by_itself(case):
         assert_same_numbers(graph.model(), result.model, {"x": normal(2, C, H, W)}, CLOSE)
 
 
+def test_batch_norm_without_a_convolution_stays():
+    graph = images()
+    graph.output(batch_norm(graph, "x", C), rank=4)
+    result = rewritten(graph)
+    assert counts(result.model) == {"BatchNormalization": 1} and not result.refused
+
+
 def test_batch_norm_before_a_convolution_takes_its_activation():
     graph = images()
     t = graph.op("Relu", batch_norm(graph, "x", C))
@@ -479,12 +486,90 @@ def test_pool_without_a_convolution_stays():
     assert counts(result.model) == {"AveragePool": 1} and not result.refused
 
 
+# Winograd
+
+
+def algorithms(model: onnx.ModelProto) -> list[str]:
+    return [attribute(node, "algorithm").decode() for node in model.graph.node if node.op_type == "FusedConv"]
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_winograd(pooled):
+    graph = images(16, size=(12, 11))
+    y = graph.op("Relu", conv(graph, "x", 16, 20))
+    graph.output(graph.op("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2]) if pooled else y, rank=4)
+    result = rewritten(graph, close=1e-4)
+    assert algorithms(result.model) == ["winograd"]
+    assert algorithms(explain(graph.model(), optim_level=2).model) == ["direct"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"size": (9, 9)}, "Y must have at least 100 pixels before a pool; got 81"),
+        ({"size": ("height", 12)}, "X must have known rows and columns"),
+        ({"C": 8}, "W must have at least 16 channels in and out; got shape (16, 8, 3, 3)"),
+        ({"strides": [2, 1]}, None),
+        ({"dilations": [1, 2]}, None),
+        ({"group": 2}, None),
+        ({"k": 5}, None),
+    ],
+)
+def test_no_winograd(change, sentence):
+    channels, size, k = change.pop("C", 16), change.pop("size", (24, 24)), change.pop("k", 3)
+    graph = images(channels, size=size)
+    graph.output(conv(graph, "x", channels, 16, k, **change), rank=4)
+    result = explain(graph.model())
+    assert algorithms(result.model) == ["direct"]
+    refusals = [text for text in sentences(result.refused).splitlines() if text.startswith("ConvWinograd")]
+    assert refusals == ([f"ConvWinograd: conv0: {sentence}"] if sentence else [])
+
+
+@pytest.mark.parametrize("attributes", [{"size": 5}, {"size": 3, "alpha": 0.2, "beta": 0.5, "bias": 2.0}], ids=str)
+def test_lrn_is_ours_and_lies_as_the_convolutions_do(attributes):
+    graph = images()
+    t = graph.op("LRN", conv(graph, "x", C, F), **attributes)
+    graph.output(conv(graph, t, F, C), rank=4)
+    model = graph.model()
+    result = explain(model)
+    assert counts(result.model) == {"FusedConv": 2, "LocalResponseNorm": 1}
+    assert layouts(result.model) == [("NCHW", "NHWC"), ("NHWC", "NHWC"), ("NHWC", "NCHW")]
+    # As many images as LRN has channels: onnx 1.23's reference counts the one for the other.
+    assert_same_numbers(model, result.model, {"x": normal(F, C, H, W)}, CLOSE)
+
+
+def test_lrn_without_a_convolution():
+    graph = images()
+    graph.output(graph.op("LRN", "x", size=3), rank=4)
+    model = graph.model()
+    result = explain(model)
+    assert counts(result.model) == {"LocalResponseNorm": 1}
+    assert_same_numbers(model, result.model, {"x": normal(C, C, H, W)}, CLOSE)
+
+
+@pytest.mark.parametrize("case", ["rank", "dtype"])
+def test_lrn_that_stays(case):
+    graph = Graph()
+    rank = 3 if case == "rank" else 4
+    dtype = TensorProto.DOUBLE if case == "dtype" else TensorProto.FLOAT
+    graph.input("x", "batch", C, *(H, W)[: rank - 2], dtype=dtype)
+    graph.output(graph.op("LRN", "x", size=3, output="y"), dtype=dtype, rank=rank)
+    result = explain(graph.model())
+    assert counts(result.model) == {"LRN": 1}
+    wanted = {"rank": "x must have 4 dimensions", "dtype": "x must be float32 or bfloat16; got double"}
+    assert f"LRN: y: {wanted[case]}" in sentences(result.refused)
+
+
 # Layouts
 
 
 def layouts(model: onnx.ModelProto) -> list[tuple[str, str]]:
+    return layouts_of(model, "FusedConv", "Pool2d", "LocalResponseNorm")
+
+
+def layouts_of(model: onnx.ModelProto, *op_types: str) -> list[tuple[str, str]]:
     """(x_layout, y_layout) of our nodes."""
-    ours = [node for node in model.graph.node if node.op_type in ("FusedConv", "Pool2d")]
+    ours = [node for node in model.graph.node if node.op_type in op_types]
     return [(attribute(node, "x_layout").decode(), attribute(node, "y_layout").decode()) for node in ours]
 
 
@@ -598,6 +683,65 @@ def test_optimizing_twice_changes_nothing():
     graph.output(conv(graph, t, F, C), rank=4)
     once = explain(graph.model()).model
     assert explain(once).model == once
+
+
+def test_bare_nodes_are_completed():
+    """Inputs and attributes that a writer left out get what the kernel and torch take for them."""
+    graph = images()
+    x = graph.op("FusedConv", "x", graph.random("w", F, C, 3, 3), domain="ai.deepseek_fast", activation="leaky_relu")
+    graph.output(graph.op("Pool2d", x, domain="ai.deepseek_fast", kernel=[2, 2], output="y"), rank=4)
+    completed = explain(graph.model(), optim_level=0).model
+    feeds = {"x": normal(2, C, H, W)}
+    leaky = Graph()
+    leaky.input("x", "batch", C, H, W)
+    leaky.initializers.extend(graph.initializers)
+    t = leaky.op("LeakyRelu", leaky.op("Conv", "x", "w"))
+    leaky.output(leaky.op("MaxPool", t, kernel_shape=[2, 2], strides=[2, 2], output="y"), rank=4)
+    assert_same_numbers(leaky.model(), completed, feeds, CLOSE)
+
+
+def test_a_bare_node_of_bytes_is_completed():
+    graph = Graph()
+    graph.input("x", "batch", C, H, W, dtype=TensorProto.UINT8)
+    numbers = [graph.constant("sx", 0.02), graph.constant("zx", 3, np.uint8)]
+    numbers += [graph.constant("w", graph.rng.integers(-127, 128, (F, C, 3, 3)), np.int8), graph.random("sw", F)]
+    numbers += [graph.constant("sy", 0.5), graph.constant("zy", 0, np.int8)]
+    graph.output(graph.op("FusedConvInt8", "x", *numbers, domain="ai.deepseek_fast"), dtype=TensorProto.INT8, rank=4)
+    completed = explain(graph.model(), optim_level=0).model
+    (node,) = fused(completed, "FusedConvInt8")
+    assert len(node.input) == 11 and all(node.input)
+    onnx.checker.check_model(completed, full_check=True)
+    y = Runner(completed, runtime=STOCK).run({"x": np.zeros((1, C, H, W), np.uint8)})
+    assert next(iter(y.values())).shape == (1, F, H - 2, W - 2)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("op_type", ["FusedConv", "FusedConvInt8"])
+def test_a_residual_turns_with_its_convolution(op_type, constant):
+    graph, dtype = Graph(), np.dtype(np.float32 if op_type == "FusedConv" else np.int8)
+    onnx_type = helper.np_dtype_to_tensor_dtype(dtype)
+    x = graph.input("x", 1, C, H, W, dtype=onnx_type)
+
+    def ours(value: str, residual: str, output: str) -> str:
+        w = graph.constant(f"w_{output}", graph.rng.integers(-9, 9, (C, C, 1, 1)), dtype)
+        if op_type == "FusedConv":
+            inputs = [value, w, "", residual]
+        else:
+            scale, zero = graph.constant(f"s_{output}", 0.05), graph.constant(f"z_{output}", 3, dtype)
+            ones = graph.constant(f"ones_{output}", [0.5])
+            inputs = [value, scale, zero, w, ones, scale, zero, "", residual, scale, zero]
+        return graph.op(op_type, *inputs, output=output, domain="ai.deepseek_fast")
+
+    r = graph.constant("r", graph.rng.integers(-99, 99, (1, C, H, W)), dtype) if constant else ""
+    first = ours(x, r, "first")
+    graph.output(ours(first, r or first, "y"), dtype=onnx_type, rank=4)
+    model = graph.model()
+    as_given, moved = explain(model, optim_level=0).model, explain(model).model
+    assert layouts_of(moved, op_type) == [("NCHW", "NHWC"), ("NHWC", "NCHW" if constant else "NHWC")]
+    assert transposes(moved) == (0 if constant else 1)
+    feeds = {"x": (normal(1, C, H, W) * 20).astype(dtype)}
+    want, got = (Runner(made, runtime=STOCK).run(feeds)["y"] for made in (as_given, moved))
+    np.testing.assert_allclose(got, want, rtol=CLOSE)
 
 
 def test_levels_of_a_convolution():

@@ -23,7 +23,7 @@ MINILM_SIZE = f"{NETWORKS[MINILM].batch} x {TOKENS} tokens"
 BATCHES = f"{_joined(NETWORKS['resnet50'].batches)}; {MINILM} {_joined(NETWORKS[MINILM].batches)}"
 LEGEND = f"""\
 ms: median; (best round over ORT fp32's best, taken in turn): below 1 is faster. WRONG or !: too far from its answer.
-Nodes: ours of all in the w8a8 file; convolutions are not ours: in the nine CNNs only fully connected layers change.
+Nodes: ours of all in the w8a8 file; in the nine CNNs only the fully connected layers of that file are in int8.
 {MINILM}: {MINILM_SIZE}, trained weights. The others: one image, random weights, harder on int8 than trained ones.
 ORT's own int8: dynamic for {MINILM}, static QDQ for the others. Batches: {BATCHES}."""
 LOAD_LEGEND = """\

@@ -94,8 +94,10 @@ def _complete(node: ir.Node, rewriter: Rewriter) -> None:
     if node.op_type == "Fp8Matmul":
         _widen_scale(node, rewriter)
     dtype = _dtype(node)
+    weight = node.inputs[1]
+    assert weight is not None  # see above
     if node.inputs[-2] is None:
-        node.replace_input_with(num_inputs - 2, zero_bias(node, dtype, rewriter))
+        node.replace_input_with(num_inputs - 2, zero_bias(weight, dtype, node, rewriter))
     if node.inputs[-1] is None:
         node.replace_input_with(num_inputs - 1, rewriter.zeros(1, dtype))
 
@@ -151,13 +153,11 @@ def _dtype(node: ir.Node) -> np.dtype:
     return known[0].numpy() if known else np.dtype(np.float32)
 
 
-def zero_bias(node: ir.Node, dtype: np.dtype, rewriter: Rewriter) -> ir.Value:
-    """As many zeros as the node's weight has rows."""
-    weight = node.inputs[1]
-    assert weight is not None  # see _complete
+def zero_bias(weight: ir.Value, dtype: np.dtype, before: ir.Node, rewriter: Rewriter) -> ir.Value:
+    """As many zeros as `weight` has rows."""
     if weight.shape is not None and isinstance(weight.shape[0], int):
         return rewriter.zeros(weight.shape[0], dtype)
-    return _zero_row_like(weight, dtype, node, rewriter)
+    return _zero_row_like(weight, dtype, before, rewriter)
 
 
 def _zero_row_like(weight: ir.Value, dtype: np.dtype, before: ir.Node, rewriter: Rewriter) -> ir.Value:

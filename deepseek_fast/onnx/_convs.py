@@ -1,8 +1,8 @@
-"""FusedConv and Pool2d in a model: what their bodies read, and what the rules ask about them."""
+"""FusedConv, Pool2d and LocalResponseNorm in a model: what their bodies read, and what the rules ask about them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deepseek_fast.onnx._body import DOMAIN
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from deepseek_fast.onnx._rewriter import Rewriter
 
-OP_TYPES = ("FusedConv", "Pool2d")
-X, WEIGHT, BIAS, RESIDUAL = range(4)  # inputs
+OP_TYPES = ("FusedConv", "FusedConvInt8", "Pool2d", "LocalResponseNorm")
+X, WEIGHT, BIAS, RESIDUAL = range(4)  # inputs of FusedConv
+RESIDUAL_INPUTS = {"FusedConv": RESIDUAL, "FusedConvInt8": 8}
 NO_RESIDUAL_SHAPE = (1, 1, 1, 1)
 # Parameters of an activation that gives none, as the Python functions have them.
 DEFAULT_PARAMS = {"leaky_relu": (0.01,), "hardsigmoid": (1 / 6, 0.5)}
@@ -24,33 +25,52 @@ EXPLICIT_PADDING, NO_PADDING, EXTRA_AT_END = "NOTSET", "VALID", "SAME_UPPER"  # 
 
 def complete_conv(node: ir.Node, rewriter: Rewriter) -> None:
     """The node gets all its inputs and attributes."""
-    from deepseek_fast.kernels.fused_conv.body import DEFAULTS, INPUTS, POOL
-    from deepseek_fast.onnx._attach import zero_bias
+    from deepseek_fast.kernels.fused_conv.body import INPUTS
 
-    given = dict(node.attributes)
-    for name, attribute in attributes(node.op_type).items():
-        node.attributes.setdefault(name, attribute)
-    names, lowest = INPUTS[node.op_type], 1 if node.op_type == POOL else 2
+    _complete_attributes(node)
+    names = INPUTS[node.op_type]
+    lowest = names.index("B") if "B" in names else len(names)  # what follows may be left out
     if not lowest <= len(node.inputs) <= len(names) or None in node.inputs[:lowest]:
         rule = f"optimize: model must give {node.op_type} from {lowest} to {len(names)} inputs"
         raise ValueError(f"{rule}; got {len(node.inputs)} in '{node.name}'")
+    if len(node.inputs) < len(names):
+        node.resize_inputs(len(names))
+    if "B" in names:
+        _give_zeros(node, dict(zip(names, node.inputs, strict=True)), rewriter)
+
+
+def _complete_attributes(node: ir.Node) -> None:
+    given = dict(node.attributes)
+    for name, attribute in attributes(node.op_type).items():
+        node.attributes.setdefault(name, attribute)
     for stem in ("", "pool_"):
         kernel = given.get(f"{stem}kernel")
         if kernel is not None and f"{stem}stride" not in given:  # as torch has it
             node.attributes[f"{stem}stride"] = _attribute(f"{stem}stride", tuple(kernel.as_ints()))
-    if node.op_type == POOL:
-        return
-    params = DEFAULT_PARAMS.get(node.attributes["activation"].as_string(), ())
-    if not node.attributes["activation_params"].value:
+    if "activation" in node.attributes and not node.attributes["activation_params"].value:
+        params = DEFAULT_PARAMS.get(node.attributes["activation"].as_string(), ())
         node.attributes["activation_params"] = _attribute("activation_params", params)
-    assert set(node.attributes) >= set(DEFAULTS[node.op_type])
-    if len(node.inputs) < len(names):
-        node.resize_inputs(len(names))
-    dtype = _dtype(node)
-    if node.inputs[BIAS] is None:
-        node.replace_input_with(BIAS, zero_bias(node, dtype, rewriter))
-    if node.inputs[RESIDUAL] is None:
-        node.replace_input_with(RESIDUAL, rewriter.zeros(NO_RESIDUAL_SHAPE, dtype))
+
+
+def _give_zeros(node: ir.Node, inputs: dict[str, ir.Value | None], rewriter: Rewriter) -> None:
+    """A bias and a residual that are not there are zeros; of a FusedConvInt8 the residual's scale is 1."""
+    import numpy as np
+
+    from deepseek_fast.onnx._attach import zero_bias
+
+    y_zero_point, weight = inputs.get("y_zero_point"), inputs["W"]
+    assert weight is not None  # see complete_conv
+    is_int8 = "y_zero_point" in inputs
+    dtype = y_zero_point.dtype.numpy() if y_zero_point is not None and y_zero_point.dtype else _dtype(node)
+    zeros: dict[str, Callable[[], ir.Value]] = {
+        "B": lambda: zero_bias(weight, np.dtype(np.int32) if is_int8 else dtype, node, rewriter),
+        "R": lambda: rewriter.zeros(NO_RESIDUAL_SHAPE, dtype),
+        "r_scale": lambda: rewriter.initializer("one", np.array(1, np.float32)),
+        "r_zero_point": lambda: rewriter.zeros((), dtype),
+    }
+    for place, (name, value) in enumerate(inputs.items()):
+        if value is None:
+            node.replace_input_with(place, zeros[name]())
 
 
 def attributes(op_type: str, **given: Any) -> dict[str, ir.Attr]:

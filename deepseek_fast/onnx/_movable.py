@@ -29,6 +29,7 @@ ELEMENTWISE = (
     *("LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu"),
     *("Sigmoid", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu"),
 )
+BY_SCALE = ("DequantizeLinear", "QuantizeLinear")  # elementwise where there is one scale
 SPATIAL_AXES = (2, 3)
 
 
@@ -45,7 +46,7 @@ def movable(node: ir.Node, rewriter: Rewriter) -> Movable | None:
     """How `node`, or the pattern of which it is the first, moves; None where it cannot."""
     if node.domain or node.graph is not rewriter.graph:
         return None
-    if node.op_type in ELEMENTWISE:
+    if node.op_type in (*ELEMENTWISE, *BY_SCALE):
         return _elementwise(node, rewriter)
     if node.op_type in ("Concat", "Split"):
         return _along_axis(node, rewriter)
@@ -74,6 +75,8 @@ def _elementwise(node: ir.Node, rewriter: Rewriter) -> Movable | None:
         elif value.shape is None or value.shape.rank() != 0:
             return None
     if not inputs or not has_rank_4(node.outputs[0]) or any(array.ndim > RANK for _, _, array in constants):
+        return None
+    if node.op_type in BY_SCALE and any(array.size > 1 for _, _, array in constants):
         return None
 
     def move() -> None:
@@ -204,7 +207,7 @@ def _set(node: ir.Node, name: str, value: int | tuple[int, ...]) -> None:
 
 def ours(node: ir.Node, rewriter: Rewriter) -> list[tuple[str, list[tuple[ir.Node, int]], list[ir.Value]]]:
     """The two independent sides of a node of ours: the attribute that names its layout, inputs and outputs."""
-    after = []
-    if _convs.is_conv(node) and rewriter.constants.array(node.inputs[_convs.RESIDUAL]) is None:
-        after.append((node, _convs.RESIDUAL))
+    after, residual = [], _convs.RESIDUAL_INPUTS.get(node.op_type)
+    if residual is not None and rewriter.constants.array(node.inputs[residual]) is None:
+        after.append((node, residual))
     return [("x_layout", [(node, _convs.X)], []), ("y_layout", after, [node.outputs[0]])]

@@ -2,7 +2,8 @@
 
 Whole layers of networks that people run, one image: ResNet-50's distinct convolutions in every dtype, the depthwise
 ones of MobileNet, the grouped ones of ShuffleNet and ResNeXt. x and y have their channels side by side ("pixels", as
-channels_last), which is how neighbours hand them on; rows "planes" read and write NCHW.
+channels_last), which is how neighbours hand them on; rows "planes" read and write NCHW, rows "entry" read NCHW and
+write channels_last, as a network's first layer does.
 """
 
 import itertools
@@ -162,15 +163,17 @@ class Bench:
             self.op, weight.shape, inputs["stride"], inputs["padding"], 1, inputs.get("max_pool")
         )
         shape = (list(weight.shape), *windows, self.groups)
-        of_y = (self.activation, [])
+        of_y: tuple[str, list[float]] = (self.activation, [])
         packed, ops = op.PACK_OP(weight, self.groups), torch.ops.deepseek_fast
         if self.dtype != INT8:
             of_x = (x, packed, inputs["bias"])
-            return partial(ops.fused_conv_packed.default, *of_x, *shape, *of_y, residual, "before", pool)
+            call = partial(ops.fused_conv_packed.default, *of_x, *shape, *of_y, residual, "before", pool)
+            return partial(call, channels_last=self.layout == "entry")
         scales = [inputs[f"{name}_{part}"] for name in ("x", "y") for part in ("scale", "zero_point")]
         of_x = (x, packed, *scales[:2], inputs["weight_scale"], *scales[2:], inputs["bias"])
         of_residual = (residual, inputs.get("residual_scale", 1.0), inputs.get("residual_zero_point", 0), "before")
-        return partial(ops.fused_conv_int8_packed.default, *of_x, *shape, x.dtype, *of_y, *of_residual, pool)
+        call = partial(ops.fused_conv_int8_packed.default, *of_x, *shape, x.dtype, *of_y, *of_residual, pool)
+        return partial(call, channels_last=self.layout == "entry")
 
 
 # (C, H, F, R, stride, residual, how often): the convolutions of the onnx package's ResNet-50, but for the first. A
@@ -236,8 +239,8 @@ SHORT = {FLOAT32: "f32", BFLOAT16: "bf16", INT8: "int8"}
 
 
 def _stem() -> Iterator[Bench]:
-    for dtype, layout in itertools.product(RATES, ("planes", "pixels")):
-        first = dtype == FLOAT32 and layout == "planes"
+    for dtype, layout in itertools.product(RATES, ("entry", "pixels", "planes")):
+        first = dtype == FLOAT32 and layout == "entry"
         group, why = f"first layer, {SHORT[dtype]}", "ResNet-50's first layer, with its pool"
         yield Bench(3, 224, 64, 7, 2, 1, dtype, "relu", False, True, layout, group, why, quick=first, sweep=first)
 

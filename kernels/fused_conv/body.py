@@ -1,7 +1,9 @@
-"""FusedConv and Pool2d in ONNX: the nodes, their schemas, and their bodies in plain ai.onnx operators.
+"""FusedConv, FusedConvInt8, Pool2d and LocalResponseNorm in ONNX: the nodes, their schemas, and their bodies in plain
+ai.onnx operators.
 
     Y = pool(act(Conv(X, W, B) (+ R)) (+ R))       in float32, rounded once to X's type
     Y = the largest value or the mean of X's windows
+    Y = X / (k + alpha / size * the sum of squares of size channels around)^beta, as LRN
 
 The meaning is in cpu.h. X is (N, C, H, W) or, with x_layout "NHWC", (N, H, W, C); Y and R follow y_layout; W is always
 (F, C / groups, R, S). In the bodies NHWC is a Transpose at either end, which ONNX Runtime cancels between neighbors.
@@ -16,18 +18,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from deepseek_fast.kernels.fused_conv import body_int8
+from deepseek_fast.kernels.fused_conv.body_int8 import CONV_INT8
 from deepseek_fast.onnx._body import ACTIVATIONS, DOMAIN, DOMAIN_VERSION, MIN_16_BIT_OPSET, BodyWriter
 
 if TYPE_CHECKING:
     import onnx
 
-CONV, POOL = "FusedConv", "Pool2d"
-INPUTS = {CONV: ("X", "W", "B", "R"), POOL: ("X",)}
+CONV, POOL, LRN = "FusedConv", "Pool2d", "LocalResponseNorm"
+INPUTS = {CONV: ("X", "W", "B", "R"), CONV_INT8: body_int8.INPUTS, POOL: ("X",), LRN: ("X",)}
+OPTIONAL = ("B", "R", "r_scale", "r_zero_point")
 FLOAT_TYPES = ["tensor(float)", "tensor(bfloat16)"]
-POOLED_TYPES = [*FLOAT_TYPES, "tensor(uint8)", "tensor(int8)"]
+BYTES = ["tensor(uint8)", "tensor(int8)"]
+POOLED_TYPES = [*FLOAT_TYPES, *BYTES]
 PLANES, PIXELS = "NCHW", "NHWC"  # layouts
 TO_PLANES, TO_PIXELS = (0, 3, 1, 2), (0, 2, 3, 1)  # Transpose's perm
-INT, FLOATS, INTS = 2, 6, 7  # AttributeProto types
+FLOAT, INT, FLOATS, INTS = 1, 2, 6, 7  # AttributeProto types
 # The attributes and their defaults; padding is top, left, bottom, right.
 DEFAULTS: dict[str, dict[str, Any]] = {
     CONV: {
@@ -56,7 +62,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "x_layout": PLANES,
         "y_layout": PLANES,
     },
+    LRN: {"size": 1, "alpha": 1e-4, "beta": 0.75, "k": 1.0, "x_layout": PLANES, "y_layout": PLANES},
 }
+DEFAULTS[CONV_INT8] = {name: value for name, value in DEFAULTS[CONV].items() if name != "algorithm"}
 CONV_ATTRIBUTES = {"strides": ("stride", INTS), "pads": ("padding", INTS), "dilations": ("dilation", INTS)}
 POOL_ATTRIBUTES = {
     "kernel_shape": ("kernel", INTS),
@@ -65,36 +73,42 @@ POOL_ATTRIBUTES = {
     "ceil_mode": ("ceil_mode", INT),
 }
 
+LRN_ATTRIBUTES = {"size": ("size", INT), "alpha": ("alpha", FLOAT), "beta": ("beta", FLOAT), "bias": ("k", FLOAT)}
+
 
 def function_proto(opset: int, *, op_type: str = CONV) -> onnx.FunctionProto:
-    """The body of FusedConv or Pool2d in the ai.onnx operators of `opset`, 13 to 25."""
+    """The body of an operator in the ai.onnx operators of `opset`, 13 to 25."""
     body = BodyWriter(opset)
-    {CONV: _conv, POOL: _pool}[op_type](body)
+    {CONV: _conv, CONV_INT8: body_int8.write, POOL: _pool, LRN: _lrn}[op_type](body)
     return body.function(op_type, INPUTS[op_type], list(DEFAULTS[op_type]))
 
 
 def _conv(body: BodyWriter) -> None:
     attributes = CONV_ATTRIBUTES | {"group": ("groups", INT)}
-    x, w, b = _in_planes(body, body.to_float("X"), "x_layout"), body.to_float("W"), body.to_float("B")
+    x, w, b = in_planes(body, body.to_float("X"), "x_layout"), body.to_float("W"), body.to_float("B")
     z = body.referring("Conv", x, w, b, attributes=attributes)
-    residual = _in_planes(body, body.to_float("R"), "y_layout")
+    _finish(body, after_sum(body, z, body.to_float("R"), CONV_ACTIVATIONS))
+
+
+def after_sum(body: BodyWriter, z: str, given: str, known: Mapping[str, Callable[[BodyWriter, str], str]]) -> str:
+    """The residual as given, activation and pool of a sum, all float and (N, C, H, W)."""
+    residual = in_planes(body, given, "y_layout")
     is_after = body.equals(body.attribute("residual_at"), "after")
-    here = z
-    z = body.choose(is_after, lambda: body.op("Identity", here), lambda: body.op("Add", here, residual))
-    act = body.activation(z, CONV_ACTIVATIONS)
-    z = body.choose(is_after, lambda: body.op("Add", act, residual), lambda: body.op("Identity", act))
+    before = body.choose(is_after, lambda: body.op("Identity", z), lambda: body.op("Add", z, residual))
+    act = body.activation(before, known)
+    y = body.choose(is_after, lambda: body.op("Add", act, residual), lambda: body.op("Identity", act))
 
     def pooled() -> str:
         renamed = {name: (f"pool_{referred}", kind) for name, (referred, kind) in POOL_ATTRIBUTES.items()}
-        return body.referring("MaxPool", z, attributes=renamed)
+        return body.referring("MaxPool", y, attributes=renamed)
 
     sizes = body.op("Concat", body.integers("pool_kernel"), body.integers("pool_stride"), axis=0)
     is_pooled = body.op("Greater", body.op("ReduceProd", sizes, keepdims=0), body.constant(1, "int64"))
-    _finish(body, body.choose(is_pooled, pooled, lambda: body.op("Identity", z)))
+    return body.choose(is_pooled, pooled, lambda: body.op("Identity", y))
 
 
 def _pool(body: BodyWriter) -> None:
-    x = _in_planes(body, body.to_float("X"), "x_layout")
+    x = in_planes(body, body.to_float("X"), "x_layout")
     counts = {"count_include_pad": ("count_include_pad", INT)}
 
     def mean() -> str:
@@ -106,11 +120,25 @@ def _pool(body: BodyWriter) -> None:
     _finish(body, body.choose(body.equals(body.attribute("kind"), "average"), mean, largest))
 
 
-def _in_planes(body: BodyWriter, value: str, layout: str) -> str:
-    """value, which lies as the string attribute `layout` says, as (N, C, H, W)."""
+def _lrn(body: BodyWriter) -> None:
+    """Of an even size, ONNX Runtime's own LRN refuses to be."""
+    x = in_planes(body, body.to_float("X"), "x_layout")
+    _finish(body, body.referring("LRN", x, attributes=LRN_ATTRIBUTES))
+
+
+def in_planes(body: BodyWriter, value: str, layout: str, dtype: int | None = None) -> str:
+    """value, which lies as the string attribute `layout` says, as (N, C, H, W). dtype: of TensorProto, or FLOAT."""
     is_pixels = body.equals(body.attribute(layout), PIXELS)
     return body.choose(
-        is_pixels, lambda: body.op("Transpose", value, perm=TO_PLANES), lambda: body.op("Identity", value)
+        is_pixels, lambda: body.op("Transpose", value, perm=TO_PLANES), lambda: body.op("Identity", value), dtype
+    )
+
+
+def in_layout(body: BodyWriter, planes: str) -> str:
+    """The values as y_layout says."""
+    is_pixels = body.equals(body.attribute("y_layout"), PIXELS)
+    return body.choose(
+        is_pixels, lambda: body.op("Transpose", planes, perm=TO_PIXELS), lambda: body.op("Identity", planes)
     )
 
 
@@ -118,17 +146,14 @@ def _finish(body: BodyWriter, planes: str) -> None:
     """Y = the values as y_layout says, in X's type."""
     from onnx import TensorProto
 
-    is_pixels = body.equals(body.attribute("y_layout"), PIXELS)
-    y = body.choose(
-        is_pixels, lambda: body.op("Transpose", planes, perm=TO_PIXELS), lambda: body.op("Identity", planes)
-    )
+    y = in_layout(body, planes)
     if body.opset >= MIN_16_BIT_OPSET:
         body.op("CastLike", y, "X", output="Y")
     else:
         body.op("Cast", y, output="Y", to=TensorProto.FLOAT)
 
 
-def _parameter(body: BodyWriter, index: int) -> str:
+def parameter(body: BodyWriter, index: int) -> str:
     """One of activation_params, 0 where there are fewer: branches that are not taken are folded too."""
     padded = body.op("Concat", body.floats("activation_params"), body.constant([0.0, 0.0]), axis=0)
     return body.op("Gather", padded, body.constant(index, "int64"))
@@ -136,15 +161,15 @@ def _parameter(body: BodyWriter, index: int) -> str:
 
 def _leaky_relu(body: BodyWriter, z: str) -> str:
     """Not LeakyRelu: onnx's reference gives that one no attribute of the calling node."""
-    return body.op("PRelu", z, _parameter(body, 0))
+    return body.op("PRelu", z, parameter(body, 0))
 
 
 def _clip(body: BodyWriter, z: str) -> str:
-    return body.op("Clip", z, _parameter(body, 0), _parameter(body, 1))
+    return body.op("Clip", z, parameter(body, 0), parameter(body, 1))
 
 
 def _hardsigmoid(body: BodyWriter, z: str) -> str:
-    line = body.op("Add", body.op("Mul", z, _parameter(body, 0)), _parameter(body, 1))
+    line = body.op("Add", body.op("Mul", z, parameter(body, 0)), parameter(body, 1))
     return body.op("Clip", line, body.constant(0.0), body.constant(1.0))
 
 
@@ -161,9 +186,19 @@ def conv_node(x: str, weight: str, bias: str, residual: str, y: str, **attribute
     return _node(CONV, [x, weight, bias, residual], [y], attributes)
 
 
+def conv_int8_node(inputs: Mapping[str, str], y: str, **attributes: Any) -> onnx.NodeProto:
+    """A FusedConvInt8 node; inputs: names by the names of body_int8.INPUTS."""
+    return _node(CONV_INT8, [inputs[name] for name in INPUTS[CONV_INT8]], [y], attributes)
+
+
 def pool_node(x: str, y: str, **attributes: Any) -> onnx.NodeProto:
     """A Pool2d node between named values; attributes: those of DEFAULTS that differ."""
     return _node(POOL, [x], [y], attributes)
+
+
+def lrn_node(x: str, y: str, **attributes: Any) -> onnx.NodeProto:
+    """A LocalResponseNorm node between named values; attributes: those of DEFAULTS that differ."""
+    return _node(LRN, [x], [y], attributes)
 
 
 def _node(op_type: str, inputs: list[str], outputs: list[str], attributes: Mapping[str, Any]) -> onnx.NodeProto:
@@ -182,9 +217,29 @@ def schemas() -> list[onnx.defs.OpSchema]:
     from onnx import defs
 
     kinds, options = defs.OpSchema.AttrType, defs.OpSchema.FormalParameterOption
-    attribute_kinds = {str: kinds.STRING, int: kinds.INT, tuple: kinds.INTS}
-    docs = {CONV: "Y = pool(activation(Conv(X, W, B) + R))", POOL: "Y = the largest or mean of X's windows"}
-    types = {CONV: FLOAT_TYPES, POOL: POOLED_TYPES}
+    attribute_kinds = {str: kinds.STRING, int: kinds.INT, float: kinds.FLOAT, tuple: kinds.INTS}
+    docs = {
+        CONV: "Y = pool(activation(Conv(X, W, B) + R))",
+        CONV_INT8: "Y = quantize(pool(activation(dequantize(Conv(X, W) + B) + R)))",
+        POOL: "Y = the largest or mean of X's windows",
+        LRN: "Y = X / (k + alpha / size * the sum of squares of size channels around)^beta",
+    }
+    constraints = {
+        "T": (POOLED_TYPES, "one type for all"),
+        "F": (FLOAT_TYPES, "one type for all"),
+        "U": (BYTES, "X's type"),
+        "V": (BYTES, "Y's type"),
+    }
+    int8_types = dict.fromkeys(("x_scale", "w_scale", "y_scale", "r_scale"), "tensor(float)")
+    int8_types |= dict.fromkeys(("X", "x_zero_point"), "U") | dict.fromkeys(
+        ("Y", "y_zero_point", "R", "r_zero_point"), "V"
+    )
+    types = {
+        CONV: dict.fromkeys((*INPUTS[CONV], "Y"), "F"),
+        CONV_INT8: int8_types | {"W": "tensor(int8)", "B": "tensor(int32)"},
+        POOL: dict.fromkeys(("X", "Y"), "T"),
+        LRN: dict.fromkeys(("X", "Y"), "F"),
+    }
     return [
         defs.OpSchema(
             op_type,
@@ -193,12 +248,12 @@ def schemas() -> list[onnx.defs.OpSchema]:
             doc=docs[op_type],
             inputs=[
                 defs.OpSchema.FormalParameter(
-                    name, "T", param_option=options.Optional if name in ("B", "R") else options.Single
+                    name, types[op_type][name], param_option=options.Optional if name in OPTIONAL else options.Single
                 )
                 for name in INPUTS[op_type]
             ],
-            outputs=[defs.OpSchema.FormalParameter("Y", "T")],
-            type_constraints=[("T", types[op_type], "one type for all")],
+            outputs=[defs.OpSchema.FormalParameter("Y", types[op_type]["Y"])],
+            type_constraints=[(name, *of) for name, of in constraints.items() if name in types[op_type].values()],
             attributes=[
                 defs.OpSchema.Attribute(
                     name, kinds.FLOATS if name == "activation_params" else attribute_kinds[type(value)], required=False

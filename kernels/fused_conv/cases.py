@@ -41,6 +41,7 @@ class Case:
     x_layout: str = "NCHW"
     residual_layout: str = "NCHW"
     weight_layout: str = "NCHW"  # NHWC makes y so, too
+    algorithm: str = "direct"
 
     @property
     def id(self) -> str:
@@ -51,7 +52,7 @@ class Case:
         words += [self.dtype, self.activation] + ["bias"] * self.bias
         words += [] if self.residual == "none" else [f"residual_{self.residual}_{self.residual_layout}"]
         words += [] if self.max_pool is None else [f"pool{text(self.max_pool)}"]
-        words += ["unbatched"] * (self.x[0] is None)
+        words += ["unbatched"] * (self.x[0] is None) + [self.algorithm] * (self.algorithm != "direct")
         return "-".join([*words, self.x_layout] + ["weight_NHWC"] * (self.weight_layout == "NHWC"))
 
     @property
@@ -100,7 +101,7 @@ class Case:
             batched = len(self.conv_shape) == spatial + 2
             layout = self.residual_layout if batched else f"{self.residual_layout} unbatched"
             values |= {"residual": normal(self.conv_shape, layout), "residual_at": self.residual}
-        return values
+        return values | ({} if self.algorithm == "direct" else {"algorithm": self.algorithm})
 
 
 def text(value: Any) -> str:
@@ -216,7 +217,35 @@ def _cases() -> Iterator[Case]:
         for empty in (ACTIVATED, DEPTHWISE, STEM, replace(POOLED, max_pool=2)):
             yield replace(empty, x=(0, *empty.x[1:]), dtype=dtype, residual="before")
 
+    # winograd: tiles of 4x4 that the result does not fill, one and several panels of channels, more than fit at a time
+    for i, (N, C, H, W, F, pads) in enumerate(WINOGRAD):
+        case = Case((N, C, H, W), F, (3, 3), padding=pads, activation="relu", algorithm="winograd")
+        yield replace(case, x_layout=LAYOUTS[i % 2], residual=("none", "before", "after")[i % 3])
+        yield replace(case, x_layout=LAYOUTS[1 - i % 2], max_pool=POOLS[i % 4] if H > 4 else None)
 
+
+WINOGRAD = (
+    (1, 1, 4, 4, 1, 1),
+    (1, 16, 3, 5, 32, 0),
+    (2, 17, 9, 6, 33, 1),
+    (1, 40, 14, 14, 65, 1),
+    (1, 8, 7, 31, 20, (2, 0, 1, 3)),
+    (1, 3, 40, 9, 9, 1),
+    (0, 8, 8, 8, 8, 1),
+)
+# local_response_norm: (N, C, H, W) or (N, C, W), size. Channels one either side of the vectors, windows of the two
+# unrolled sizes, even ones, and such as reach beyond x on both sides; strips of pixels that do not fill.
+LRN_CASES = (
+    *(((2, C, 5, 7), size) for C, size in ((1, 5), (7, 3), (8, 5), (9, 4), (15, 5), (16, 2), (17, 5), (33, 3))),
+    ((2, 64, 5, 7), 1),
+    *(((1, 70, 3, 45), size) for size in (5, 8, 9, 64, 139, 140, 601)),
+    ((1, 96, 27, 27), 5),
+    ((1, 5000, 1, 3), 5),
+    ((2, 12, 31), 5),
+    ((3, 20, 1), 3),
+    ((0, 20, 4, 4), 5),
+)
+LRN_BETAS = (0.75, 0.5, 1.0, 0.6, -0.4, 0.0)
 STEM = Case((1, 3, 30, 34), 40, (7, 7), stride=2, padding=3)
 DEPTHWISE = Case((1, 20, 9, 12), 20, (3, 3), padding=1, groups=20)
 CASES = tuple({case.id: case for case in _cases()}.values())
@@ -271,7 +300,7 @@ class Int8Case:
 
 def _int8_cases() -> Iterator[Int8Case]:
     dtypes = ("uint8", "int8")
-    float_cases = [case for case in CASES if case.dtype == "float32"]
+    float_cases = [case for case in CASES if case.dtype == "float32" and case.algorithm == "direct"]
     for i, case in enumerate(float_cases):
         yield Int8Case(case, dtypes[i % 2], dtypes[i // 2 % 2], i % 7 == 0)
 

@@ -48,7 +48,7 @@ inline bool has_kernel(Dtype dtype) {
 }
 inline bool is_8_bits(Dtype dtype) { return dtype == Dtype::u8 || dtype == Dtype::i8; }
 
-// How many elements, at most LARGEST: false where there are more.
+// How many elements, at most LARGEST, as of one image: false where there are more.
 bool count_elements(const int64_t (&sizes)[4], int64_t* elements);
 // Fills strides with a view's, and where a dimension has one place with those that it would have.
 Layout place(const View4& view, Strides* strides);

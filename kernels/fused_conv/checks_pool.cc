@@ -7,12 +7,10 @@ namespace dsf {
 namespace fused_conv {
 
 bool count_elements(const int64_t (&sizes)[4], int64_t* elements) {
-  *elements = 1;
-  for (const int64_t size : sizes)
-    if (size == 0) return *elements = 0, true;
-  for (const int64_t size : sizes)
-    if (!checked_mul(*elements, size, elements) || *elements > LARGEST) return false;
-  return true;
+  int64_t of_image = 1;
+  for (int64_t d = 1; d < 4; ++d)
+    if (!checked_mul(of_image, sizes[d], &of_image)) return false;
+  return checked_mul(of_image, sizes[0], elements) && of_image <= LARGEST && *elements <= LARGEST;
 }
 
 Layout place(const View4& view, Strides* strides) {

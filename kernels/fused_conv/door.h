@@ -19,6 +19,7 @@ struct ConvOptions {
   std::string residual_at;
   std::vector<int64_t> max_pool;      // none, or kernel, stride, padding, ceil_mode: 9 numbers
   std::vector<int64_t> weight_shape;  // of a packed weight
+  std::string algorithm = "direct";   // of a plain one
 };
 
 struct ConvQuantization {
@@ -55,6 +56,7 @@ class ConvRequest {
     const std::vector<int64_t>& pad = options_.padding;
     call.padding = {pad[0], pad[1], pad[2], pad[3]};
     call.groups = options_.groups;
+    call.algorithm = options_.algorithm.c_str();
     call.activation = options_.activation.c_str();
     call.params = params_.data();
     call.num_params = int64_t(params_.size());
@@ -165,14 +167,20 @@ inline ResultShape shape_of_result(const PoolCall& call, PoolArgs* args) {
   args->y_layout = pixels ? Layout::pixels : Layout::planes;
   return result_shape(args->y_layout, args->N, args->C, args->out_h, args->out_w, has_n, true, &args->y_strides);
 }
+inline ResultShape shape_of_result(const LrnCall& call, LrnArgs* args) {
+  const bool pixels = fused_conv::is_channels_last(fused_conv::view4(call.x, call.x.ndim - 2), true);
+  args->y_layout = pixels ? Layout::pixels : Layout::planes;
+  return result_shape(args->y_layout, args->N, args->C, args->H, args->W, true, call.x.ndim == 4, &args->y_strides);
+}
 
 // Runs a checked call; a plain weight is packed first. reserve(bytes) gives context its workspace.
 template <class Lend>
 void run_conv(const Context* context, const ConvCall& call, ConvArgs* args, const Lend& reserve) {
+  if (args->N == 0) return;
   Memory packed;
   if (!call.weight_is_packed) {
     const fused_conv::View4 full = fused_conv::view4(call.weight, spatial_of(call));
-    const ConvWeight weight{fused_conv::view_of(full, call.weight), call.groups};
+    const ConvWeight weight{fused_conv::view_of(full, call.weight), call.groups, call.algorithm};
     packed = Memory(call.op, dsf_fused_conv_packed_bytes(&weight));
     dsf_fused_conv_pack(context, &weight, packed.data());
     args->packed = packed.data();

@@ -54,10 +54,6 @@ struct FinishInt8 {
     return {block.y + (p - block.p.begin) * block.y_stride_h + q * block.y_stride_w,
             r.data ? r.data + (p - r.h_begin) * r.stride_h + q * r.stride_w : nullptr};
   }
-  void next(Ends* ends) const {
-    ends->y += block.y_stride_w;
-    if (ends->residual) ends->residual += block.residual.stride_w;
-  }
 
   // As Finish::tile.
   template <int pixels, int vectors, class EndsOf>

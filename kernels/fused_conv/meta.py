@@ -1,4 +1,5 @@
-"""What fused_conv and pool2d give, without computing it: the Meta kernels, with the compiled checks' sentences.
+"""What fused_conv, pool2d and local_response_norm give, without computing it: the Meta kernels, with the compiled
+checks' sentences.
 
 The twins of checks.cc that a tensor without memory can meet: types, shapes, names.
 """
@@ -85,7 +86,7 @@ def conv_result(
 ) -> Tensor:
     """Checks as dsf_fused_conv_check does; y without values. weight: None where it is packed."""
     arg = "weight" if weight is not None else "weight_shape"
-    is_int8 = y_dtype in BYTES
+    is_int8 = "int8" in op
 
     def weight_error(rule: str) -> None:
         raise ValueError(f"{op}: {arg} must {rule}; got shape {tuple(weight_shape)}")
@@ -194,6 +195,15 @@ def _check_vector(op: str, arg: str, vector: Tensor | None, length: Any, dtype: 
         _linear.shape_error(op, arg, f"have shape ({length},)", vector)
 
 
+def _check_algorithm(op: str, algorithm: str, weight: Tensor, groups: Any) -> None:
+    _linear.check_choice(op, "algorithm", algorithm, ("direct", "winograd"))
+    may_be = weight.dtype == torch.float32 and groups == 1 and tuple(weight.shape[2:]) == (3, 3)
+    if algorithm == "winograd" and not may_be:
+        rule = "be float32, 3x3 and of one group for algorithm winograd"
+        got = f"{_linear.dtype_name(weight.dtype)}, {'x'.join(map(str, weight.shape[2:]))} in {groups} groups"
+        raise ValueError(f"{op}: weight must {rule}; got {got}")
+
+
 def _check_scale(op: str, scale: Tensor, F: Any) -> None:
     if scale.dtype != torch.float32:
         _linear.dtype_error(op, "weight_scale", "be float32", scale)
@@ -215,11 +225,17 @@ def _(
     residual: Tensor | None = None,
     residual_at: str = "before",
     max_pool: Any = (),
+    algorithm: str = "direct",
 ) -> Tensor:
-    after: Any = (activation, activation_params, residual, residual_at, max_pool)
-    return conv_result(
-        "fused_conv", x, weight, weight.shape, bias, stride, padding, dilation, groups, *after, y_dtype=x.dtype
-    )
+    op = "fused_conv"
+    _check_algorithm(op, algorithm, weight, groups)
+    if algorithm == "winograd" and any(step != 1 for step in (*stride, *dilation)):
+        arg = "stride" if any(step != 1 for step in stride) else "dilation"
+        got = tuple(stride if arg == "stride" else dilation)
+        raise ValueError(f"{op}: {arg} must be 1 for algorithm winograd; got {got}")
+    window = (stride, padding, dilation, groups)
+    after: Any = (activation, activation_params, residual, residual_at, max_pool, x.dtype)
+    return conv_result(op, x, weight, weight.shape, bias, *window, *after)
 
 
 @torch.library.register_fake("deepseek_fast::fused_conv_packed")
@@ -240,10 +256,8 @@ def _(
     channels_last: bool = False,
 ) -> Tensor:
     window = (stride, padding, dilation, groups)
-    after: Any = (activation, activation_params, residual, residual_at, max_pool)
-    return conv_result(
-        "fused_conv_packed", x, None, weight_shape, bias, *window, *after, y_dtype=x.dtype, channels_last=channels_last
-    )
+    after: Any = (activation, activation_params, residual, residual_at, max_pool, x.dtype, channels_last)
+    return conv_result("fused_conv_packed", x, None, weight_shape, bias, *window, *after)
 
 
 @torch.library.register_fake("deepseek_fast::fused_conv_int8")
@@ -270,10 +284,9 @@ def _(
     max_pool: Any = (),
 ) -> Tensor:
     _check_scale("fused_conv_int8", weight_scale, weight.shape[0])
-    after: Any = (activation, activation_params, residual, residual_at, max_pool)
-    return conv_result(
-        "fused_conv_int8", x, weight, weight.shape, bias, stride, padding, dilation, groups, *after, y_dtype=out_dtype
-    )
+    window = (stride, padding, dilation, groups)
+    after: Any = (activation, activation_params, residual, residual_at, max_pool, out_dtype)
+    return conv_result("fused_conv_int8", x, weight, weight.shape, bias, *window, *after)
 
 
 @torch.library.register_fake("deepseek_fast::fused_conv_int8_packed")
@@ -304,8 +317,8 @@ def _(
     op = "fused_conv_int8_packed"
     _check_scale(op, weight_scale, weight_shape[0])
     window = (stride, padding, dilation, groups)
-    after: Any = (activation, activation_params, residual, residual_at, max_pool)
-    return conv_result(op, x, None, weight_shape, bias, *window, *after, y_dtype=out_dtype, channels_last=channels_last)
+    after: Any = (activation, activation_params, residual, residual_at, max_pool, out_dtype, channels_last)
+    return conv_result(op, x, None, weight_shape, bias, *window, *after)
 
 
 @torch.library.register_fake("deepseek_fast::pool2d")
@@ -324,13 +337,29 @@ def _(x: Tensor, window: Any, kind: str = "max", count_include_pad: bool = True)
     return new_result(x, pixels, [N, C, out_h, out_w], x.dim() == 4, 2, x.dtype)
 
 
+@torch.library.register_fake("deepseek_fast::local_response_norm")
+def _(x: Tensor, size: Any, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    op = "local_response_norm"
+    if x.dtype not in FLOATS:
+        _linear.dtype_error(op, "x", BE_FLOAT, x)
+    if x.dim() not in (3, 4):
+        _linear.shape_error(op, "x", "have 3 or 4 dimensions", x)
+    sizes, strides = view4(x, x.dim() - 2)
+    if any(length < 1 for length in sizes[1:]):
+        _linear.shape_error(op, "x", "be empty in no dimension but the batch's", x)
+    if size < 1 or size > 2**24:
+        raise ValueError(f"{op}: size must be from 1 to 2^24; got {size}")
+    return new_result(x, is_channels_last(sizes, strides, True), sizes, True, x.dim() - 2, x.dtype)
+
+
 # --- packed.h, in bytes -----------------------------------------------------------------------------------------------
 
-_HEADER, _PANEL_F, _LANES, _STEM_C, _GROUPED_F = 64, 32, 16, 4, 8
+_HEADER, _PANEL_F, _LANES, _STEM_C, _GROUPED_F, _WINOGRAD_POINTS = 64, 32, 16, 4, 8, 36
 
 
 @torch.library.register_fake("deepseek_fast::fused_conv_pack")
-def _(weight: Tensor, groups: Any = 1) -> Tensor:
+def _(weight: Tensor, groups: Any = 1, algorithm: str = "direct") -> Tensor:
+    _check_algorithm("fused_conv_pack", algorithm, weight, groups)
     F, C, *rest = weight.shape
     R, S = rest if len(rest) == 2 else (1, *rest)
     item_bytes = weight.element_size()
@@ -340,6 +369,9 @@ def _(weight: Tensor, groups: Any = 1) -> Tensor:
         return weight.new_empty(_HEADER + sums + values, dtype=torch.uint8)
     side_by_side = 4 // item_bytes
     is_stem = groups == 1 and C <= _STEM_C and S > 1
+    if algorithm == "winograd":
+        panels = _round_up(F, _PANEL_F)
+        return weight.new_empty(_HEADER + panels * _WINOGRAD_POINTS * C * item_bytes, dtype=torch.uint8)
     runs, length = (R, S * C) if is_stem else (R * S, C)
     panels = groups * (_round_up(F // groups, _PANEL_F) // _PANEL_F)
     panel_bytes = runs * _round_up(length, side_by_side) * _PANEL_F * item_bytes

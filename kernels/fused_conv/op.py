@@ -1,4 +1,5 @@
-"""fused_conv and pool2d in torch: the public functions; meta.py has their Meta kernels, grad.py their gradients."""
+"""fused_conv, pool2d and local_response_norm in torch: the public functions; meta.py has their Meta kernels, grad.py
+their gradients."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ _PACKED_OP = torch.ops.deepseek_fast.fused_conv_packed.default
 _INT8_OP = torch.ops.deepseek_fast.fused_conv_int8.default
 _INT8_PACKED_OP = torch.ops.deepseek_fast.fused_conv_int8_packed.default
 _POOL_OP = torch.ops.deepseek_fast.pool2d.default
+_LRN_OP = torch.ops.deepseek_fast.local_response_norm.default
 PACK_OP = torch.ops.deepseek_fast.fused_conv_pack.default
 
 
@@ -31,6 +33,7 @@ def fused_conv(
     residual: Tensor | None = None,
     residual_at: str = "before",
     max_pool: Any = None,
+    algorithm: str = "direct",
 ) -> Tensor:
     """max_pool(act(conv2d(x, weight) + bias (+ residual)) (+ residual)) in one pass; takes F.conv2d's arguments.
 
@@ -41,6 +44,8 @@ def fused_conv(
     left, bottom, right). activation: those of fused_matmul, or leaky_relu, clip, hardsigmoid with activation_params
     (slope,), (smallest, largest), (alpha, beta). residual: the convolution's shape and x's dtype, added "before" or
     "after" the activation. max_pool: (kernel, stride, padding, ceil_mode) or the first of them, as F.max_pool2d has it.
+    algorithm: "direct", or "winograd" for float32, a 3x3 weight of one group, stride and dilation 1: fewer products,
+    but an error that all 36 values of a tile of x have a part in, and NaN in all of a tile where one is not finite.
     Returns (N, F, P, Q) of x's dtype, channels_last where x or weight is.
     Raises ValueError for shapes and names, TypeError for dtypes. Differentiable in all four tensors, once.
     Numerics: sums and all that follows in float32, one rounding at the end, then the pool; an image's result does not
@@ -56,19 +61,21 @@ def fused_conv(
     _check_types(op, {"x": x, "weight": weight}, {"bias": bias, "residual": residual}, activation, residual_at, groups)
     window, pool = _conv.windows(op, weight.shape, stride, padding, dilation, max_pool)
     params = _conv.numbers(op, "activation_params", activation_params)
+    _conv.check_name(op, "algorithm", algorithm)
     options = (*window, groups, activation, params)
     if not _linear.needs_grad(x, weight, bias, residual):
-        return _call(_OP, x, weight, bias, *options, residual, residual_at, pool)
+        return _call(_OP, x, weight, bias, *options, residual, residual_at, pool, algorithm)
     if torch.is_autocast_enabled("cpu"):
         x, weight, bias, residual = (_linear.autocast(t, meta.FLOATS) for t in (x, weight, bias, residual))
     with torch.autocast("cpu", enabled=False):
-        return _call(grad.FusedConv.apply, x, weight, bias, *options, residual, residual_at, pool)
+        return _call(grad.FusedConv.apply, x, weight, bias, *options, residual, residual_at, pool, algorithm)
 
 
-def fused_conv_pack(weight: Tensor, groups: int = 1) -> Tensor:
+def fused_conv_pack(weight: Tensor, groups: int = 1, *, algorithm: str = "direct") -> Tensor:
     """A weight of fused_conv or fused_conv_int8 as its kernels read it: 1-D uint8, opaque, never to be saved.
 
-    weight: (F, C / groups, R, S) or (F, C / groups, S), float32, bfloat16 or int8, of any strides.
+    weight: (F, C / groups, R, S) or (F, C / groups, S), float32, bfloat16 or int8, of any strides. algorithm: that of
+    fused_conv, which is what a packed weight is packed for.
     Raises ValueError for shapes and groups, TypeError for dtypes.
 
     >>> deepseek_fast.fused_conv_pack(torch.randn(64, 3, 7, 7)).dtype
@@ -76,7 +83,8 @@ def fused_conv_pack(weight: Tensor, groups: int = 1) -> Tensor:
     """
     op = "fused_conv_pack"
     _check_types(op, {"weight": weight}, {}, "none", "before", groups)
-    return _call(PACK_OP, weight.detach(), groups)
+    _conv.check_name(op, "algorithm", algorithm)
+    return _call(PACK_OP, weight.detach(), groups, algorithm)
 
 
 def fused_conv_packed(
@@ -105,7 +113,12 @@ def fused_conv_packed(
     window, pool = _conv.windows(op, weight_shape, stride, padding, dilation, max_pool)
     params = _conv.numbers(op, "activation_params", activation_params)
     options = (list(weight_shape), *window, groups, activation, params)
-    return _call(_PACKED_OP, x, packed, bias, *options, residual, residual_at, pool, channels_last)
+    return call_packed(x, packed, bias, *options, residual, residual_at, pool, channels_last)
+
+
+def call_packed(x: Tensor, packed: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    """The packed operator with options in its own numbers."""
+    return _call(_PACKED_OP, x, packed, bias, *options)  # type: ignore[no-any-return]
 
 
 def fused_conv_int8(
@@ -191,6 +204,30 @@ def pool2d(
     if _linear.needs_grad(x):
         return _call(grad.Pool.apply, x, window, kind, bool(count_include_pad))
     return _call(_POOL_OP, x, window, kind, bool(count_include_pad))
+
+
+def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    """x / (k + alpha / size * the sum of x^2 over size channels around each)^beta: F.local_response_norm.
+
+    x: (N, C, H, W) or (N, C, L), float32 or bfloat16. size: size // 2 channels before and (size - 1) // 2 after, as
+    torch has it (ONNX's LRN has them the other way around, which is the same for odd sizes).
+    Returns x's shape and dtype, channels_last where x is. Differentiable once.
+    Raises ValueError for shapes and sizes, TypeError for dtypes.
+    Numerics: float32, one rounding at the end; beta 0.5, 0.75 and 1 by square roots, any other by powf, which is slow.
+
+    >>> deepseek_fast.local_response_norm(torch.randn(1, 96, 55, 55), 5).shape
+    torch.Size([1, 96, 55, 55])
+
+    Source: kernels/fused_conv/README.md.
+    """
+    op = "local_response_norm"
+    _linear.check_tensors(op, x=x)
+    if x is None:
+        raise TypeError(f"{op}: x must be a tensor; got NoneType")
+    _conv.check_lrn(op, size, alpha, beta, k)
+    if _linear.needs_grad(x):
+        return _call(grad.LocalResponseNorm.apply, x, size, alpha, beta, k)
+    return _call(_LRN_OP, x, size, alpha, beta, k)
 
 
 def _check_types(

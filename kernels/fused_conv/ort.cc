@@ -1,6 +1,6 @@
-// FusedConv(X, W, B?, R?; ...) -> Y and Pool2d(X; ...) -> Y: T = float or bfloat16 for all of a node's tensors,
-// Pool2d's also uint8 and int8. x_layout and y_layout say how X, and Y and R, lie: "NCHW" or "NHWC"; their shapes
-// follow.
+// FusedConv(X, W, B?, R?; ...) -> Y, Pool2d(X; ...) -> Y and LocalResponseNorm(X; ...) -> Y: T = float or bfloat16 for
+// all of a node's tensors, Pool2d's also uint8 and int8. x_layout and y_layout say how X, and Y and R, lie: "NCHW" or
+// "NHWC"; their shapes follow.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -13,7 +13,7 @@ namespace {
 
 using Type = ONNXTensorElementDataType;
 using Sizes = std::vector<int64_t>;
-constexpr const char *CONV = "fused_conv", *POOL = "pool2d";
+constexpr const char *CONV = "fused_conv", *POOL = "pool2d", *LRN = "local_response_norm";
 constexpr size_t X = 0, WEIGHT = 1, BIAS = 2, RESIDUAL = 3;  // inputs
 constexpr Type UNDEFINED = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 constexpr int64_t LARGEST_STEP = int64_t{1} << 30;  // of a window; what is beyond is refused
@@ -103,17 +103,11 @@ class ConvKernel : public Kernel {
   void compute(const Call& call) const override;
 
  private:
-  ConvCall call_of() const {
-    ConvCall call = request_->call;
-    call.algorithm = algorithm_.c_str();
-    return call;
-  }
   ConvOptions options_of(const Node& node, const std::optional<Tensor>& weight) const;
   void check_node(const Node& node) const;
   ConvArgs check(const Runtime& runtime, const ConvCall& call) const;
 
   const Layout x_layout_, y_layout_;
-  const std::string algorithm_;
   bool bias_is_zero_ = false, residual_is_zero_ = false;
   std::unique_ptr<ConvRequest> request_;
   Memory packed_;  // a constant weight
@@ -121,9 +115,7 @@ class ConvKernel : public Kernel {
 };
 
 ConvKernel::ConvKernel(const Node& node)
-    : x_layout_(layout_of(node, CONV, "x_layout")),
-      y_layout_(layout_of(node, CONV, "y_layout")),
-      algorithm_(node.attribute("algorithm", "direct")) {
+    : x_layout_(layout_of(node, CONV, "x_layout")), y_layout_(layout_of(node, CONV, "y_layout")) {
   std::optional<Tensor> weight = node.constant(WEIGHT);
   const std::optional<Tensor> bias = node.constant(BIAS), residual = node.constant(RESIDUAL);
   bias_is_zero_ = bias && is_zero(bias->view);
@@ -133,7 +125,7 @@ ConvKernel::ConvKernel(const Node& node)
   check_node(node);
   if (!weight) return;
   weight->align(CONV);
-  const ConvWeight plain{weight->view, request_->call.groups, algorithm_.c_str()};
+  const ConvWeight plain{weight->view, request_->call.groups, request_->call.algorithm};
   packed_bytes_ = dsf_fused_conv_packed_bytes(&plain);
   packed_ = Memory(CONV, packed_bytes_);
   const Context serial{nullptr, nullptr, 1, nullptr};
@@ -160,6 +152,7 @@ ConvOptions ConvKernel::options_of(const Node& node, const std::optional<Tensor>
                       node.attribute("residual_at", "before"),
                       std::move(pool),
                       {}};
+  options.algorithm = node.attribute("algorithm", "direct");
   if (weight) options.weight_shape.assign(weight->view.sizes, weight->view.sizes + weight->view.ndim);
   return options;
 }
@@ -169,7 +162,7 @@ ConvOptions ConvKernel::options_of(const Node& node, const std::optional<Tensor>
 void ConvKernel::check_node(const Node& node) const {
   const auto type = [&](size_t input) { return node.type(input).value_or(UNDEFINED); };
   const std::optional<Tensor> constant = node.constant(WEIGHT), constant_bias = node.constant(BIAS);
-  ConvCall call = call_of();
+  ConvCall call = request_->call;
   const int64_t any_weight[] = {std::max<int64_t>(call.groups, 1), 1, 1, 1};
   call.weight = constant ? constant->view : shape_only(type(WEIGHT), any_weight, 4);
   check_rank(node.runtime, CONV, "weight", call.weight);
@@ -218,7 +211,7 @@ void ConvKernel::compute(const Call& call) const {
     if (*tensor) (*tensor)->align(CONV);
 
   const Image image(x->view, x_layout_), sum(residual ? residual->view : TensorView{}, y_layout_);
-  ConvCall conv = call_of();
+  ConvCall conv = request_->call;
   const TensorView packed{packed_.data(), Dtype::u8, "uint8", 1, &packed_bytes_, nullptr};
   conv.x = image.view;
   conv.weight = weight ? weight->view : packed;
@@ -293,6 +286,53 @@ void PoolKernel::compute(const Call& call) const {
   dsf_pool2d(&context, &args);
 }
 
+class LrnKernel : public Kernel {
+ public:
+  explicit LrnKernel(const Node& node);
+  void compute(const Call& call) const override;
+
+ private:
+  LrnArgs check(const Runtime& runtime, const TensorView& x) const;
+
+  const Layout x_layout_, y_layout_;
+  const int64_t size_;
+  const float alpha_, beta_, k_;
+};
+
+LrnKernel::LrnKernel(const Node& node)
+    : x_layout_(layout_of(node, LRN, "x_layout")),
+      y_layout_(layout_of(node, LRN, "y_layout")),
+      size_(node.attribute("size", int64_t{1})),
+      alpha_(node.attribute("alpha", 1e-4f)),
+      beta_(node.attribute("beta", 0.75f)),
+      k_(node.attribute("k", 1.0f)) {
+  const int64_t sizes[] = {0, 1, 1, 1};
+  check(node.runtime, shape_only(node.type(X).value_or(UNDEFINED), sizes, 4));
+}
+
+LrnArgs LrnKernel::check(const Runtime& runtime, const TensorView& x) const {
+  const LrnCall call{LRN, x, size_, (size_ - 1) / 2, alpha_, beta_, k_};
+  LrnArgs args{};
+  Problem problem;
+  if (!dsf_lrn_check(&call, &args, &problem)) fail(runtime, problem);
+  return args;
+}
+
+void LrnKernel::compute(const Call& call) const {
+  std::optional<Tensor> x = call.input(X);
+  check_rank(call.runtime, LRN, "x", x->view);
+  x->align(LRN);
+  const Image image(x->view, x_layout_);
+  LrnArgs args = check(call.runtime, image.view);
+  args.y = call.output(0, sizes_of(y_layout_, args.N, args.C, args.H, args.W));
+  args.y_layout = y_layout_;
+  args.y_strides = fused_conv::strides_of(y_layout_, args.C, args.H, args.W);
+  Context context = call.context();
+  const Memory workspace(LRN, dsf_lrn_workspace_bytes(&context, &args));
+  context.workspace = workspace.data();
+  dsf_lrn(&context, &args);
+}
+
 // --- shapes before a run: what is wrong leaves them unknown --------------------------------------------------------
 
 Dim places(const Dim& size, int64_t before, int64_t after, int64_t kernel, int64_t stride, int64_t dilation,
@@ -353,6 +393,14 @@ void infer_pool(const Shapes& shapes) {
   set_shape(shapes, *type, x[order.n], x[order.c], pooled(shapes, {x[order.h], x[order.w]}, ""));
 }
 
+void infer_lrn(const Shapes& shapes) {
+  const std::vector<Dim> x = shapes.shape(X);
+  const std::optional<Type> type = shapes.type(X);
+  if (x.size() != 4 || !type) return;
+  const Order order = order_of(layout_of(shapes, "x_layout"));
+  set_shape(shapes, *type, x[order.n], x[order.c], {x[order.h], x[order.w]});
+}
+
 template <class Made>
 std::unique_ptr<Kernel> create(const Node& node) {
   return std::make_unique<Made>(node);
@@ -368,6 +416,7 @@ void register_fused_conv(OpList& ops) {
     const auto x = static_cast<Type>(type);
     ops.push_back({"FusedConv", {{x, false}, any, maybe, maybe}, {x}, create<ConvKernel>, infer_conv});
     ops.push_back({"Pool2d", {{x, false}}, {x}, create<PoolKernel>, infer_pool});
+    ops.push_back({"LocalResponseNorm", {{x, false}}, {x}, create<LrnKernel>, infer_lrn});
   }
 }
 

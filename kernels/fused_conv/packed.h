@@ -48,15 +48,24 @@ inline constexpr Path path_of(int64_t F, int64_t C, int64_t S, int64_t groups) {
 
 // Winograd's F(4x4, 3x3): values of a side of a tile of y, and points.
 inline constexpr int64_t WINOGRAD_OUT = 4, WINOGRAD_POINTS = 36;
-// The tiles worked on at a time: their transformed x may take that of L2, and fewer would not fill a register tile.
-inline constexpr int64_t WINOGRAD_BYTES = 1536 << 10, WINOGRAD_TILES = 14;
+// The tiles worked on at a time. Their transformed x is read once for every panel: from L2 where as much as
+// MIN_L2_TILES fits there. Fewer would read the weights, 36 C F values, more often than they spare x a way from L3:
+// then as many tiles as may take of that. At least a register tile of them.
+inline constexpr int64_t WINOGRAD_L2_BYTES = 512 << 10, WINOGRAD_L3_BYTES = 4 << 20;
+inline constexpr int64_t WINOGRAD_MIN_L2_TILES = 32, WINOGRAD_MIN_TILES = 14;
 inline constexpr int64_t winograd_rows(int64_t C, int64_t per_row, int64_t rows) {
-  const int64_t fitting = WINOGRAD_BYTES / (WINOGRAD_POINTS * 4 * (C > 0 ? C : 1) * per_row);
-  const int64_t fewest = (WINOGRAD_TILES + per_row - 1) / per_row;
+  const int64_t tile_bytes = WINOGRAD_POINTS * 4 * (C > 0 ? C : 1);
+  const int64_t of_l2 = WINOGRAD_L2_BYTES / tile_bytes;
+  const int64_t tiles = of_l2 >= WINOGRAD_MIN_L2_TILES ? of_l2 : WINOGRAD_L3_BYTES / tile_bytes;
+  const int64_t fitting = tiles / per_row, fewest = (WINOGRAD_MIN_TILES + per_row - 1) / per_row;
   const int64_t wanted = fitting > fewest ? fitting : fewest;
-  return wanted < rows ? wanted : rows;
+  if (wanted >= rows) return rows;
+  const int64_t steps = (rows + wanted - 1) / wanted;
+  return (rows + steps - 1) / steps;  // even ones
 }
 // From one point to the next, of so many tiles: an odd number of cache lines, or all points share few places of L1.
 inline constexpr int64_t winograd_point_values(int64_t C, int64_t tiles) { return ((C * tiles + 15) / 16 | 1) * 16; }
+
+inline constexpr int64_t winograd_product_values(int64_t tiles) { return tiles * PANEL_F + 16; }
 
 }  // namespace dsf::fused_conv

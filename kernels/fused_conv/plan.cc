@@ -36,7 +36,9 @@ Range conv_rows(const ConvArgs& args, Range out) {
   const Window& pool = args.pool;
   const int64_t begin = out.begin * pool.stride.h - pool.padding.top;
   const int64_t end = (out.end - 1) * pool.stride.h - pool.padding.top + (pool.kernel.h - 1) * pool.dilation.h + 1;
-  return {most(0, begin), least(args.P, end)};
+  if (!args.winograd) return {most(0, begin), least(args.P, end)};
+  // Whole tiles at places of their own, or the bits would depend on the cut.
+  return {most(0, begin) / WINOGRAD_OUT * WINOGRAD_OUT, least(args.P, round_up(least(args.P, end), WINOGRAD_OUT))};
 }
 
 Range x_rows(const ConvArgs& args, Range p) {
@@ -67,7 +69,8 @@ Plan plan_of(const Context& context, const ConvArgs& args) {
   const int64_t rows_a_row = pools ? args.pool.stride.h : 1;  // of the convolution, for one more of y
   plan.chunk_rows = args.out_h;
   if (plan.copies_x) plan.chunk_rows = that_fit(X_BYTES, x_row * rows_a_row * args.stride.h, plan.chunk_rows);
-  if (plan.copies_y) plan.chunk_rows = that_fit(RESULT_BYTES, result_row * rows_a_row, plan.chunk_rows);
+  const int64_t result_bytes = args.winograd ? WINOGRAD_RESULT_BYTES : RESULT_BYTES;
+  if (plan.copies_y) plan.chunk_rows = that_fit(result_bytes, result_row * rows_a_row, plan.chunk_rows);
   if (plan.copies_residual)
     plan.chunk_rows = that_fit(RESULT_BYTES, args.Q * args.F * y_value * rows_a_row, plan.chunk_rows);
 
@@ -85,7 +88,9 @@ Plan plan_of(const Context& context, const ConvArgs& args) {
 
   const Range p = conv_rows(args, {0, plan.chunk_rows});
   const int64_t kernel_rows = pools ? (args.pool.kernel.h - 1) * args.pool.dilation.h + 1 : 1;
-  const int64_t p_rows = least(args.P, most(p.end - p.begin, (plan.chunk_rows - 1) * rows_a_row + kernel_rows));
+  const int64_t beside = pools && args.winograd ? 2 * (WINOGRAD_OUT - 1) : 0;  // what whole tiles have beside these
+  const int64_t rows_of_chunk = (plan.chunk_rows - 1) * rows_a_row + kernel_rows + beside;
+  const int64_t p_rows = least(args.P, most(p.end - p.begin, rows_of_chunk));
   const int64_t h_rows = least(args.H, (p_rows - 1) * args.stride.h + (args.R - 1) * args.dilation.h + 1);
   if (plan.copies_x) plan.x_bytes = round_up(h_rows * x_row, CACHE_LINE);
   if (plan.copies_residual) plan.residual_bytes = round_up(p_rows * args.Q * args.F * y_value, CACHE_LINE);
@@ -96,7 +101,7 @@ Plan plan_of(const Context& context, const ConvArgs& args) {
   if (plan.path == Path::winograd) {
     const int64_t per_row = divide_up(args.Q, WINOGRAD_OUT);
     const int64_t tiles = per_row * winograd_rows(args.C, per_row, divide_up(p_rows, WINOGRAD_OUT));
-    const int64_t values = winograd_point_values(args.C, tiles) + tiles * PANEL_F;
+    const int64_t values = winograd_point_values(args.C, tiles) + winograd_product_values(tiles);
     plan.winograd_bytes = round_up(WINOGRAD_POINTS * values * 4, CACHE_LINE);
   }
   plan.outside_bytes = round_up(args.C * (stem ? args.S : 1) * x_value, CACHE_LINE);

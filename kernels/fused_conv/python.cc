@@ -1,4 +1,5 @@
-// The NumPy door of fused_conv and pool2d, for deepseek_fast/numpy.py, which turns windows into numbers.
+// The NumPy door of fused_conv, pool2d and local_response_norm, for deepseek_fast/numpy.py, which turns windows into
+// numbers.
 #include <pybind11/stl.h>
 
 #include "csrc/python/adapter.h"
@@ -62,18 +63,18 @@ py::array run(ConvRequest* request, const ConvArrays& arrays, const py::object& 
 
 ConvOptions options_of(Numbers stride, Numbers padding, Numbers dilation, int64_t groups, const std::string& activation,
                        std::vector<double> params, const std::string& residual_at, Numbers max_pool,
-                       Numbers weight_shape = {}) {
-  return {std::move(stride), std::move(padding),  std::move(dilation),    groups, activation, std::move(params),
-          residual_at,       std::move(max_pool), std::move(weight_shape)};
+                       Numbers weight_shape = {}, const std::string& algorithm = "direct") {
+  return {std::move(stride), std::move(padding),  std::move(dilation),     groups,   activation, std::move(params),
+          residual_at,       std::move(max_pool), std::move(weight_shape), algorithm};
 }
 
 py::array fused_conv(const py::object& x, const py::object& weight, const py::object& bias, Numbers stride,
                      Numbers padding, Numbers dilation, int64_t groups, const std::string& activation,
                      std::vector<double> params, const py::object& residual, const std::string& residual_at,
-                     Numbers max_pool) {
+                     Numbers max_pool, const std::string& algorithm) {
   ConvRequest request("fused_conv", false,
                       options_of(std::move(stride), std::move(padding), std::move(dilation), groups, activation,
-                                 std::move(params), residual_at, std::move(max_pool)),
+                                 std::move(params), residual_at, std::move(max_pool), {}, algorithm),
                       raise);
   return run(&request, {x, weight, bias, residual, py::none()}, py::none());
 }
@@ -89,15 +90,15 @@ py::array fused_conv_packed(const py::object& x, const py::object& packed, const
   return run(&request, {x, packed, bias, residual, py::none()}, py::none());
 }
 
-py::array fused_conv_pack(const py::object& weight_array, int64_t groups) {
+py::array fused_conv_pack(const py::object& weight_array, int64_t groups, const std::string& algorithm) {
   Operand weight("fused_conv_pack", "weight", weight_array);
   present(weight);
   if (!weight.whole) weight.make_rows();
-  const ConvWeight given{weight.view, groups};
+  const ConvWeight given{weight.view, groups, algorithm.c_str()};
   Problem problem;
   if (!dsf_fused_conv_pack_check(&given, &problem)) raise(problem);
   const fused_conv::View4 full = fused_conv::view4(weight.view, weight.view.ndim - 2);
-  const ConvWeight plain{fused_conv::view_of(full, weight.view), groups};
+  const ConvWeight plain{fused_conv::view_of(full, weight.view), groups, algorithm.c_str()};
   const py::array packed(py::dtype("uint8"), Numbers{dsf_fused_conv_packed_bytes(&plain)});
   const py::gil_scoped_release unlocked;
   Context context{};
@@ -153,6 +154,33 @@ py::array pool2d(const py::object& x_array, Numbers window, const std::string& k
   return y;
 }
 
+py::array local_response_norm(const py::object& x_array, int64_t size, double alpha, double beta, double k) {
+  constexpr const char* OP = "local_response_norm";
+  Operand x(OP, "x", x_array);
+  const Operand given(OP, "x", x_array);
+  present(x);
+  LrnCall call{OP, x.view, size, size / 2, float(alpha), float(beta), float(k)};
+  LrnArgs args;
+  const auto check = [&] {
+    call.x = x.view;
+    Problem problem;
+    if (!dsf_lrn_check(&call, &args, &problem)) raise(problem);
+  };
+  check();
+  if ((!x.whole || args.x_layout == Layout::neither) && x.make_rows()) check();
+  if (given.whole) call.x = given.view;
+  const ResultShape shape = shape_of_result(call, &args);
+  const py::array y = new_array(x.array.dtype(), shape);
+  args.y = const_cast<void*>(y.data());
+  const py::gil_scoped_release unlocked;
+  Context context{};
+  context.num_threads = 1;
+  const Memory workspace(OP, dsf_lrn_workspace_bytes(&context, &args));
+  context.workspace = workspace.data();
+  dsf_lrn(&context, &args);
+  return y;
+}
+
 }  // namespace
 
 void bind_fused_conv(py::module_& module, py::dict& variants) {
@@ -161,6 +189,7 @@ void bind_fused_conv(py::module_& module, py::dict& variants) {
   module.def("fused_conv_pack", &fused_conv_pack);
   module.def("fused_conv_int8", &fused_conv_int8);
   module.def("pool2d", &pool2d);
+  module.def("local_response_norm", &local_response_norm);
   variants["fused_conv"] = variants_of(dsf_fused_conv_variant);
 }
 

@@ -1,4 +1,5 @@
-"""The meaning of fused_conv and pool2d in float64, and the a-priori bounds that every kernel must stay inside.
+"""The meaning of fused_conv, pool2d and local_response_norm in float64, and the a-priori bounds that every kernel must
+stay inside.
 
 fused_conv: y = max_pool(act(conv(x, weight) + bias (+ residual)) (+ residual))
 ref_int8.py has the int8 form.
@@ -33,6 +34,7 @@ def fused_conv_ref(
     residual: Tensor | None = None,
     residual_at: str = "before",
     max_pool: Any = None,
+    algorithm: str = "direct",
 ) -> Tensor:
     """y in float64, not rounded to x's dtype."""
     z = conv(x.double(), weight.double(), stride, padding, dilation, groups)
@@ -138,6 +140,21 @@ def _divisors(x: Tensor, kernel: Any, stride: Any, pads: Any, ceil_mode: bool, c
     return counts[:rows, :columns]
 
 
+def lrn_ref(
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *, before: int | None = None
+) -> Tensor:
+    """In float64, of alpha, beta and k as the f32 that a kernel has. before: channels of a window before its own,
+    size // 2 as torch has it, or another number."""
+    alpha, beta, k = (torch.tensor(float(number)).double().item() for number in (alpha, beta, k))
+    return x.double() / (k + alpha / size * _window_sums(x.double().square(), size, before)) ** beta
+
+
+def _window_sums(values: Tensor, size: int, before: int | None) -> Tensor:
+    before = size // 2 if before is None else before
+    padded = F.pad(values, (0, 0) * (values.dim() - 2) + (before, size - 1 - before))
+    return padded.unfold(1, size, 1).sum(-1)
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +172,7 @@ def bound(
     residual: Tensor | None = None,
     residual_at: str = "before",
     max_pool: Any = None,
+    algorithm: str = "direct",
 ) -> Tensor:
     """Largest |kernel - fused_conv_ref| per output, float64; inf where f32 sums may overflow on the way.
 
@@ -162,7 +180,9 @@ def bound(
     own; of values that are each within their bounds the largest is within the largest bound.
     """
     window = (stride, padding, dilation, groups)
-    z, error = conv(x.double(), weight.double(), *window), conv_bound(x, weight, *window)
+    z = conv(x.double(), weight.double(), *window)
+    of_sums = winograd_bound if algorithm == "winograd" else conv_bound
+    error = of_sums(x, weight, *window)
     if bias is not None:
         z = z + bias.double().reshape(-1, *[1] * (weight.dim() - 2))
         error = error + U * (z.abs() + error)
@@ -197,6 +217,42 @@ def conv_bound(x: Tensor, weight: Tensor, *window: Any) -> Tensor:
     return torch.where(magnitude + error > F32_MAX, math.inf, error)
 
 
+# F(4x4, 3x3) at the points 0, 1, -1, 2, -2 and infinity, of d (6x6) of x and g (3x3): A^T (B^T d B * G g G^T) A.
+_B_T = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+_G = ((6, 0, 0), (-4, -4, -4), (-4, 4, -4), (1, 2, 4), (1, -2, 4), (0, 0, 24))  # over 24
+_A_T = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+
+
+def winograd_bound(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
+    """|A^T| ((C + 24) u sum over c of (|G||g||G^T|) (|B^T||d||B|)) |A|, as winograd.h derives it.
+
+    Tiles begin at every fourth column, and at any row: before a pool they follow the rows that are worked on at a time.
+    """
+    _, (top, left, *_), _ = _conv.window("ref", (3, 3), stride, padding, dilation)
+    C, out = x.shape[-3], conv(x.double(), weight.double(), stride, padding, dilation, groups)
+    P, Q = out.shape[-2:]
+    b_t, g_m, a_t = (torch.tensor(m).double().abs() for m in (_B_T, _G, _A_T))
+    u = torch.einsum("ir,fcrs,js->fcij", g_m / 24, weight.double().abs(), g_m / 24)
+    columns, rows = (Q + 3) // 4, (P + 6) // 4
+    worst = torch.zeros_like(out)
+    for before in range(4):  # rows of the first tile that lie above y
+        sides = (left, columns * 4 + 2 - x.shape[-1] - left, top + before, rows * 4 + 2 - x.shape[-2] - top - before)
+        tiles = F.pad(x.double().abs(), sides).unfold(-2, 6, 4).unfold(-2, 6, 4)
+        v = torch.einsum("ih,...chw,jw->...cij", b_t, tiles.movedim(-5, -3), b_t)
+        sums = torch.einsum("...cij,fcij->...fij", v, u) * (C + 24) * U
+        values = torch.einsum("pi,...fij,qj->...fpq", a_t, sums, a_t)  # (..., rows, columns, F, 4, 4)
+        whole = values.movedim(-3, -5).transpose(-3, -2).flatten(-2).flatten(-3, -2)
+        worst = torch.maximum(worst, whole[..., before : before + P, :Q])
+    return worst + 9 * C * F32_MIN_SUBNORMAL * 2**12
+
+
 def activation_bound(z: Tensor, error: Tensor, activation: str, activation_params: Any = ()) -> Tensor:
     """Error of act(z), from that of z."""
     params = [abs(float(p)) for p in activation_params or DEFAULTS.get(activation, ())]
@@ -223,3 +279,30 @@ def pool2d_bound(x: Tensor, kernel: Any, stride: Any = None, padding: Any = 0, *
     if x.dtype != torch.float32:
         error = error + linear.half_ulp(y.abs() + error, x.dtype)
     return error
+
+
+def lrn_bound(
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *, before: int | None = None
+) -> Tensor:
+    """Error of d = k + alpha / size * sum: a rounding of each square and n - 1 additions of n values, one of alpha /
+    size, one of the FMA, and squares too small for f32. y is monotone in d, so that its ends are y's. Then the power,
+    by two roots and a product 3.5 roundings, by powf less than 2, the division, and the rounding to x's dtype.
+    """
+    alpha, beta, k = (torch.tensor(float(number)).double().item() for number in (alpha, beta, k))
+    n = min(size, 2 * x.shape[1] - 1)
+    sums = _window_sums(x.double().square(), size, before)
+    d = k + alpha / size * sums
+    error = abs(alpha) / size * (_gamma(n + 1) * sums + n * F32_MIN_SUBNORMAL)
+    error = error + U * (d.abs() + error) + F32_MIN_SUBNORMAL
+    y = x.double() / d**beta
+    ends = [(x.double() / (d + side * error) ** beta - y).abs() for side in (-1, 1)]
+    carried = torch.maximum(*ends)
+    error = torch.where((d - error > 0) & (sums < F32_MAX / 2), carried, math.inf)
+    error = error + _gamma(5) * (y.abs() + error) + F32_MIN_SUBNORMAL
+    if x.dtype != torch.float32:
+        error = error + linear.half_ulp(y.abs() + error, x.dtype)
+    return torch.where(error.isnan(), math.inf, error)
+
+
+def _gamma(n: int) -> float:
+    return n * U / (1 - n * U)

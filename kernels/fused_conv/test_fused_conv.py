@@ -1,5 +1,7 @@
 """fused_conv and pool2d: every case on every level through every door; what does not change a result; its layout."""
 
+import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import deepseek_fast
+from deepseek_fast._conv import ACTIVATIONS
 from deepseek_fast._load import native
 from deepseek_fast.kernels.fused_conv.cases import (
     ACTIVATED,
@@ -21,7 +24,7 @@ from deepseek_fast.kernels.fused_conv.cases import (
     Case,
     laid_out,
 )
-from deepseek_fast.kernels.fused_conv.ref import U, fused_conv_ref, pool2d_bound, pool2d_ref
+from deepseek_fast.kernels.fused_conv.ref import _A_T, _B_T, _G, U, bound, fused_conv_ref, pool2d_bound, pool2d_ref
 from tests.conv_doors import CONV_DOORS, assert_close, assert_same, call, prepared, prepared_int8
 from tests.oracle import assert_equal
 
@@ -128,6 +131,51 @@ def test_images_repeated_by_a_stride_of_zero() -> None:
         deepseek_fast.fused_conv(**inputs | {"x": repeated.contiguous()}),
         "expanded",
     )
+
+
+def drawn(choose: random.Random) -> Case | None:
+    """Any call of two dimensions with sizes around the vectors and tiles; None where nothing comes out."""
+    groups = choose.choice([1, 1, 1, 2, 3, 4, 5, 8, 16, 33])
+    C, F = (
+        groups * choose.choice([1, 2, 3, 4, 5, 8, 9, 16, 20, 33]),
+        groups * choose.choice([1, 2, 4, 7, 9, 16, 17, 40]),
+    )
+    if choose.random() < 0.25:
+        C = F = groups = choose.choice([2, 7, 16, 17, 31, 33, 48, 64, 70])
+    kernel, stride, dilation = (
+        tuple(choose.choices(sizes, k=2)) for sizes in ((1, 2, 3, 5, 7), (1, 1, 2, 3), (1, 1, 2))
+    )
+    winograd = groups == 1 and choose.random() < 0.3
+    if winograd:
+        kernel, stride, dilation = (3, 3), (1, 1), (1, 1)
+    padding = tuple(choose.choices((0, 1, 2, 3, 5), k=4))
+    H, W = choose.choice([1, 2, 3, 5, 8, 13, 17]), choose.choice([1, 2, 3, 7, 8, 9, 15, 16, 17, 23, 33, 40])
+    names = (choose.choice(ACTIVATIONS), choose.random() < 0.5, choose.choice(["none", "before", "after"]))
+    layouts = choose.choices(LAYOUTS, k=3)
+    dtype = "float32" if winograd else choose.choice(["float32", "bfloat16"])
+    x = (choose.choice([1, 2, 3]), C, H, W)
+    algorithm = "winograd" if winograd else "direct"
+    case = Case(x, F, kernel, stride, padding, dilation, groups, dtype, *names, None, *layouts, algorithm)
+    P, Q = case.conv_shape[-2:]
+    if P < 1 or Q < 1:
+        return None
+    size, step = tuple(choose.choices((1, 2, 3, 5), k=2)), tuple(choose.choices((1, 2, 3, 4), k=2))
+    sides = tuple(choose.randint(0, size[i % 2] // 2) for i in range(4))
+    if choose.random() < 0.6 or P + sides[0] + sides[2] < size[0] or Q + sides[1] + sides[3] < size[1]:
+        return case
+    return replace(case, max_pool=(size, step, sides, choose.random() < 0.5))
+
+
+@pytest.mark.slow
+def test_any_call_is_within_the_bound(isa: str, num_threads: Any, seed: int) -> None:
+    choose = random.Random(seed)
+    for _ in range(500):
+        case = drawn(choose)
+        if case is None:
+            continue
+        num_threads(choose.choice([1, 2, 4]))
+        inputs = case.inputs(torch.Generator().manual_seed(choose.getrandbits(30)))
+        assert_close(deepseek_fast.fused_conv(**inputs), fused_conv_ref(**inputs), bound(**inputs), f"{case}")
 
 
 # --- pool2d -----------------------------------------------------------------------------------------------------------
@@ -238,8 +286,29 @@ def test_an_activation_keeps_nan(activation: str, isa: str) -> None:
     assert y.isnan().all()
 
 
+def test_the_matrices_of_winograd_s_bound_are_those_of_the_algorithm() -> None:
+    x, weight = torch.randn(6, 6).double(), torch.randn(3, 3).double()
+    b_t, g, a_t = (torch.tensor(m).double() for m in (_B_T, _G, _A_T))
+    got = a_t @ ((b_t @ x @ b_t.T) * (g @ weight @ g.T / 24**2)) @ a_t.T
+    torch.testing.assert_close(got, F.conv2d(x[None, None], weight[None, None])[0, 0], rtol=1e-12, atol=1e-12)
+
+
+def test_winograd_s_bits_depend_neither_on_threads_nor_on_the_layout(num_threads: Any) -> None:
+    for pool in (None, (3, 2, 1), (2, 3, 0, True)):
+        case = Case((2, 20, 30, 22), 40, (3, 3), padding=1, max_pool=pool, algorithm="winograd", residual="after")
+        inputs = case.inputs(torch.Generator().manual_seed(3))
+        num_threads(1)
+        want = deepseek_fast.fused_conv(**inputs)
+        for threads in (1, 2, 3, 7):
+            num_threads(threads)
+            for layout in LAYOUTS:
+                got = deepseek_fast.fused_conv(**inputs | {"x": laid_out(inputs["x"], layout)})
+                assert_same(got, want, f"{threads} threads, {layout}")
+
+
 def test_it_takes_the_place_of_a_network_s_layers() -> None:
-    conv, norm = torch.nn.Conv2d(3, 20, 7, 2, 3), torch.nn.BatchNorm2d(20).eval()
+    conv = torch.nn.Conv2d(3, 20, 7, 2, 3)
+    norm: Any = torch.nn.BatchNorm2d(20).eval()
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.5, 2)
     x = torch.randn(2, 3, 33, 31)

@@ -11,10 +11,19 @@ namespace {
 // What a tile reads of x: runs[i * MR + r] is where the i-th run of pixel r begins.
 struct TileRuns {
   const char* const* runs;
-  int64_t count;   // runs a pixel
-  int64_t first;   // value of each run that is the first to be read: of a group
-  int64_t length;  // values
+  int64_t count;       // runs a pixel
+  int64_t first;       // value of each run that is the first to be read: of a group
+  int64_t length;      // values
+  const char* ahead;   // weights that will be read after this panel, and how far a step of x goes in them
+  int64_t ahead_step;  // bytes
 };
+
+// Asked for in L2 while the tiles of this panel run: else the first tile of a panel waits for memory, and the others
+// leave it idle.
+[[gnu::always_inline]] inline void read_weights_ahead(const char** ahead, int64_t step) {
+  __builtin_prefetch(*ahead, 0, 2);
+  *ahead += step;
+}
 
 // What the sums start with: bias - zero point * the weight's sum, of every channel.
 template <class V, Dtype dtype>
@@ -54,6 +63,7 @@ struct ConvTileInt8 {
       for (int r = 0; r < rows; ++r) acc[r][v] = start;
     }
     const char* const* runs = x.runs;
+    const char* ahead = x.ahead;
     const auto step = [&](const auto& x_quad) __attribute__((always_inline)) {
       typename V::bytes w[vectors];
       DSF_UNROLL
@@ -68,6 +78,7 @@ struct ConvTileInt8 {
         for (int v = 0; v < vectors; ++v) acc[r][v] = V::dot_bytes(acc[r][v], a, w[v]);
       }
       panel += PANEL_F * 4;
+      read_weights_ahead(&ahead, x.ahead_step);
     };
     for (int64_t i = 0; i < x.count; ++i, runs += MR) {
       int64_t c = x.first;

@@ -46,8 +46,10 @@ struct ConvTileF32 {
     typename V::f32 acc[rows][vectors];
     zero_sums<V>(acc);
     const char* const* runs = x.runs;
+    const char* ahead = x.ahead;
     for (int64_t i = 0; i < x.count; ++i, runs += MR)
       for (int64_t c = x.first; c < x.first + x.length; ++c, panel += PANEL_F * 4) {
+        read_weights_ahead(&ahead, x.ahead_step);
         typename V::f32 w[vectors];
         DSF_UNROLL
         for (int v = 0; v < vectors; ++v) w[v] = V::load(reinterpret_cast<const float*>(panel) + v * V::LANES);
@@ -73,6 +75,7 @@ struct ConvTileBf16 {
     typename V::f32 acc[rows][vectors];
     zero_sums<V>(acc);
     const char* const* runs = x.runs;
+    const char* ahead = x.ahead;
     const auto step = [&](const auto& x_pair) __attribute__((always_inline)) {
       typename V::pair w[vectors];
       DSF_UNROLL
@@ -85,6 +88,7 @@ struct ConvTileBf16 {
         for (int v = 0; v < vectors; ++v) acc[r][v] = V::dot_pair(acc[r][v], a, w[v]);
       }
       panel += PANEL_F * 4;
+      read_weights_ahead(&ahead, x.ahead_step);
     };
     for (int64_t i = 0; i < x.count; ++i, runs += MR) {
       int64_t c = x.first;
@@ -127,13 +131,16 @@ inline void run_conv_tile(int row_count, int vector_count, const TileRuns& x, co
   Tile::template run<rows, vectors>(x, panel, end);
 }
 
-// The pixels of a tile: where each one's first tap is, and where it ends.
+// The pixels of a tile: where each one's first tap is, and where it ends. Those past `rows` are the last one, so that
+// loops over a tile's pixels have no end of their own.
 template <int MR>
 struct TilePixels {
   int rows;
-  int64_t h[MR], w[MR];  // of x, under the first tap: outside x perhaps
-  int64_t at[MR];        // its address
-  Ends ends[MR];
+  int64_t h[MR], w[MR];         // of x, under the first tap: outside x perhaps
+  int64_t at[MR];               // its address
+  int64_t y[MR], residual[MR];  // addresses; 0 without a residual
+
+  Ends ends(int i) const { return {reinterpret_cast<char*>(y[i]), reinterpret_cast<const char*>(residual[i])}; }
 };
 
 // Takes the pixels of a block one after the other, row by row.
@@ -148,6 +155,8 @@ class PixelWalk {
         w_step_(stem ? 1 : args.stride.w),
         x_step_(w_step_ * block.x.stride_w * bytes),
         x_row_step_(h_step_ * block.x.stride_h * bytes),
+        y_step_(block.y_stride_w * AnyFinish::VALUE_BYTES),
+        residual_step_(block.residual.data ? block.residual.stride_w * AnyFinish::VALUE_BYTES : 0),
         row_(reinterpret_cast<int64_t>(block.x.data) +
              ((h_ - block.x.h_begin) * block.x.stride_h + w_begin_ * block.x.stride_w) * bytes),
         p_(block.p.begin),
@@ -155,45 +164,57 @@ class PixelWalk {
     begin_row();
   }
 
-  // The next `rows` pixels; the last one stands for those up to MR, so that the table's loops have no end of their own.
+  // The next `rows` pixels.
   void take(int rows, TilePixels<MR>* pixels) {
     pixels->rows = rows;
+    if (q_ == Q_) next_row();
+    if (q_ + rows <= Q_) [[likely]] {
+      for (int i = 0; i < MR; ++i) put(pixels, i, i < rows ? i : rows - 1);
+      q_ += rows;
+      return;
+    }
     for (int i = 0; i < rows; ++i) {
-      if (q_ == Q_) {
-        ++p_;
-        h_ += h_step_;
-        row_ += x_row_step_;
-        begin_row();
-      }
-      pixels->h[i] = h_;
-      pixels->w[i] = w_;
-      pixels->at[i] = at_;
-      pixels->ends[i] = ends_;
+      if (q_ == Q_) next_row();
+      put(pixels, i, 0);
       ++q_;
-      w_ += w_step_;
-      at_ += x_step_;
-      finish_.next(&ends_);
     }
     for (int i = rows; i < MR; ++i) {
       pixels->h[i] = pixels->h[rows - 1];
       pixels->w[i] = pixels->w[rows - 1];
       pixels->at[i] = pixels->at[rows - 1];
+      pixels->y[i] = pixels->y[rows - 1];
+      pixels->residual[i] = pixels->residual[rows - 1];
     }
   }
 
  private:
+  // The i-th pixel of a tile is `more` pixels on.
+  [[gnu::always_inline]] void put(TilePixels<MR>* pixels, int i, int64_t more) const {
+    const int64_t q = q_ + more;
+    pixels->h[i] = h_;
+    pixels->w[i] = w_begin_ + q * w_step_;
+    pixels->at[i] = row_ + q * x_step_;
+    pixels->y[i] = y_row_ + q * y_step_;
+    pixels->residual[i] = residual_row_ + q * residual_step_;
+  }
+  void next_row() {
+    ++p_;
+    h_ += h_step_;
+    row_ += x_row_step_;
+    begin_row();
+  }
   void begin_row() {
     q_ = 0;
-    w_ = w_begin_;
-    at_ = row_;
-    ends_ = finish_.ends(p_, 0);
+    const Ends first = finish_.ends(p_, 0);
+    y_row_ = reinterpret_cast<int64_t>(first.y);
+    residual_row_ = reinterpret_cast<int64_t>(first.residual);
   }
 
   const int64_t Q_;
   int64_t h_;
-  const int64_t w_begin_, h_step_, w_step_, x_step_, x_row_step_;  // the last two in bytes
-  int64_t row_, p_, q_, w_, at_;
-  Ends ends_;
+  const int64_t w_begin_, h_step_, w_step_;
+  const int64_t x_step_, x_row_step_, y_step_, residual_step_;  // bytes
+  int64_t row_, p_, q_, y_row_, residual_row_;
   const AnyFinish& finish_;
 };
 
@@ -227,24 +248,24 @@ inline void fill_runs(const ConvArgs& args, const Block& block, const TilePixels
 }
 
 // What a tile ends with, by x's dtype.
-template <class V, Dtype dtype>
+template <class V, Dtype dtype, class Pixels>
 struct TileEnd {
   using AnyFinish = Finish<V, dtype>;
   const AnyFinish& finish;
-  const Ends* ends;
+  const Pixels& pixels;
   int64_t f, channels;
 
   template <int rows, int vectors>
   [[gnu::always_inline]] void take(const typename V::f32 (&acc)[rows][vectors]) const {
-    finish.tile(acc, f, channels, rows, [&](int r) __attribute__((always_inline)) { return ends[r]; });
+    finish.tile(acc, f, channels, rows, [&](int r) __attribute__((always_inline)) { return pixels.ends(r); });
   }
 };
 
-template <class V, Dtype dtype>
+template <class V, Dtype dtype, class Pixels>
 struct TileEndInt8 {
   using AnyFinish = FinishInt8<V>;
   const AnyFinish& finish;
-  const Ends* ends;
+  const Pixels& pixels;
   int64_t f, channels;
   const StartInt8<V, dtype>& starts;
 
@@ -254,25 +275,34 @@ struct TileEndInt8 {
   }
   template <int rows, int vectors>
   [[gnu::always_inline]] void take(const typename V::i32 (&acc)[rows][vectors]) const {
-    finish.tile(acc, f, channels, rows, [&](int r) __attribute__((always_inline)) { return ends[r]; });
+    finish.tile(acc, f, channels, rows, [&](int r) __attribute__((always_inline)) { return pixels.ends(r); });
   }
 };
 
 // The lines that the end of a tile reads and writes arrive while it runs: they are too far apart for the hardware.
-template <class V, int64_t bytes, int MR>
-inline void ask_for_ends(const TilePixels<MR>& pixels, int vectors, int64_t f, int64_t y_f) {
-  for (int i = 0; i < pixels.rows; ++i)
-    for (int v = 0; v < vectors; ++v) {
-      __builtin_prefetch(pixels.ends[i].y + (y_f + v * V::LANES) * bytes, 1);
-      if (pixels.ends[i].residual) __builtin_prefetch(pixels.ends[i].residual + (f + v * V::LANES) * bytes);
+template <int64_t tile_bytes, int MR>
+inline void ask_for_ends(const TilePixels<MR>& pixels, int64_t f_bytes, int64_t y_f_bytes) {
+  const auto ask = [](int64_t address, bool writes) __attribute__((always_inline)) {
+    for (int64_t line = 0; line < tile_bytes; line += CACHE_LINE) {
+      if (writes)
+        __builtin_prefetch(reinterpret_cast<const char*>(address + line), 1);
+      else
+        __builtin_prefetch(reinterpret_cast<const char*>(address + line));
     }
+  };
+  DSF_UNROLL
+  for (int i = 0; i < MR; ++i) ask(pixels.y[i] + y_f_bytes, true);
+  if (!pixels.residual[0]) return;
+  DSF_UNROLL
+  for (int i = 0; i < MR; ++i) ask(pixels.residual[i] + f_bytes, false);
 }
 
 template <class V, Dtype dtype>
 void tiles(const ConvArgs& args, const Block& block) {
   using Size = TileSize<V, dtype>;
   using Tile = TileOf<V, dtype>;
-  using End = std::conditional_t<Size::IS_INT8, TileEndInt8<V, dtype>, TileEnd<V, dtype>>;
+  using End = std::conditional_t<Size::IS_INT8, TileEndInt8<V, dtype, TilePixels<Size::MR>>,
+                                 TileEnd<V, dtype, TilePixels<Size::MR>>>;
   using AnyFinish = typename End::AnyFinish;
   constexpr int MR = Size::MR, NV = Size::NV;
   const auto* header = static_cast<const PackedHeader*>(args.packed);
@@ -287,16 +317,20 @@ void tiles(const ConvArgs& args, const Block& block) {
   const auto end_of = [&, starts = StartInt8<V, dtype>(args, sums)](const TilePixels<MR>& pixels, int64_t f,
                                                                     int64_t channels) {
     if constexpr (Size::IS_INT8)
-      return End{finish, pixels.ends, f, channels, starts};
+      return End{finish, pixels, f, channels, starts};
     else
-      return End{finish, pixels.ends, f, channels};
+      return End{finish, pixels, f, channels};
   };
 
   const int64_t count = (block.p.end - block.p.begin) * args.Q;
   int64_t tiles_left = (count + MR - 1) / MR;
+  const int64_t steps_of_panel = panel_bytes / (PANEL_F * 4), all_tiles = tiles_left;
+  const int64_t share = panel_bytes / (all_tiles > 0 ? all_tiles : 1),
+                weights_ahead = (block.f.end - block.f.begin + PANEL_F - 1) / PANEL_F * panel_bytes;
   PixelWalk<AnyFinish, value_bytes(dtype), MR> walk(args, block, finish, stem);
   TilePixels<MR> pixels;
   for (int64_t i = 0; i < count; i += pixels.rows, --tiles_left) {
+    const int64_t tile = all_tiles - tiles_left;
     walk.take(int((count - i + tiles_left - 1) / tiles_left), &pixels);
     fill_runs<MR, value_bytes(dtype)>(args, block, pixels, stem, block.runs);
     for (int64_t f = block.f.begin; f < block.f.end;) {
@@ -304,10 +338,17 @@ void tiles(const ConvArgs& args, const Block& block) {
       int64_t columns = group_F - f_of_group < PANEL_F ? group_F - f_of_group : PANEL_F;
       if (columns > block.f.end - f) columns = block.f.end - f;
       const char* panel = panels + (group * group_panels + f_of_group / PANEL_F) * panel_bytes;
-      const TileRuns runs{block.runs, run_count, group * group_C, run_length};
+      // Of the block that comes next, each tile asks for its share.
+      const TileRuns runs{block.runs,
+                          run_count,
+                          group * group_C,
+                          run_length,
+                          panel + weights_ahead + tile * share,
+                          steps_of_panel ? share / steps_of_panel : 0};
       for (int64_t column = 0; column < columns; column += NV * V::LANES) {
         const int left = int((columns - column + V::LANES - 1) / V::LANES), vectors = left < NV ? left : NV;
-        ask_for_ends<V, AnyFinish::VALUE_BYTES>(pixels, vectors, f + column, f + column - block.f.begin);
+        constexpr int64_t y_bytes = AnyFinish::VALUE_BYTES;
+        ask_for_ends<NV * V::LANES * y_bytes>(pixels, (f + column) * y_bytes, (f + column - block.f.begin) * y_bytes);
         run_conv_tile<Tile, MR, NV>(pixels.rows, vectors, runs, panel + column * 4,
                                     end_of(pixels, f + column, columns - column));
       }

@@ -1,4 +1,5 @@
-// The torch operators of fused_conv and pool2d. Meta kernels are in meta.py, the public functions in op.py.
+// The torch operators of fused_conv, pool2d and local_response_norm. Meta kernels are in meta.py, the public functions
+// in op.py.
 #include "csrc/torch/adapter.h"
 #include "kernels/fused_conv/door.h"
 
@@ -35,7 +36,7 @@ Tensor run(ConvRequest* request, const ConvTensors& tensors, ScalarType y_dtype,
 
 Tensor fused_conv(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, Numbers stride, Numbers padding,
                   Numbers dilation, int64_t groups, std::string activation, std::vector<double> activation_params,
-                  const MaybeTensor& residual, std::string residual_at, Numbers max_pool) {
+                  const MaybeTensor& residual, std::string residual_at, Numbers max_pool, std::string algorithm) {
   ConvRequest request("fused_conv", false,
                       {std::move(stride),
                        std::move(padding),
@@ -45,7 +46,8 @@ Tensor fused_conv(const Tensor& x, const Tensor& weight, const MaybeTensor& bias
                        std::move(activation_params),
                        std::move(residual_at),
                        std::move(max_pool),
-                       {}},
+                       {},
+                       std::move(algorithm)},
                       raise);
   return run(&request, {x, weight, bias, residual, std::nullopt}, x.scalar_type());
 }
@@ -62,13 +64,13 @@ Tensor fused_conv_packed(const Tensor& x, const Tensor& packed, const MaybeTenso
   return run(&request, {x, packed, bias, residual, std::nullopt}, x.scalar_type(), channels_last);
 }
 
-Tensor fused_conv_pack(const Tensor& weight_tensor, int64_t groups) {
+Tensor fused_conv_pack(const Tensor& weight_tensor, int64_t groups, std::string algorithm) {
   const Operand weight("fused_conv_pack", "weight", weight_tensor);
-  const ConvWeight given{weight.view, groups};
+  const ConvWeight given{weight.view, groups, algorithm.c_str()};
   Problem problem;
   if (!dsf_fused_conv_pack_check(&given, &problem)) raise(problem);
   const fused_conv::View4 full = fused_conv::view4(weight.view, weight.view.ndim - 2);
-  const ConvWeight plain{fused_conv::view_of(full, weight.view), groups};
+  const ConvWeight plain{fused_conv::view_of(full, weight.view), groups, algorithm.c_str()};
   const Tensor packed = new_tensor({dsf_fused_conv_packed_bytes(&plain)}, ScalarType::Byte);
   const CallContext context;
   dsf_fused_conv_pack(context.get(), &plain, packed.mutable_data_ptr());
@@ -136,6 +138,28 @@ Tensor pool2d(const Tensor& x_tensor, Numbers window, std::string kind, bool cou
   return y;
 }
 
+Tensor local_response_norm(const Tensor& x_tensor, int64_t size, double alpha, double beta, double k) {
+  constexpr const char* OP = "local_response_norm";
+  Operand x(OP, "x", x_tensor);
+  const LrnCall given{OP, x.view, size, size / 2, float(alpha), float(beta), float(k)};
+  LrnCall call = given;
+  LrnArgs args;
+  const auto check = [&] {
+    call.x = x.view;
+    Problem problem;
+    if (!dsf_lrn_check(&call, &args, &problem)) raise(problem);
+  };
+  check();
+  if (args.x_layout == Layout::neither && x.make_rows()) check();
+  const ResultShape shape = shape_of_result(given, &args);
+  const Tensor y = new_tensor(shape.sizes, shape.strides, x_tensor.scalar_type());
+  args.y = y.mutable_data_ptr();
+  CallContext context;
+  context.reserve(OP, dsf_lrn_workspace_bytes(context.get(), &args));
+  dsf_lrn(context.get(), &args);
+  return y;
+}
+
 }  // namespace
 }  // namespace dsf::torch_door
 
@@ -144,12 +168,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(deepseek_fast, library) {
   library.def(
       "fused_conv(Tensor x, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt "
       "groups, str activation=\"none\", float[] activation_params=[], Tensor? residual=None, str "
-      "residual_at=\"before\", SymInt[] max_pool=[]) -> Tensor");
+      "residual_at=\"before\", SymInt[] max_pool=[], str algorithm=\"direct\") -> Tensor");
   library.def(
       "fused_conv_packed(Tensor x, Tensor packed, Tensor? bias, SymInt[] weight_shape, SymInt[] stride, SymInt[] "
       "padding, SymInt[] dilation, SymInt groups, str activation=\"none\", float[] activation_params=[], Tensor? "
       "residual=None, str residual_at=\"before\", SymInt[] max_pool=[], bool channels_last=False) -> Tensor");
-  library.def("fused_conv_pack(Tensor weight, SymInt groups=1) -> Tensor");
+  library.def("fused_conv_pack(Tensor weight, SymInt groups=1, str algorithm=\"direct\") -> Tensor");
   library.def(
       "fused_conv_int8(Tensor x, Tensor weight, float x_scale, int x_zero_point, Tensor weight_scale, float y_scale, "
       "int y_zero_point, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, ScalarType "
@@ -162,6 +186,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(deepseek_fast, library) {
       "residual=None, float residual_scale=1.0, int residual_zero_point=0, str residual_at=\"before\", SymInt[] "
       "max_pool=[], bool channels_last=False) -> Tensor");
   library.def("pool2d(Tensor x, SymInt[] window, str kind=\"max\", bool count_include_pad=True) -> Tensor");
+  library.def("local_response_norm(Tensor x, SymInt size, float alpha=0.0001, float beta=0.75, float k=1.0) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(deepseek_fast, CPU, library) {
@@ -171,4 +196,5 @@ STABLE_TORCH_LIBRARY_IMPL(deepseek_fast, CPU, library) {
   library.impl("fused_conv_int8", TORCH_BOX(&dsf::torch_door::fused_conv_int8));
   library.impl("fused_conv_int8_packed", TORCH_BOX(&dsf::torch_door::fused_conv_int8_packed));
   library.impl("pool2d", TORCH_BOX(&dsf::torch_door::pool2d));
+  library.impl("local_response_norm", TORCH_BOX(&dsf::torch_door::local_response_norm));
 }

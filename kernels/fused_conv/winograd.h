@@ -65,9 +65,20 @@ struct WinogradTiles {
   int64_t count() const { return rows * per_row; }
 };
 
+// The next tile's new columns arrive while this one is transformed: the hardware does not see six rows as streams.
+[[gnu::always_inline]] inline void ask_for_next_tile(const float* const (&addresses)[6][6], int64_t c,
+                                                     int64_t columns) {
+  DSF_UNROLL
+  for (int i = 0; i < 6; ++i) {
+    DSF_UNROLL
+    for (int j = 2; j < 6; ++j) __builtin_prefetch(addresses[i][j] + columns + c);
+  }
+}
+
 // v[point][tile][channel] of a block's tiles; where a tap is outside x, Block::outside is read.
 template <class V>
 void winograd_x(const ConvArgs& args, const Block& block, const WinogradTiles& tiles, float* v, int64_t point_stride) {
+  const int64_t next_columns = WINOGRAD_OUT * block.x.stride_w;
   const float* addresses[6][6];
   alignas(64) float columns[6][6][V::LANES];
   for (int64_t tile = 0; tile < tiles.count(); ++tile) {
@@ -84,6 +95,7 @@ void winograd_x(const ConvArgs& args, const Block& block, const WinogradTiles& t
     for (int64_t c = 0; c < args.C; c += V::LANES, to += V::LANES) {
       const int n = args.C - c < V::LANES ? int(args.C - c) : V::LANES;
       typename V::f32 d[6], t[6];
+      ask_for_next_tile(addresses, c, next_columns);
       for (int j = 0; j < 6; ++j) {
         DSF_UNROLL
         for (int i = 0; i < 6; ++i) d[i] = load_value<V, Dtype::f32>(addresses[i][j], c, n);
@@ -106,7 +118,7 @@ void winograd_x(const ConvArgs& args, const Block& block, const WinogradTiles& t
 template <class V>
 void winograd_y(const ConvArgs& args, const Block& block, const WinogradTiles& tiles,
                 const Finish<V, Dtype::f32>& finish, const float* products, int64_t f, int64_t channels) {
-  const int64_t point_stride = tiles.count() * PANEL_F;
+  const int64_t point_stride = winograd_product_values(tiles.count());
   alignas(64) float columns[4][6][V::LANES];
   for (int64_t tile = 0; tile < tiles.count(); ++tile) {
     const int64_t p = tiles.p + tile / tiles.per_row * WINOGRAD_OUT, q = tile % tiles.per_row * WINOGRAD_OUT;
@@ -114,6 +126,12 @@ void winograd_y(const ConvArgs& args, const Block& block, const WinogradTiles& t
     const int width = int(args.Q - q < WINOGRAD_OUT ? args.Q - q : WINOGRAD_OUT);
     for (int64_t c = 0; c < channels; c += V::LANES) {
       const float* from = products + tile * PANEL_F + c;
+      for (int i = 0; i < WINOGRAD_OUT && p + i < block.p.end; ++i) {
+        const char* row = finish.ends(p + i, q + WINOGRAD_OUT).y + (f + c - block.f.begin) * 4;
+        DSF_UNROLL
+        for (int j = 0; j < WINOGRAD_OUT; ++j)
+          __builtin_prefetch(row + j * block.y_stride_w * 4, 1);  // of the next tile
+      }
       typename V::f32 m[6], s[4];
       for (int j = 0; j < 6; ++j) {
         DSF_UNROLL
@@ -141,17 +159,23 @@ void winograd_products(const ConvArgs& args, const WinogradTiles& tiles, const f
                        const char* panel, int vectors, float* products) {
   constexpr int MR = TileSize<V, Dtype::f32>::MR, NV = TileSize<V, Dtype::f32>::NV;
   const char* runs[MR];
-  const int64_t count = tiles.count();
-  for (int64_t point = 0; point < WINOGRAD_POINTS; ++point, panel += args.C * PANEL_F * 4) {
+  const int64_t count = tiles.count(), groups = (count + MR - 1) / MR;
+  // Of each point's weights. Groups of tiles ask for their shares of the next one's; of two groups each would ask for
+  // what it needs at once.
+  const int64_t bytes = args.C * PANEL_F * 4;
+  const int64_t share = groups > 2 ? bytes / groups : 0, ahead_step = groups > 2 ? PANEL_F * 4 / groups : 0;
+  for (int64_t point = 0; point < WINOGRAD_POINTS; ++point, panel += bytes) {
     const float* rows = v + point * point_stride;
-    int64_t tiles_left = (count + MR - 1) / MR;
+    int64_t tiles_left = groups;
     for (int64_t i = 0; i < count; --tiles_left) {
       const int64_t here = (count - i + tiles_left - 1) / tiles_left;
       for (int64_t j = 0; j < here; ++j) runs[j] = reinterpret_cast<const char*>(rows + (i + j) * args.C);
       for (int done = 0; done < vectors; done += NV)
         run_conv_tile<ConvTileF32<V, MR>, MR, NV>(
-            int(here), vectors - done < NV ? vectors - done : NV, {runs, 1, 0, args.C}, panel + done * V::LANES * 4,
-            StoreProducts<V>{products + (point * count + i) * PANEL_F + done * V::LANES});
+            int(here), vectors - done < NV ? vectors - done : NV,
+            {runs, 1, 0, args.C, panel + bytes + share * (groups - tiles_left), ahead_step},
+            panel + done * V::LANES * 4,
+            StoreProducts<V>{products + point * winograd_product_values(count) + i * PANEL_F + done * V::LANES});
       i += here;
     }
   }

@@ -22,11 +22,13 @@ from deepseek_fast.onnx.rules import (
     conv_pool,
     conv_residual,
     conv_scale,
+    conv_winograd,
     fp8_dequantize,
     fp8_gemm,
     fp8_matmul,
     fp8_quantize,
     gemm,
+    lrn,
     matmul,
     matmul_add,
     no_op,
@@ -70,6 +72,8 @@ RULES: tuple[Rule, ...] = (  # type: ignore[assignment]
     conv_activation,  # after a sum too
     conv_pool,
     pool,
+    lrn,
+    conv_winograd,
     conv_layout,
     fp8_quantize,  # what is left of float8 when all products are ours
     fp8_dequantize,

@@ -3,7 +3,8 @@
     y = BatchNormalization(x, gamma, beta, mean, variance)              x (N, C, H, W)
     -> y = FusedConv(x, s (C, 1, 1, 1), beta - mean * s, 0, groups=C)   s = gamma / sqrt(variance + epsilon), in float64
 
-So what follows it, a scale and an activation as in a DenseNet, takes no pass of its own, and neither does the layout.
+In a graph that has convolutions of ours: what follows it, a scale and an activation as in a DenseNet, takes no pass of
+its own, and neither does the layout.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ DTYPES = ("FLOAT", "BFLOAT16")
 def rewrite(node: ir.Node, rewriter: Rewriter) -> str | None:
     import numpy as np
 
-    if node.op_type != "BatchNormalization" or node.domain:
+    if (
+        node.op_type != "BatchNormalization"
+        or node.domain
+        or not any(_convs.is_conv(other) for other in rewriter.graph)
+    ):
         return None
     x = node.inputs[0]
     if x is None or x.shape is None or x.shape.rank() != 4:

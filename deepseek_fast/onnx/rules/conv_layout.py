@@ -1,7 +1,7 @@
 """ConvLayout: channels side by side (NHWC) from one convolution to the next, without a Transpose between them.
 
-    t = FusedConv(x, ...); u = Relu(t); y = FusedConv(u, ...); z = LRN(y)
-    -> t = FusedConv(x, ..., y_layout="NHWC"); u = Relu(t); y = FusedConv(u, ..., x_layout="NHWC"); z = LRN(y)
+    t = FusedConv(x, ...); u = Relu(t); y = FusedConv(u, ...); z = Softmax(y)
+    -> t = FusedConv(x, ..., y_layout="NHWC"); u = Relu(t); y = FusedConv(u, ..., x_layout="NHWC"); z = Softmax(y)
 
 Values that elementwise nodes, Concat, Split, global pools and channel shuffles join have one layout, whichever moves
 fewer bytes: a node of ours that reads or writes NCHW turns it on the way, a Transpose is a pass of its own. Such a
@@ -211,12 +211,11 @@ class _Plan:
 
     def _turn_residual(self, node: ir.Node) -> None:
         """A constant one; a computed one follows its own value."""
-        if not _convs.is_conv(node):
-            return
-        residual = node.inputs[_convs.RESIDUAL]
+        place = _convs.RESIDUAL_INPUTS.get(node.op_type)
+        residual = node.inputs[place] if place is not None else None
         array = self.rewriter.constants.array(residual)
-        if residual is not None and array is not None and array.size > 1:
-            node.replace_input_with(_convs.RESIDUAL, in_pixels(residual, array, self.rewriter))
+        if place is not None and residual is not None and array is not None and array.size > 1:
+            node.replace_input_with(place, in_pixels(residual, array, self.rewriter))
 
 
 def _is_transpose(node: ir.Node | None, perm: tuple[int, ...]) -> bool:

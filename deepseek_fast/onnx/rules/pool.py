@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 NAME = "Pool"
 LEVEL = 3
 KINDS = {"MaxPool": "max", "GlobalMaxPool": "max", "AveragePool": "average", "GlobalAveragePool": "average"}
-FLOATS = ("FLOAT", "BFLOAT16")
-DTYPES = {"max": (*FLOATS, "UINT8", "INT8"), "average": FLOATS}
+DTYPES = ("FLOAT", "BFLOAT16")
 
 
 def rewrite(node: ir.Node, rewriter: Rewriter) -> str | None:
@@ -33,8 +32,8 @@ def rewrite(node: ir.Node, rewriter: Rewriter) -> str | None:
     x = node.inputs[0]
     if x is None or x.shape is None or x.shape.rank() != 4:
         raise Refusal("x must have 4 dimensions")
-    if x.dtype is None or x.dtype.name not in DTYPES[kind]:
-        raise Refusal(f"x must be of a type of Pool2d; got {x.dtype.name.lower() if x.dtype else 'an unknown one'}")
+    if x.dtype is None or x.dtype.name not in DTYPES:
+        raise Refusal(f"x must be float32 or bfloat16; got {x.dtype.name.lower() if x.dtype else 'an unknown type'}")
     if x.dtype.name == "BFLOAT16":
         rewriter.check_16_bit_opset(x.dtype.numpy())
     if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
