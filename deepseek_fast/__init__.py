@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         fused_conv_int8,
         fused_conv_pack,
         fused_conv_packed,
+        local_response_norm,
         pool2d,
     )
     from deepseek_fast.kernels.fused_matmul.op import fused_matmul
@@ -53,6 +54,7 @@ _HOMES = {
     "int8_matmul": "deepseek_fast.kernels.int8_matmul.op",
     "int8_quantize_weight": "deepseek_fast.kernels.int8_matmul.op",
     "isa": "deepseek_fast._load",
+    "local_response_norm": "deepseek_fast.kernels.fused_conv.op",
     "pool2d": "deepseek_fast.kernels.fused_conv.op",
     "rms_norm_cast": "deepseek_fast.kernels.fp8_cast.op",
     "set_max_isa": "deepseek_fast._load",
@@ -83,6 +85,7 @@ __all__ = [
     "int8_matmul",
     "int8_quantize_weight",
     "isa",
+    "local_response_norm",
     "nn",
     "numpy",
     "onnx",

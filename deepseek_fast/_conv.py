@@ -1,4 +1,4 @@
-"""The arguments of fused_conv and pool2d as the compiled operators take them, for every door; needs no torch.
+"""The arguments of fused_conv and its neighbors as the compiled operators take them, for every door; needs no torch.
 
 A convolution of one dimension is one of two with a row of its own: its numbers get a 1 (of a padding two 0) in front.
 """
@@ -108,6 +108,12 @@ def check_quantization(op: str, scales: dict[str, Any], zero_points: dict[str, A
         check_number(op, arg, value)
     for arg, value in zero_points.items():
         check_integer(op, arg, value)
+
+
+def check_lrn(op: str, size: Any, alpha: Any, beta: Any, k: Any) -> None:
+    check_integer(op, "size", size)
+    for arg, value in (("alpha", alpha), ("beta", beta), ("k", k)):
+        check_number(op, arg, value)
 
 
 def check_name(op: str, arg: str, value: Any) -> None:

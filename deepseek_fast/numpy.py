@@ -135,6 +135,13 @@ def pool2d(
     return _native.pool2d(x, window, kind, bool(count_include_pad))
 
 
+def local_response_norm(x: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Any:
+    """deepseek_fast.local_response_norm; the result's memory order follows x's."""
+    op = "local_response_norm"
+    _conv.check_lrn(op, size, alpha, beta, k)
+    return _native.local_response_norm(x, size, alpha, beta, k)
+
+
 def _options(op: str, activation: Any, activation_params: Any, residual_at: Any, groups: Any) -> list[float]:
     _conv.check_options(op, activation, residual_at, groups)
     return _conv.numbers(op, "activation_params", activation_params)
@@ -157,6 +164,7 @@ __all__ = [
     "int8_cast",
     "int8_matmul",
     "int8_quantize_weight",
+    "local_response_norm",
     "pool2d",
     "rms_norm_cast",
     "silu_mul_cast",

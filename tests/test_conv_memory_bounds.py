@@ -1,5 +1,5 @@
-"""fused_conv and pool2d read nothing outside x, the weight, plain and packed, the bias and the residual: each lies
-against a page that the process may not touch, behind it or before it.
+"""fused_conv, pool2d and local_response_norm read nothing outside x, the weight, plain and packed, the bias and the
+residual: each lies against a page that the process may not touch, behind it or before it.
 """
 
 import signal
@@ -49,6 +49,12 @@ for layout, C, dtype in product(LAYOUTS, (1, 15, 17, 33, 70), (torch.float32, to
         want = native().pool2d(x, window, kind, True).tobytes()
         for at_end in (True, False):
             assert native().pool2d(memory["x"].holding(x, at_end), window, kind, True).tobytes() == want
+    for size, beta in product((1, 3, 4, 5, 200), (0.75, 0.6)):
+        print(layout, C, dtype, size, beta, flush=True)
+        want = native().local_response_norm(x, size, 0.1, beta, 1.0).tobytes()
+        for at_end in (True, False):
+            placed = memory["x"].holding(x, at_end)
+            assert native().local_response_norm(placed, size, 0.1, beta, 1.0).tobytes() == want
 """
 
 

@@ -525,11 +525,46 @@ def test_no_winograd(change, sentence):
     assert refusals == ([f"ConvWinograd: conv0: {sentence}"] if sentence else [])
 
 
+@pytest.mark.parametrize("attributes", [{"size": 5}, {"size": 3, "alpha": 0.2, "beta": 0.5, "bias": 2.0}], ids=str)
+def test_lrn_is_ours_and_lies_as_the_convolutions_do(attributes):
+    graph = images()
+    t = graph.op("LRN", conv(graph, "x", C, F), **attributes)
+    graph.output(conv(graph, t, F, C), rank=4)
+    model = graph.model()
+    result = explain(model)
+    assert counts(result.model) == {"FusedConv": 2, "LocalResponseNorm": 1}
+    assert layouts(result.model) == [("NCHW", "NHWC"), ("NHWC", "NHWC"), ("NHWC", "NCHW")]
+    # As many images as LRN has channels: onnx 1.23's reference counts the one for the other.
+    assert_same_numbers(model, result.model, {"x": normal(F, C, H, W)}, CLOSE)
+
+
+def test_lrn_without_a_convolution():
+    graph = images()
+    graph.output(graph.op("LRN", "x", size=3), rank=4)
+    model = graph.model()
+    result = explain(model)
+    assert counts(result.model) == {"LocalResponseNorm": 1}
+    assert_same_numbers(model, result.model, {"x": normal(C, C, H, W)}, CLOSE)
+
+
+@pytest.mark.parametrize("case", ["rank", "dtype"])
+def test_lrn_that_stays(case):
+    graph = Graph()
+    rank = 3 if case == "rank" else 4
+    dtype = TensorProto.DOUBLE if case == "dtype" else TensorProto.FLOAT
+    graph.input("x", "batch", C, *(H, W)[: rank - 2], dtype=dtype)
+    graph.output(graph.op("LRN", "x", size=3, output="y"), dtype=dtype, rank=rank)
+    result = explain(graph.model())
+    assert counts(result.model) == {"LRN": 1}
+    wanted = {"rank": "x must have 4 dimensions", "dtype": "x must be float32 or bfloat16; got double"}
+    assert f"LRN: y: {wanted[case]}" in sentences(result.refused)
+
+
 # Layouts
 
 
 def layouts(model: onnx.ModelProto) -> list[tuple[str, str]]:
-    return layouts_of(model, "FusedConv", "Pool2d")
+    return layouts_of(model, "FusedConv", "Pool2d", "LocalResponseNorm")
 
 
 def layouts_of(model: onnx.ModelProto, *op_types: str) -> list[tuple[str, str]]:

@@ -82,6 +82,7 @@ struct Vec {
   static f32 sub(f32 a, f32 b) { return _mm256_sub_ps(a, b); }
   static f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
   static f32 div(f32 a, f32 b) { return _mm256_div_ps(a, b); }
+  static f32 sqrt(f32 a) { return _mm256_sqrt_ps(a); }
   static f32 fma(f32 a, f32 b, f32 c) { return _mm256_fmadd_ps(a, b, c); }
   static f32 madd(f32 a, f32 b, f32 c) { return _mm256_fmadd_ps(a, b, c); }
   static f32 abs(f32 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }

@@ -68,6 +68,7 @@ struct Vec {
   static f32 sub(f32 a, f32 b) { return vsubq_f32(a, b); }
   static f32 mul(f32 a, f32 b) { return vmulq_f32(a, b); }
   static f32 div(f32 a, f32 b) { return vdivq_f32(a, b); }
+  static f32 sqrt(f32 a) { return vsqrtq_f32(a); }
   static f32 fma(f32 a, f32 b, f32 c) { return vfmaq_f32(c, a, b); }
   static f32 madd(f32 a, f32 b, f32 c) { return vfmaq_f32(c, a, b); }
   static f32 abs(f32 a) { return vabsq_f32(a); }

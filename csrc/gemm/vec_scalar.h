@@ -94,6 +94,11 @@ struct Vec {
   static f32 sub(f32 a, f32 b) { return a - b; }
   static f32 mul(f32 a, f32 b) { return a * b; }
   static f32 div(f32 a, f32 b) { return a / b; }
+  static f32 sqrt(f32 a) {
+    f32 v;
+    for (int i = 0; i < LANES; ++i) v[i] = __builtin_sqrtf(a[i]);
+    return v;
+  }
   // One rounding, as in hardware: the epilogues promise equal bits on every level.
   static f32 fma(f32 a, f32 b, f32 c) {
     f32 v;

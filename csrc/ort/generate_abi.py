@@ -64,6 +64,7 @@ FUNCTIONS = {
     # a node, while its kernel is created
     "KernelInfo_GetInputCount": (STATUS, "const OrtKernelInfo* info, size_t* out"),
     "KernelInfo_GetInputTypeInfo": (STATUS, "const OrtKernelInfo* info, size_t index, OrtTypeInfo** out"),
+    "KernelInfoGetAttribute_float": (STATUS, "const OrtKernelInfo* info, const char* name, float* out"),
     "KernelInfoGetAttribute_int64": (STATUS, "const OrtKernelInfo* info, const char* name, int64_t* out"),
     "KernelInfoGetAttribute_string": (STATUS, "const OrtKernelInfo* info, const char* name, char* out, size_t* bytes"),
     "KernelInfoGetAttributeArray_float": (

@@ -114,7 +114,8 @@ struct OrtApi {
   OrtStatus* (*GetSymbolicDimensions)(const OrtTensorTypeAndShapeInfo* info, const char** names, size_t num_dims);
   void* gap_64[1];
   OrtStatus* (*GetTensorTypeAndShape)(const OrtValue* value, OrtTensorTypeAndShapeInfo** out);
-  void* gap_66[20];
+  void* gap_66[19];
+  OrtStatus* (*KernelInfoGetAttribute_float)(const OrtKernelInfo* info, const char* name, float* out);
   OrtStatus* (*KernelInfoGetAttribute_int64)(const OrtKernelInfo* info, const char* name, int64_t* out);
   OrtStatus* (*KernelInfoGetAttribute_string)(const OrtKernelInfo* info, const char* name, char* out, size_t* bytes);
   void* gap_88[2];
@@ -178,6 +179,7 @@ static_assert(offsetof(OrtApi, GetDimensionsCount) == 8 * 61);
 static_assert(offsetof(OrtApi, GetDimensions) == 8 * 62);
 static_assert(offsetof(OrtApi, GetSymbolicDimensions) == 8 * 63);
 static_assert(offsetof(OrtApi, GetTensorTypeAndShape) == 8 * 65);
+static_assert(offsetof(OrtApi, KernelInfoGetAttribute_float) == 8 * 85);
 static_assert(offsetof(OrtApi, KernelInfoGetAttribute_int64) == 8 * 86);
 static_assert(offsetof(OrtApi, KernelInfoGetAttribute_string) == 8 * 87);
 static_assert(offsetof(OrtApi, KernelContext_GetInput) == 8 * 90);

@@ -56,6 +56,14 @@ int64_t Node::attribute(const char* name, int64_t fallback) const {
   return succeeded(runtime.api, runtime.api->KernelInfoGetAttribute_int64(info_, name, &value)) ? value : fallback;
 }
 
+float Node::attribute(const char* name, float fallback) const {
+  float value = 0;
+  if (succeeded(runtime.api, runtime.api->KernelInfoGetAttribute_float(info_, name, &value))) return value;
+  int64_t number = 0;  // there, but as an integer
+  return succeeded(runtime.api, runtime.api->KernelInfoGetAttribute_int64(info_, name, &number)) ? float(number)
+                                                                                                 : fallback;
+}
+
 std::vector<int64_t> Node::attribute(const char* name, const std::vector<int64_t>& fallback) const {
   const OrtApi* api = runtime.api;
   size_t count = 0;

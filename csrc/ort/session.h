@@ -14,6 +14,7 @@ class Node {
   size_t num_inputs() const { return num_inputs_; }
   std::string attribute(const char* name, const char* fallback) const;
   int64_t attribute(const char* name, int64_t fallback) const;
+  float attribute(const char* name, float fallback) const;
   std::vector<int64_t> attribute(const char* name, const std::vector<int64_t>& fallback) const;
   std::vector<float> floats(const char* name) const;
   // The numbers of an attribute as a Python tuple, for the sentence that refuses them: "(128, 2.5)".

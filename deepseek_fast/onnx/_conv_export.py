@@ -1,4 +1,4 @@
-"""How export writes fused_conv and pool2d of torch: FusedConv and Pool2d on 4 dimensions, whatever torch's have."""
+"""How export writes fused_conv, pool2d and local_response_norm of torch, on 4 dimensions, whatever torch's have."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ BATCH, ROWS = 0, 2  # axes that torch's users may leave out
 
 
 def translations(namespace: Any) -> dict[Callable[..., Any], Callable[..., Any]]:
-    return {namespace.fused_conv.default: _fused_conv, namespace.pool2d.default: _pool2d}
+    return {
+        namespace.fused_conv.default: _fused_conv,
+        namespace.pool2d.default: _pool2d,
+        namespace.local_response_norm.default: _local_response_norm,
+    }
 
 
 def _fused_conv(
@@ -61,6 +65,18 @@ def _pool2d(x: Any, window: Sequence[int], kind: str = "max", count_include_pad:
     axes = [BATCH] * (len(x.shape) == 3)
     y = values.Opset(DOMAIN, DOMAIN_VERSION).Pool2d(
         _wider(x, axes), kind=kind, count_include_pad=int(count_include_pad), **_window("", window)
+    )
+    return _narrower(y, axes)
+
+
+def _local_response_norm(x: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Any:
+    from onnxscript import values
+
+    if size % 2 == 0:  # one more channel before than after, in ONNX one more after than before
+        raise ValueError(f"export: size of local_response_norm must be odd, as ONNX has another window; got {size}")
+    axes = [ROWS] * (len(x.shape) == 3)
+    y = values.Opset(DOMAIN, DOMAIN_VERSION).LocalResponseNorm(
+        _wider(x, axes), size=size, alpha=float(alpha), beta=float(beta), k=float(k)
     )
     return _narrower(y, axes)
 

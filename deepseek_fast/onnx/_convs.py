@@ -1,4 +1,4 @@
-"""FusedConv and Pool2d in a model: what their bodies read, and what the rules ask about them."""
+"""FusedConv, Pool2d and LocalResponseNorm in a model: what their bodies read, and what the rules ask about them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from deepseek_fast.onnx._rewriter import Rewriter
 
-OP_TYPES = ("FusedConv", "FusedConvInt8", "Pool2d")
+OP_TYPES = ("FusedConv", "FusedConvInt8", "Pool2d", "LocalResponseNorm")
 X, WEIGHT, BIAS, RESIDUAL = range(4)  # inputs of FusedConv
 RESIDUAL_INPUTS = {"FusedConv": RESIDUAL, "FusedConvInt8": 8}
 NO_RESIDUAL_SHAPE = (1, 1, 1, 1)
@@ -25,17 +25,17 @@ EXPLICIT_PADDING, NO_PADDING, EXTRA_AT_END = "NOTSET", "VALID", "SAME_UPPER"  # 
 
 def complete_conv(node: ir.Node, rewriter: Rewriter) -> None:
     """The node gets all its inputs and attributes."""
-    from deepseek_fast.kernels.fused_conv.body import INPUTS, POOL
+    from deepseek_fast.kernels.fused_conv.body import INPUTS
 
     _complete_attributes(node)
     names = INPUTS[node.op_type]
-    lowest = 1 if node.op_type == POOL else names.index("B")  # what follows may be left out
+    lowest = names.index("B") if "B" in names else len(names)  # what follows may be left out
     if not lowest <= len(node.inputs) <= len(names) or None in node.inputs[:lowest]:
         rule = f"optimize: model must give {node.op_type} from {lowest} to {len(names)} inputs"
         raise ValueError(f"{rule}; got {len(node.inputs)} in '{node.name}'")
     if len(node.inputs) < len(names):
         node.resize_inputs(len(names))
-    if node.op_type != POOL:
+    if "B" in names:
         _give_zeros(node, dict(zip(names, node.inputs, strict=True)), rewriter)
 
 

@@ -52,9 +52,9 @@ def optimize(
         It is not changed.
     fuse_ops: the rewrites that may run, of "NoOp", "Fp8MatMul", "Fp8Gemm", "MatMul+Add", "Gemm", "MatMul",
         "ProductReshape", "Bias", "Activation", "Residual", "AttentionLayout", "Conv", "ConvPad", "ConvBatchNorm",
-        "BatchNorm", "ConvScale", "ConvActivation", "ConvResidual", "ConvPool", "Pool", "ConvWinograd", "ConvLayout",
-        "Fp8QuantizeLinear", "Fp8DequantizeLinear" (one a file of rules/); None: all that optim_level allows. A weight
-        in FP8 stays so, with quantize too.
+        "BatchNorm", "ConvScale", "ConvActivation", "ConvResidual", "ConvPool", "Pool", "LRN", "ConvWinograd",
+        "ConvLayout", "Fp8QuantizeLinear", "Fp8DequantizeLinear" (one a file of rules/); None: all that optim_level
+        allows. A weight in FP8 stays so, with quantize too.
     quantize: None, "w8a8" (int8 weights, each activation row quantized as it comes) or "w8a16" (int8 weights only).
     optim_level: 0 only attaches bodies (with quantize: products become Int8Matmul, nothing is fused into them);
         1 products and convolutions with their bias, normalization and padding; 2 and the activation after them; 3 and

@@ -1,7 +1,9 @@
-"""FusedConv, FusedConvInt8 and Pool2d in ONNX: the nodes, their schemas, and their bodies in plain ai.onnx operators.
+"""FusedConv, FusedConvInt8, Pool2d and LocalResponseNorm in ONNX: the nodes, their schemas, and their bodies in plain
+ai.onnx operators.
 
     Y = pool(act(Conv(X, W, B) (+ R)) (+ R))       in float32, rounded once to X's type
     Y = the largest value or the mean of X's windows
+    Y = X / (k + alpha / size * the sum of squares of size channels around)^beta, as LRN
 
 The meaning is in cpu.h. X is (N, C, H, W) or, with x_layout "NHWC", (N, H, W, C); Y and R follow y_layout; W is always
 (F, C / groups, R, S). In the bodies NHWC is a Transpose at either end, which ONNX Runtime cancels between neighbors.
@@ -23,15 +25,15 @@ from deepseek_fast.onnx._body import ACTIVATIONS, DOMAIN, DOMAIN_VERSION, MIN_16
 if TYPE_CHECKING:
     import onnx
 
-CONV, POOL = "FusedConv", "Pool2d"
-INPUTS = {CONV: ("X", "W", "B", "R"), CONV_INT8: body_int8.INPUTS, POOL: ("X",)}
+CONV, POOL, LRN = "FusedConv", "Pool2d", "LocalResponseNorm"
+INPUTS = {CONV: ("X", "W", "B", "R"), CONV_INT8: body_int8.INPUTS, POOL: ("X",), LRN: ("X",)}
 OPTIONAL = ("B", "R", "r_scale", "r_zero_point")
 FLOAT_TYPES = ["tensor(float)", "tensor(bfloat16)"]
 BYTES = ["tensor(uint8)", "tensor(int8)"]
 POOLED_TYPES = [*FLOAT_TYPES, *BYTES]
 PLANES, PIXELS = "NCHW", "NHWC"  # layouts
 TO_PLANES, TO_PIXELS = (0, 3, 1, 2), (0, 2, 3, 1)  # Transpose's perm
-INT, FLOATS, INTS = 2, 6, 7  # AttributeProto types
+FLOAT, INT, FLOATS, INTS = 1, 2, 6, 7  # AttributeProto types
 # The attributes and their defaults; padding is top, left, bottom, right.
 DEFAULTS: dict[str, dict[str, Any]] = {
     CONV: {
@@ -60,6 +62,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "x_layout": PLANES,
         "y_layout": PLANES,
     },
+    LRN: {"size": 1, "alpha": 1e-4, "beta": 0.75, "k": 1.0, "x_layout": PLANES, "y_layout": PLANES},
 }
 DEFAULTS[CONV_INT8] = {name: value for name, value in DEFAULTS[CONV].items() if name != "algorithm"}
 CONV_ATTRIBUTES = {"strides": ("stride", INTS), "pads": ("padding", INTS), "dilations": ("dilation", INTS)}
@@ -70,11 +73,13 @@ POOL_ATTRIBUTES = {
     "ceil_mode": ("ceil_mode", INT),
 }
 
+LRN_ATTRIBUTES = {"size": ("size", INT), "alpha": ("alpha", FLOAT), "beta": ("beta", FLOAT), "bias": ("k", FLOAT)}
+
 
 def function_proto(opset: int, *, op_type: str = CONV) -> onnx.FunctionProto:
     """The body of an operator in the ai.onnx operators of `opset`, 13 to 25."""
     body = BodyWriter(opset)
-    {CONV: _conv, CONV_INT8: body_int8.write, POOL: _pool}[op_type](body)
+    {CONV: _conv, CONV_INT8: body_int8.write, POOL: _pool, LRN: _lrn}[op_type](body)
     return body.function(op_type, INPUTS[op_type], list(DEFAULTS[op_type]))
 
 
@@ -113,6 +118,12 @@ def _pool(body: BodyWriter) -> None:
         return body.referring("MaxPool", x, attributes=POOL_ATTRIBUTES)
 
     _finish(body, body.choose(body.equals(body.attribute("kind"), "average"), mean, largest))
+
+
+def _lrn(body: BodyWriter) -> None:
+    """Of an even size, ONNX Runtime's own LRN refuses to be."""
+    x = in_planes(body, body.to_float("X"), "x_layout")
+    _finish(body, body.referring("LRN", x, attributes=LRN_ATTRIBUTES))
 
 
 def in_planes(body: BodyWriter, value: str, layout: str, dtype: int | None = None) -> str:
@@ -185,6 +196,11 @@ def pool_node(x: str, y: str, **attributes: Any) -> onnx.NodeProto:
     return _node(POOL, [x], [y], attributes)
 
 
+def lrn_node(x: str, y: str, **attributes: Any) -> onnx.NodeProto:
+    """A LocalResponseNorm node between named values; attributes: those of DEFAULTS that differ."""
+    return _node(LRN, [x], [y], attributes)
+
+
 def _node(op_type: str, inputs: list[str], outputs: list[str], attributes: Mapping[str, Any]) -> onnx.NodeProto:
     from onnx import helper
 
@@ -201,11 +217,12 @@ def schemas() -> list[onnx.defs.OpSchema]:
     from onnx import defs
 
     kinds, options = defs.OpSchema.AttrType, defs.OpSchema.FormalParameterOption
-    attribute_kinds = {str: kinds.STRING, int: kinds.INT, tuple: kinds.INTS}
+    attribute_kinds = {str: kinds.STRING, int: kinds.INT, float: kinds.FLOAT, tuple: kinds.INTS}
     docs = {
         CONV: "Y = pool(activation(Conv(X, W, B) + R))",
         CONV_INT8: "Y = quantize(pool(activation(dequantize(Conv(X, W) + B) + R)))",
         POOL: "Y = the largest or mean of X's windows",
+        LRN: "Y = X / (k + alpha / size * the sum of squares of size channels around)^beta",
     }
     constraints = {
         "T": (POOLED_TYPES, "one type for all"),
@@ -221,6 +238,7 @@ def schemas() -> list[onnx.defs.OpSchema]:
         CONV: dict.fromkeys((*INPUTS[CONV], "Y"), "F"),
         CONV_INT8: int8_types | {"W": "tensor(int8)", "B": "tensor(int32)"},
         POOL: dict.fromkeys(("X", "Y"), "T"),
+        LRN: dict.fromkeys(("X", "Y"), "F"),
     }
     return [
         defs.OpSchema(

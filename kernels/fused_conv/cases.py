@@ -233,6 +233,19 @@ WINOGRAD = (
     (1, 3, 40, 9, 9, 1),
     (0, 8, 8, 8, 8, 1),
 )
+# local_response_norm: (N, C, H, W) or (N, C, W), size. Channels one either side of the vectors, windows of the two
+# unrolled sizes, even ones, and such as reach beyond x on both sides; strips of pixels that do not fill.
+LRN_CASES = (
+    *(((2, C, 5, 7), size) for C, size in ((1, 5), (7, 3), (8, 5), (9, 4), (15, 5), (16, 2), (17, 5), (33, 3))),
+    ((2, 64, 5, 7), 1),
+    *(((1, 70, 3, 45), size) for size in (5, 8, 9, 64, 139, 140, 601)),
+    ((1, 96, 27, 27), 5),
+    ((1, 5000, 1, 3), 5),
+    ((2, 12, 31), 5),
+    ((3, 20, 1), 3),
+    ((0, 20, 4, 4), 5),
+)
+LRN_BETAS = (0.75, 0.5, 1.0, 0.6, -0.4, 0.0)
 STEM = Case((1, 3, 30, 34), 40, (7, 7), stride=2, padding=3)
 DEPTHWISE = Case((1, 20, 9, 12), 20, (3, 3), padding=1, groups=20)
 CASES = tuple({case.id: case for case in _cases()}.values())

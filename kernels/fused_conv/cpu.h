@@ -160,11 +160,37 @@ struct PoolArgs {
   Layout y_layout;
 };
 
+// local_response_norm: y = x / (k + alpha / size * sum)^beta, the sum of x^2 over channels c - before to c + after, as
+// far as there are such: torch has size / 2 of them before and (size - 1) / 2 after, ONNX the other way around.
+//   f32, bf16   in f32: squares and their sum in the order of the channels, k + ... in one FMA, the division, one
+//               rounding to y's dtype. The power is of square roots for beta 0.5 and 0.75, nothing for 1, and libm's
+//               powf, a value at a time, for any other.
+// A NaN or infinite value makes NaN of itself; of its neighbors NaN makes NaN, infinity zero.
+struct LrnCall {
+  const char* op;
+  TensorView x;          // (N, C, H, W) or (N, C, W)
+  int64_t size, before;  // channels of a window: all, and those before its own
+  float alpha, beta, k;
+};
+struct LrnArgs {
+  Dtype dtype;
+  int64_t before, after;  // at most C - 1
+  float scale, beta, k;   // scale: alpha / size
+  int64_t N, C, H, W;
+  const void* x;
+  Strides x_strides;
+  Layout x_layout;
+  void* y;  // set by the door, as its strides
+  Strides y_strides;
+  Layout y_layout;
+};
+
 extern "C" {
 // Each fills *args, all but the outputs. Returns 1, or 0 and *problem. A view whose strides are neither layout passes:
 // the layout in *args tells, and the door copies it and checks again.
 DSF_API int32_t dsf_fused_conv_check(const ConvCall* call, ConvArgs* args, Problem* problem);
 DSF_API int32_t dsf_pool2d_check(const PoolCall* call, PoolArgs* args, Problem* problem);
+DSF_API int32_t dsf_lrn_check(const LrnCall* call, LrnArgs* args, Problem* problem);
 // The Layout of a view of 4 dimensions. What is both (one channel, one column) counts as pixels, which kernels read as
 // they are.
 DSF_API int32_t dsf_conv_layout(const TensorView* view);
@@ -179,6 +205,8 @@ DSF_API int64_t dsf_fused_conv_workspace_bytes(const Context* context, const Con
 DSF_API void dsf_fused_conv(const Context* context, const ConvArgs* args);
 DSF_API int64_t dsf_pool2d_workspace_bytes(const Context* context, const PoolArgs* args);
 DSF_API void dsf_pool2d(const Context* context, const PoolArgs* args);
+DSF_API int64_t dsf_lrn_workspace_bytes(const Context* context, const LrnArgs* args);
+DSF_API void dsf_lrn(const Context* context, const LrnArgs* args);
 
 // Rows of variants.inc: the i-th one's level and name, -1 and null past the end.
 DSF_API int32_t dsf_fused_conv_variant(int32_t i, const char** name);

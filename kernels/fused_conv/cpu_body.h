@@ -3,6 +3,7 @@
 #include "kernels/fused_conv/cpu_kernels.h"
 #include "kernels/fused_conv/depthwise.h"
 #include "kernels/fused_conv/grouped.h"
+#include "kernels/fused_conv/lrn.h"
 #include "kernels/fused_conv/planes.h"
 #include "kernels/fused_conv/pool.h"
 #include "kernels/fused_conv/tiles.h"
@@ -17,6 +18,7 @@ constexpr Kernel KERNEL = {tiles<Vec, dtype>,
                            grouped<Vec, dtype>,
                            dtype == Dtype::f32 ? winograd<Vec> : nullptr,
                            pool<Vec, dtype>,
+                           lrn<Vec, dtype>,
                            to_pixels<Vec, int(value_bytes(dtype))>,
                            to_planes<Vec, int(value_bytes(dtype))>};
 

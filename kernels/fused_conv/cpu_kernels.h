@@ -46,6 +46,26 @@ struct PoolRule {
   int32_t average, count_include_pad;
 };
 
+// A local response norm: x / (k + scale * (the sum of squares of channels c - before to c + after))^beta.
+struct LrnRule {
+  int64_t before, after;
+  float scale, k, beta;
+};
+
+// Some pixels, one after the other; strides in values.
+struct LrnBlock {
+  int64_t pixels, channels;
+  const char* x;
+  int64_t x_stride;
+  char* y;
+  int64_t y_stride;
+  float* squares;  // scratch: squares_row values a pixel, the first `before` and the last `after` of them zeros
+};
+inline constexpr int64_t MAX_LANES = 16;
+inline int64_t squares_row(const LrnRule& rule, int64_t channels) {
+  return rule.before + (channels + MAX_LANES - 1) / MAX_LANES * MAX_LANES + rule.after;
+}
+
 struct Kernel {
   // Every path gives all rows and channels of the block; which one serves a weight is path_of's choice (packed.h).
   void (*tiles)(const ConvArgs& args, const Block& block);      // block.f begins at a panel
@@ -53,6 +73,7 @@ struct Kernel {
   void (*grouped)(const ConvArgs& args, const Block& block);    // few channels a group
   void (*winograd)(const ConvArgs& args, const Block& block);   // f32; else null. block.f begins at a panel
   void (*pool)(const PoolRule& rule, const PoolBlock& block);
+  void (*lrn)(const LrnRule& rule, const LrnBlock& block);
   // pixels[i * pixel_stride + c] = planes[c * plane_stride + i] of `channels` and `count` pixels, and back.
   void (*to_pixels)(const char* planes, int64_t plane_stride, int64_t channels, int64_t count, char* pixels,
                     int64_t pixel_stride);

@@ -167,6 +167,11 @@ inline ResultShape shape_of_result(const PoolCall& call, PoolArgs* args) {
   args->y_layout = pixels ? Layout::pixels : Layout::planes;
   return result_shape(args->y_layout, args->N, args->C, args->out_h, args->out_w, has_n, true, &args->y_strides);
 }
+inline ResultShape shape_of_result(const LrnCall& call, LrnArgs* args) {
+  const bool pixels = fused_conv::is_channels_last(fused_conv::view4(call.x, call.x.ndim - 2), true);
+  args->y_layout = pixels ? Layout::pixels : Layout::planes;
+  return result_shape(args->y_layout, args->N, args->C, args->H, args->W, true, call.x.ndim == 4, &args->y_strides);
+}
 
 // Runs a checked call; a plain weight is packed first. reserve(bytes) gives context its workspace.
 template <class Lend>

@@ -171,23 +171,30 @@ struct Finish {
   [[gnu::noinline]] void any(float* sums, int64_t stride, const Ends* places, int count, int64_t f,
                              int64_t channels) const {
     if (channels > stride) channels = stride;
-    const f32 lowest = V::set1(limits.lowest), highest = V::set1(limits.highest);
-    const auto each = [&](const auto& step) __attribute__((always_inline)) {
-      for (int i = 0; i < count; ++i)
-        for (int64_t c = 0; c < channels; c += V::LANES)
-          step(sums + i * stride + c, places[i], f + c, channels - c < V::LANES ? int(channels - c) : V::LANES);
-    };
-    each([&](float* at, const Ends& place, int64_t channel, int n) {
-      f32 z = V::add(V::load(at), bias ? load_value<V, dtype>(bias, channel, n) : V::zero());
-      if (residual_before) z = V::add(z, load_value<V, dtype>(place.residual, channel, n));
-      V::store(at, V::at_most(V::at_least(z, lowest), highest));
-    });
-    if (curve) curve(sums, count * stride, params);
-    each([&](float* at, const Ends& place, int64_t channel, int n) {
-      f32 z = V::load(at);
-      if (residual_after) z = V::add(z, load_value<V, dtype>(place.residual, channel, n));
-      store_value<V, dtype>(place.y, channel - block.f.begin, z, n);
-    });
+    for (int64_t c = 0; c < channels; c += V::LANES) {
+      const int n = channels - c < V::LANES ? int(channels - c) : V::LANES;
+      const f32 shift = bias ? load_value<V, dtype>(bias, f + c, n) : V::zero();
+      const f32 lowest = V::set1(limits.lowest), highest = V::set1(limits.highest);
+      for (int i = 0; i < count; ++i) {
+        float* at = sums + i * stride + c;
+        f32 z = V::add(V::load(at), shift);
+        if (residual_before) z = V::add(z, load_value<V, dtype>(places[i].residual, f + c, n));
+        z = V::at_most(V::at_least(z, lowest), highest);
+        if (curve)
+          V::store(at, z);
+        else
+          end(z, places[i], f + c, n);
+      }
+    }
+    if (!curve) return;
+    curve(sums, count * stride, params);
+    for (int i = 0; i < count; ++i)
+      for (int64_t c = 0; c < channels; c += V::LANES)
+        end(V::load(sums + i * stride + c), places[i], f + c, channels - c < V::LANES ? int(channels - c) : V::LANES);
+  }
+  [[gnu::always_inline]] void end(f32 z, const Ends& place, int64_t channel, int n) const {
+    if (residual_after) z = V::add(z, load_value<V, dtype>(place.residual, channel, n));
+    store_value<V, dtype>(place.y, channel - block.f.begin, z, n);
   }
 };
 

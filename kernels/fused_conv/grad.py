@@ -1,4 +1,5 @@
-"""The gradients of fused_conv and pool2d: what a backward pass needs is computed again, by torch's own operators."""
+"""The gradients of fused_conv, pool2d and local_response_norm: what a backward pass needs is computed again, by torch's
+own operators."""
 
 from typing import Any
 
@@ -11,6 +12,7 @@ from deepseek_fast.kernels.fused_matmul.op import FUNCTIONS
 
 _OP = torch.ops.deepseek_fast.fused_conv.default
 _POOL_OP = torch.ops.deepseek_fast.pool2d.default
+_LRN_OP = torch.ops.deepseek_fast.local_response_norm.default
 _ATEN = torch.ops.aten
 
 
@@ -78,6 +80,21 @@ class Pool(torch.autograd.Function):
         options = {"window": window} | ({} if kind == "max" else {"count_include_pad": count_include_pad})
         backward = max_backward if kind == "max" else average_backward
         return _as4(backward, 2, x.dim() == 4, grad_y, x, **options), None, None, None
+
+
+class LocalResponseNorm(torch.autograd.Function):
+    """Saves x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x)
+        ctx.options = (size, alpha, beta, k)
+        return _LRN_OP(x, size, alpha, beta, k)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> Any:  # type: ignore[override]
+        return lrn_backward(grad_y, ctx.saved_tensors[0], *ctx.options), None, None, None, None
 
 
 def _as4(function: Any, spatial: int, has_n: bool, *tensors: Tensor, **options: Any) -> Any:
@@ -155,6 +172,23 @@ def _lengths(x: Tensor, window: Any, dim: int, count_include_pad: bool) -> Tenso
     if count_include_pad:
         return end.clamp_max(size + after) - first
     return end.clamp_max(size) - first.clamp_min(0)
+
+
+def lrn_backward(grad_y: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    """With y = x / d^beta: grad / d^beta - 2 beta alpha / size * x * (the sum of grad * y / d over the neighbors that
+    have x in their windows)."""
+    before, after = size // 2, (size - 1) // 2
+    grad, values = grad_y.float(), x.float()
+    d = k + alpha / size * _channel_sums(values * values, before, after)
+    own = grad * d.pow(-beta)
+    theirs = _channel_sums(own * values / d, after, before)
+    return (own - 2 * beta * alpha / size * values * theirs).to(x.dtype)
+
+
+def _channel_sums(values: Tensor, before: int, after: int) -> Tensor:
+    """Sums over channels c - before to c + after."""
+    padded = F.pad(values, (0, 0) * (values.dim() - 2) + (before, after))
+    return padded.unfold(1, before + 1 + after, 1).sum(-1)
 
 
 def activate(z: Tensor, activation: str, params: Any) -> Tensor:

@@ -1,4 +1,5 @@
-"""What fused_conv and pool2d give, without computing it: the Meta kernels, with the compiled checks' sentences.
+"""What fused_conv, pool2d and local_response_norm give, without computing it: the Meta kernels, with the compiled
+checks' sentences.
 
 The twins of checks.cc that a tensor without memory can meet: types, shapes, names.
 """
@@ -334,6 +335,21 @@ def _(x: Tensor, window: Any, kind: str = "max", count_include_pad: bool = True)
     out_h, out_w = check_pool(op, ("kernel", "stride", "padding"), H, W, window)
     pixels = is_channels_last([N, C, H, W], strides, x.dim() == 4)
     return new_result(x, pixels, [N, C, out_h, out_w], x.dim() == 4, 2, x.dtype)
+
+
+@torch.library.register_fake("deepseek_fast::local_response_norm")
+def _(x: Tensor, size: Any, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    op = "local_response_norm"
+    if x.dtype not in FLOATS:
+        _linear.dtype_error(op, "x", BE_FLOAT, x)
+    if x.dim() not in (3, 4):
+        _linear.shape_error(op, "x", "have 3 or 4 dimensions", x)
+    sizes, strides = view4(x, x.dim() - 2)
+    if any(length < 1 for length in sizes[1:]):
+        _linear.shape_error(op, "x", "be empty in no dimension but the batch's", x)
+    if size < 1 or size > 2**24:
+        raise ValueError(f"{op}: size must be from 1 to 2^24; got {size}")
+    return new_result(x, is_channels_last(sizes, strides, True), sizes, True, x.dim() - 2, x.dtype)
 
 
 # --- packed.h, in bytes -----------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""fused_conv and pool2d in torch: the public functions; meta.py has their Meta kernels, grad.py their gradients."""
+"""fused_conv, pool2d and local_response_norm in torch: the public functions; meta.py has their Meta kernels, grad.py
+their gradients."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ _PACKED_OP = torch.ops.deepseek_fast.fused_conv_packed.default
 _INT8_OP = torch.ops.deepseek_fast.fused_conv_int8.default
 _INT8_PACKED_OP = torch.ops.deepseek_fast.fused_conv_int8_packed.default
 _POOL_OP = torch.ops.deepseek_fast.pool2d.default
+_LRN_OP = torch.ops.deepseek_fast.local_response_norm.default
 PACK_OP = torch.ops.deepseek_fast.fused_conv_pack.default
 
 
@@ -202,6 +204,30 @@ def pool2d(
     if _linear.needs_grad(x):
         return _call(grad.Pool.apply, x, window, kind, bool(count_include_pad))
     return _call(_POOL_OP, x, window, kind, bool(count_include_pad))
+
+
+def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    """x / (k + alpha / size * the sum of x^2 over size channels around each)^beta: F.local_response_norm.
+
+    x: (N, C, H, W) or (N, C, L), float32 or bfloat16. size: size // 2 channels before and (size - 1) // 2 after, as
+    torch has it (ONNX's LRN has them the other way around, which is the same for odd sizes).
+    Returns x's shape and dtype, channels_last where x is. Differentiable once.
+    Raises ValueError for shapes and sizes, TypeError for dtypes.
+    Numerics: float32, one rounding at the end; beta 0.5, 0.75 and 1 by square roots, any other by powf, which is slow.
+
+    >>> deepseek_fast.local_response_norm(torch.randn(1, 96, 55, 55), 5).shape
+    torch.Size([1, 96, 55, 55])
+
+    Source: kernels/fused_conv/README.md.
+    """
+    op = "local_response_norm"
+    _linear.check_tensors(op, x=x)
+    if x is None:
+        raise TypeError(f"{op}: x must be a tensor; got NoneType")
+    _conv.check_lrn(op, size, alpha, beta, k)
+    if _linear.needs_grad(x):
+        return _call(grad.LocalResponseNorm.apply, x, size, alpha, beta, k)
+    return _call(_LRN_OP, x, size, alpha, beta, k)
 
 
 def _check_types(

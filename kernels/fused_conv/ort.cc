@@ -1,6 +1,6 @@
-// FusedConv(X, W, B?, R?; ...) -> Y and Pool2d(X; ...) -> Y: T = float or bfloat16 for all of a node's tensors,
-// Pool2d's also uint8 and int8. x_layout and y_layout say how X, and Y and R, lie: "NCHW" or "NHWC"; their shapes
-// follow.
+// FusedConv(X, W, B?, R?; ...) -> Y, Pool2d(X; ...) -> Y and LocalResponseNorm(X; ...) -> Y: T = float or bfloat16 for
+// all of a node's tensors, Pool2d's also uint8 and int8. x_layout and y_layout say how X, and Y and R, lie: "NCHW" or
+// "NHWC"; their shapes follow.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -13,7 +13,7 @@ namespace {
 
 using Type = ONNXTensorElementDataType;
 using Sizes = std::vector<int64_t>;
-constexpr const char *CONV = "fused_conv", *POOL = "pool2d";
+constexpr const char *CONV = "fused_conv", *POOL = "pool2d", *LRN = "local_response_norm";
 constexpr size_t X = 0, WEIGHT = 1, BIAS = 2, RESIDUAL = 3;  // inputs
 constexpr Type UNDEFINED = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 constexpr int64_t LARGEST_STEP = int64_t{1} << 30;  // of a window; what is beyond is refused
@@ -286,6 +286,53 @@ void PoolKernel::compute(const Call& call) const {
   dsf_pool2d(&context, &args);
 }
 
+class LrnKernel : public Kernel {
+ public:
+  explicit LrnKernel(const Node& node);
+  void compute(const Call& call) const override;
+
+ private:
+  LrnArgs check(const Runtime& runtime, const TensorView& x) const;
+
+  const Layout x_layout_, y_layout_;
+  const int64_t size_;
+  const float alpha_, beta_, k_;
+};
+
+LrnKernel::LrnKernel(const Node& node)
+    : x_layout_(layout_of(node, LRN, "x_layout")),
+      y_layout_(layout_of(node, LRN, "y_layout")),
+      size_(node.attribute("size", int64_t{1})),
+      alpha_(node.attribute("alpha", 1e-4f)),
+      beta_(node.attribute("beta", 0.75f)),
+      k_(node.attribute("k", 1.0f)) {
+  const int64_t sizes[] = {0, 1, 1, 1};
+  check(node.runtime, shape_only(node.type(X).value_or(UNDEFINED), sizes, 4));
+}
+
+LrnArgs LrnKernel::check(const Runtime& runtime, const TensorView& x) const {
+  const LrnCall call{LRN, x, size_, (size_ - 1) / 2, alpha_, beta_, k_};
+  LrnArgs args{};
+  Problem problem;
+  if (!dsf_lrn_check(&call, &args, &problem)) fail(runtime, problem);
+  return args;
+}
+
+void LrnKernel::compute(const Call& call) const {
+  std::optional<Tensor> x = call.input(X);
+  check_rank(call.runtime, LRN, "x", x->view);
+  x->align(LRN);
+  const Image image(x->view, x_layout_);
+  LrnArgs args = check(call.runtime, image.view);
+  args.y = call.output(0, sizes_of(y_layout_, args.N, args.C, args.H, args.W));
+  args.y_layout = y_layout_;
+  args.y_strides = fused_conv::strides_of(y_layout_, args.C, args.H, args.W);
+  Context context = call.context();
+  const Memory workspace(LRN, dsf_lrn_workspace_bytes(&context, &args));
+  context.workspace = workspace.data();
+  dsf_lrn(&context, &args);
+}
+
 // --- shapes before a run: what is wrong leaves them unknown --------------------------------------------------------
 
 Dim places(const Dim& size, int64_t before, int64_t after, int64_t kernel, int64_t stride, int64_t dilation,
@@ -346,6 +393,14 @@ void infer_pool(const Shapes& shapes) {
   set_shape(shapes, *type, x[order.n], x[order.c], pooled(shapes, {x[order.h], x[order.w]}, ""));
 }
 
+void infer_lrn(const Shapes& shapes) {
+  const std::vector<Dim> x = shapes.shape(X);
+  const std::optional<Type> type = shapes.type(X);
+  if (x.size() != 4 || !type) return;
+  const Order order = order_of(layout_of(shapes, "x_layout"));
+  set_shape(shapes, *type, x[order.n], x[order.c], {x[order.h], x[order.w]});
+}
+
 template <class Made>
 std::unique_ptr<Kernel> create(const Node& node) {
   return std::make_unique<Made>(node);
@@ -361,6 +416,7 @@ void register_fused_conv(OpList& ops) {
     const auto x = static_cast<Type>(type);
     ops.push_back({"FusedConv", {{x, false}, any, maybe, maybe}, {x}, create<ConvKernel>, infer_conv});
     ops.push_back({"Pool2d", {{x, false}}, {x}, create<PoolKernel>, infer_pool});
+    ops.push_back({"LocalResponseNorm", {{x, false}}, {x}, create<LrnKernel>, infer_lrn});
   }
 }
 

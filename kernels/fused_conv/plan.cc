@@ -69,7 +69,8 @@ Plan plan_of(const Context& context, const ConvArgs& args) {
   const int64_t rows_a_row = pools ? args.pool.stride.h : 1;  // of the convolution, for one more of y
   plan.chunk_rows = args.out_h;
   if (plan.copies_x) plan.chunk_rows = that_fit(X_BYTES, x_row * rows_a_row * args.stride.h, plan.chunk_rows);
-  if (plan.copies_y) plan.chunk_rows = that_fit(RESULT_BYTES, result_row * rows_a_row, plan.chunk_rows);
+  const int64_t result_bytes = args.winograd ? WINOGRAD_RESULT_BYTES : RESULT_BYTES;
+  if (plan.copies_y) plan.chunk_rows = that_fit(result_bytes, result_row * rows_a_row, plan.chunk_rows);
   if (plan.copies_residual)
     plan.chunk_rows = that_fit(RESULT_BYTES, args.Q * args.F * y_value * rows_a_row, plan.chunk_rows);
 

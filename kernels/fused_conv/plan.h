@@ -9,6 +9,8 @@ namespace dsf::fused_conv {
 // What a task's parts may take of L2 (1 MiB on Zen 5, 2 MiB on Golden Cove): x's rows, the block before a pool or a
 // transposition, and the weights of its channels. What has no copy (pixels in, pixels out) may take more of x.
 inline constexpr int64_t X_BYTES = 256 << 10, WEIGHT_BYTES = 512 << 10, RESULT_BYTES = 320 << 10;
+// Winograd reads all weights again for every chunk.
+inline constexpr int64_t WINOGRAD_RESULT_BYTES = 1 << 20;
 inline constexpr int64_t TASKS_PER_THREAD = 4;
 inline constexpr int64_t MAX_SLOTS_PER_THREAD = 2;  // scratch memories; a slot's tasks are one thread's
 

@@ -1,4 +1,5 @@
-// The NumPy door of fused_conv and pool2d, for deepseek_fast/numpy.py, which turns windows into numbers.
+// The NumPy door of fused_conv, pool2d and local_response_norm, for deepseek_fast/numpy.py, which turns windows into
+// numbers.
 #include <pybind11/stl.h>
 
 #include "csrc/python/adapter.h"
@@ -153,6 +154,33 @@ py::array pool2d(const py::object& x_array, Numbers window, const std::string& k
   return y;
 }
 
+py::array local_response_norm(const py::object& x_array, int64_t size, double alpha, double beta, double k) {
+  constexpr const char* OP = "local_response_norm";
+  Operand x(OP, "x", x_array);
+  const Operand given(OP, "x", x_array);
+  present(x);
+  LrnCall call{OP, x.view, size, size / 2, float(alpha), float(beta), float(k)};
+  LrnArgs args;
+  const auto check = [&] {
+    call.x = x.view;
+    Problem problem;
+    if (!dsf_lrn_check(&call, &args, &problem)) raise(problem);
+  };
+  check();
+  if ((!x.whole || args.x_layout == Layout::neither) && x.make_rows()) check();
+  if (given.whole) call.x = given.view;
+  const ResultShape shape = shape_of_result(call, &args);
+  const py::array y = new_array(x.array.dtype(), shape);
+  args.y = const_cast<void*>(y.data());
+  const py::gil_scoped_release unlocked;
+  Context context{};
+  context.num_threads = 1;
+  const Memory workspace(OP, dsf_lrn_workspace_bytes(&context, &args));
+  context.workspace = workspace.data();
+  dsf_lrn(&context, &args);
+  return y;
+}
+
 }  // namespace
 
 void bind_fused_conv(py::module_& module, py::dict& variants) {
@@ -161,6 +189,7 @@ void bind_fused_conv(py::module_& module, py::dict& variants) {
   module.def("fused_conv_pack", &fused_conv_pack);
   module.def("fused_conv_int8", &fused_conv_int8);
   module.def("pool2d", &pool2d);
+  module.def("local_response_norm", &local_response_norm);
   variants["fused_conv"] = variants_of(dsf_fused_conv_variant);
 }
 

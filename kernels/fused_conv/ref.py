@@ -1,4 +1,5 @@
-"""The meaning of fused_conv and pool2d in float64, and the a-priori bounds that every kernel must stay inside.
+"""The meaning of fused_conv, pool2d and local_response_norm in float64, and the a-priori bounds that every kernel must
+stay inside.
 
 fused_conv: y = max_pool(act(conv(x, weight) + bias (+ residual)) (+ residual))
 ref_int8.py has the int8 form.
@@ -139,6 +140,21 @@ def _divisors(x: Tensor, kernel: Any, stride: Any, pads: Any, ceil_mode: bool, c
     return counts[:rows, :columns]
 
 
+def lrn_ref(
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *, before: int | None = None
+) -> Tensor:
+    """In float64, of alpha, beta and k as the f32 that a kernel has. before: channels of a window before its own,
+    size // 2 as torch has it, or another number."""
+    alpha, beta, k = (torch.tensor(float(number)).double().item() for number in (alpha, beta, k))
+    return x.double() / (k + alpha / size * _window_sums(x.double().square(), size, before)) ** beta
+
+
+def _window_sums(values: Tensor, size: int, before: int | None) -> Tensor:
+    before = size // 2 if before is None else before
+    padded = F.pad(values, (0, 0) * (values.dim() - 2) + (before, size - 1 - before))
+    return padded.unfold(1, size, 1).sum(-1)
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 
@@ -263,3 +279,30 @@ def pool2d_bound(x: Tensor, kernel: Any, stride: Any = None, padding: Any = 0, *
     if x.dtype != torch.float32:
         error = error + linear.half_ulp(y.abs() + error, x.dtype)
     return error
+
+
+def lrn_bound(
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *, before: int | None = None
+) -> Tensor:
+    """Error of d = k + alpha / size * sum: a rounding of each square and n - 1 additions of n values, one of alpha /
+    size, one of the FMA, and squares too small for f32. y is monotone in d, so that its ends are y's. Then the power,
+    by two roots and a product 3.5 roundings, by powf less than 2, the division, and the rounding to x's dtype.
+    """
+    alpha, beta, k = (torch.tensor(float(number)).double().item() for number in (alpha, beta, k))
+    n = min(size, 2 * x.shape[1] - 1)
+    sums = _window_sums(x.double().square(), size, before)
+    d = k + alpha / size * sums
+    error = abs(alpha) / size * (_gamma(n + 1) * sums + n * F32_MIN_SUBNORMAL)
+    error = error + U * (d.abs() + error) + F32_MIN_SUBNORMAL
+    y = x.double() / d**beta
+    ends = [(x.double() / (d + side * error) ** beta - y).abs() for side in (-1, 1)]
+    carried = torch.maximum(*ends)
+    error = torch.where((d - error > 0) & (sums < F32_MAX / 2), carried, math.inf)
+    error = error + _gamma(5) * (y.abs() + error) + F32_MIN_SUBNORMAL
+    if x.dtype != torch.float32:
+        error = error + linear.half_ulp(y.abs() + error, x.dtype)
+    return torch.where(error.isnan(), math.inf, error)
+
+
+def _gamma(n: int) -> float:
+    return n * U / (1 - n * U)

@@ -1,4 +1,5 @@
-"""fused_conv and pool2d refuse bad input in one sentence, the same at every door, with the right type of error."""
+"""fused_conv, pool2d and local_response_norm refuse bad input in one sentence, the same at every door, with the right
+type of error."""
 
 import math
 from typing import Any
@@ -14,6 +15,7 @@ from deepseek_fast.kernels.fused_conv import op as conv_op
 from tests.conv_doors import call, to_numpy
 from tests.oracle import SENTENCE
 
+LRN = "local_response_norm"
 X, WEIGHT = torch.randn(2, 6, 9, 8), torch.randn(8, 3, 3, 3)  # of two groups
 GOOD: dict[str, dict[str, Any]] = {
     "fused_conv": {"x": X, "weight": WEIGHT, "bias": torch.randn(8), "groups": 2},
@@ -28,6 +30,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "groups": 2,
     },
     "pool2d": {"x": X, "kernel": 3},
+    LRN: {"x": X, "size": 5},
 }
 BIG = torch.ones(1).expand
 STEPS = "be an integer or two of them; got "
@@ -318,6 +321,38 @@ BAD: list[Row] = [
     ("pool2d", {"ceil_mode": 1}, ValueError, "ceil_mode must be True or False; got 1"),
     ("pool2d", {"x": BIG(2**58, 2, 3, 3)}, ValueError, "x must have at most 2^58 elements; got shape"),
     ("pool2d", {"x": BIG(2**50, 2, 3, 3)}, ValueError, "x must give an output that fits into memory; got shape"),
+    # local_response_norm
+    *(
+        (
+            "local_response_norm",
+            {"x": X.to(dtype)},
+            TypeError,
+            f"x must be float32 or bfloat16; got dtype {str(dtype)[6:]}",
+        )
+        for dtype in (torch.float64, torch.float16, torch.uint8)
+    ),
+    (LRN, {"x": X[0, 0]}, ValueError, "x must have 3 or 4 dimensions; got shape (9, 8)"),
+    (LRN, {"x": X[None]}, ValueError, "x must have 3 or 4 dimensions; got shape (1, 2, 6, 9, 8)"),
+    (
+        "local_response_norm",
+        {"x": X[:, :0]},
+        ValueError,
+        "x must be empty in no dimension but the batch's; got shape (2",
+    ),
+    (LRN, {"size": 0}, ValueError, "size must be from 1 to 2^24; got 0"),
+    (LRN, {"size": -5}, ValueError, "size must be from 1 to 2^24; got -5"),
+    (LRN, {"size": 2**24 + 1}, ValueError, "size must be from 1 to 2^24; got 16777217"),
+    (LRN, {"size": 5.0}, TypeError, "size must be an integer; got 5.0"),
+    (LRN, {"alpha": "a"}, TypeError, "alpha must be a number; got 'a'"),
+    (LRN, {"beta": None}, TypeError, "beta must be a number; got None"),
+    (LRN, {"k": True}, TypeError, "k must be a number; got True"),
+    (LRN, {"x": BIG(2**58, 2, 3, 3)}, ValueError, "x must have at most 2^58 elements; got shape"),
+    (
+        "local_response_norm",
+        {"x": BIG(2**50, 2, 3, 3)},
+        ValueError,
+        "x must give an output that fits into memory; got shape",
+    ),
 ]
 
 
@@ -372,7 +407,7 @@ def test_the_good_calls_are_good(name: str) -> None:
 def test_arguments_that_are_no_arrays() -> None:
     for value in ([1.0], "x", None, 3.0):
         kind = type(value).__name__
-        for name, arg in (("fused_conv", "x"), ("fused_conv", "weight"), ("pool2d", "x")):
+        for name, arg in (("fused_conv", "x"), ("fused_conv", "weight"), ("pool2d", "x"), (LRN, "x")):
             with pytest.raises(TypeError, match=f"^{name}: {arg} must be a tensor; got {kind}$"):
                 getattr(deepseek_fast, name)(**GOOD[name] | {arg: value})
             arrays = {n: to_numpy(v) for n, v in GOOD[name].items()} | {arg: value}

@@ -1,5 +1,5 @@
-"""FusedConv and Pool2d in ONNX: torch's numbers from the kernel, and from the bodies in stock ONNX Runtime and in
-onnx's reference; what the kernel refuses, and when."""
+"""FusedConv, Pool2d and LocalResponseNorm in ONNX: torch's numbers from the kernel, and from the bodies in stock ONNX
+Runtime and in onnx's reference; what the kernel refuses, and when."""
 
 from typing import Any
 
@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 import deepseek_fast
 from deepseek_fast.kernels.fused_conv import body
+from deepseek_fast.kernels.fused_conv.ref import lrn_ref
 from deepseek_fast.onnx._runtime import LIBRARY, STOCK, Runner
 
 OPSETS = (13, 15, 18, 20, 22, 25)
@@ -245,6 +246,48 @@ def test_pool_body_of_other_types(dtype):
     check_pool(runtimes, 18, dtype=dtype, kernel=(2, 2), stride=(2, 2))
 
 
+# LocalResponseNorm
+
+
+def lrn_case(size: int, dtype: Any = np.float32, **attributes: Any) -> tuple[Any, ...]:
+    """As many images as channels: onnx 1.23's reference counts the one for the other."""
+    options = body.DEFAULTS[body.LRN] | attributes
+    x = (np.random.default_rng(8).standard_normal((7, 7, 3, 4)) * 8).astype(dtype)
+    numbers = [options[name] for name in ("alpha", "beta", "k")]
+    want = lrn_ref(torch.tensor(x.astype(np.float64)), size, *numbers, before=(size - 1) // 2).numpy()
+    x = pixels(x) if options["x_layout"] == "NHWC" else x
+    want = pixels(want) if options["y_layout"] == "NHWC" else want
+    return body.lrn_node("x", "y", size=size, **attributes), {"x": x}, {}, want
+
+
+def check_lrn(size: int, runtimes: tuple[str, ...], opset: int, **attributes: Any) -> None:
+    node, inputs, constants, want = lrn_case(size, **attributes)
+    model = node_model([node], inputs, constants, opset)
+    for runtime in runtimes:
+        got = run(model, inputs, runtime)
+        assert got.shape == want.shape and got.dtype == inputs["x"].dtype, runtime
+        close = CLOSE if got.dtype == np.float32 else 2.0**-8
+        np.testing.assert_allclose(got.astype(np.float64), want, rtol=close, atol=CLOSE, err_msg=runtime)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("layouts", LAYOUTS, ids=str)
+def test_lrn_body(layouts, opset):
+    x_layout, y_layout = layouts
+    for size, numbers in ((5, {}), (3, {"alpha": 0.3, "beta": 0.6, "k": 2.0}), (1, {"k": 0.5})):
+        check_lrn(size, RUNTIMES, opset, x_layout=x_layout, y_layout=y_layout, **numbers)
+
+
+def test_lrn_body_in_bfloat16():
+    check_lrn(5, RUNTIMES, 18, dtype=ml_dtypes.bfloat16, alpha=0.3)
+
+
+def test_windows_of_even_sizes_are_onnx_s(isa):
+    """Stock ONNX Runtime refuses them."""
+    for size in (2, 4, 6):
+        check_lrn(size, (LIBRARY, "reference"), 18, alpha=0.5)
+
+
 # The kernel alone
 
 
@@ -255,7 +298,7 @@ def kernel_model(attributes: dict[str, Any], *, dtype: int = TensorProto.FLOAT, 
     inputs = [helper.make_tensor_value_info(name, dtype, shape) for name, shape in given.items()]
     names = ["x", "w", "b" if "b" in given else "", "r" if "r" in given else ""]
     op_type = attributes.pop("op_type", "FusedConv")
-    if op_type == "Pool2d":
+    if op_type in ("Pool2d", "LocalResponseNorm"):
         names = names[:1]
     node = helper.make_node(op_type, names, ["y"], domain="ai.deepseek_fast", **attributes)
     outputs = [onnx.ValueInfoProto(name="y", type=onnx.TypeProto(tensor_type=onnx.TypeProto.Tensor(elem_type=dtype)))]
@@ -292,6 +335,17 @@ def kernel_model(attributes: dict[str, Any], *, dtype: int = TensorProto.FLOAT, 
         ({"op_type": "Pool2d", "kind": "min"}, {}, "pool2d: kind must be one of max, average; got 'min'"),
         ({"op_type": "Pool2d", "kernel": [3]}, {}, "pool2d: kernel must be 2 numbers; got (3,)"),
         ({"op_type": "Pool2d", "kernel": [10, 2]}, {}, "pool2d: kernel must be at most (9, 9)"),
+        ({"op_type": "LocalResponseNorm", "size": 0}, {}, "local_response_norm: size must be from 1 to 2^24; got 0"),
+        (
+            {"op_type": "LocalResponseNorm", "y_layout": "NCWH"},
+            {},
+            "local_response_norm: y_layout must be one of",
+        ),
+        (
+            {"op_type": "LocalResponseNorm", "size": 3},
+            {"dtype": TensorProto.DOUBLE},
+            "local_response_norm: x must be float32 or bfloat16; got dtype float64",
+        ),
     ],
     ids=str,
 )
@@ -384,7 +438,13 @@ class Exported(torch.nn.Module):
         y = deepseek_fast.fused_conv(x, self.weight, self.bias, 2, 1, activation="leaky_relu", max_pool=(3, 2, 1, True))
         rows = y.flatten(2)
         z = deepseek_fast.fused_conv(rows, self.line, None, 1, 1, 1, 2, residual=rows, residual_at="after")
-        return deepseek_fast.pool2d(z, 2, (1, 2), kind="average")
+        z = deepseek_fast.local_response_norm(z, 3, 0.2)
+        return deepseek_fast.pool2d(deepseek_fast.local_response_norm(z[None], 5)[0], 2, (1, 2), kind="average")
+
+
+class EvenWindow(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return deepseek_fast.local_response_norm(x, 4)
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch.export about its own pytrees
@@ -392,13 +452,19 @@ def test_export(tmp_path):
     module, x = Exported().eval(), torch.randn(2, 3, 17, 19, generator=torch.Generator().manual_seed(1))
     model = deepseek_fast.onnx.export(module, (x,), tmp_path / "model.onnx")
     ours = [node.op_type for node in model.graph.node if node.domain]
-    assert ours == ["FusedConv", "FusedConv", "Pool2d"]
+    assert ours == ["FusedConv", "FusedConv", "LocalResponseNorm", "LocalResponseNorm", "Pool2d"]
     want = module(x).detach().numpy()
     (name,) = (value.name for value in model.graph.input)
     (y,) = (value.name for value in model.graph.output)
     for runtime in (LIBRARY, STOCK):
         got = Runner(model, runtime=runtime).run({name: x.numpy()})[y]
         np.testing.assert_allclose(got, want, rtol=CLOSE, atol=CLOSE, err_msg=runtime)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_export_refuses_a_window_that_onnx_has_not(tmp_path):
+    with pytest.raises(Exception, match="size of local_response_norm must be odd, as ONNX has another window; got 4"):
+        deepseek_fast.onnx.export(EvenWindow().eval(), (torch.zeros(1, 4, 3, 3),), tmp_path / "model.onnx")
 
 
 # What the module declares

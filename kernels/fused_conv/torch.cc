@@ -1,4 +1,5 @@
-// The torch operators of fused_conv and pool2d. Meta kernels are in meta.py, the public functions in op.py.
+// The torch operators of fused_conv, pool2d and local_response_norm. Meta kernels are in meta.py, the public functions
+// in op.py.
 #include "csrc/torch/adapter.h"
 #include "kernels/fused_conv/door.h"
 
@@ -137,6 +138,28 @@ Tensor pool2d(const Tensor& x_tensor, Numbers window, std::string kind, bool cou
   return y;
 }
 
+Tensor local_response_norm(const Tensor& x_tensor, int64_t size, double alpha, double beta, double k) {
+  constexpr const char* OP = "local_response_norm";
+  Operand x(OP, "x", x_tensor);
+  const LrnCall given{OP, x.view, size, size / 2, float(alpha), float(beta), float(k)};
+  LrnCall call = given;
+  LrnArgs args;
+  const auto check = [&] {
+    call.x = x.view;
+    Problem problem;
+    if (!dsf_lrn_check(&call, &args, &problem)) raise(problem);
+  };
+  check();
+  if (args.x_layout == Layout::neither && x.make_rows()) check();
+  const ResultShape shape = shape_of_result(given, &args);
+  const Tensor y = new_tensor(shape.sizes, shape.strides, x_tensor.scalar_type());
+  args.y = y.mutable_data_ptr();
+  CallContext context;
+  context.reserve(OP, dsf_lrn_workspace_bytes(context.get(), &args));
+  dsf_lrn(context.get(), &args);
+  return y;
+}
+
 }  // namespace
 }  // namespace dsf::torch_door
 
@@ -163,6 +186,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(deepseek_fast, library) {
       "residual=None, float residual_scale=1.0, int residual_zero_point=0, str residual_at=\"before\", SymInt[] "
       "max_pool=[], bool channels_last=False) -> Tensor");
   library.def("pool2d(Tensor x, SymInt[] window, str kind=\"max\", bool count_include_pad=True) -> Tensor");
+  library.def("local_response_norm(Tensor x, SymInt size, float alpha=0.0001, float beta=0.75, float k=1.0) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(deepseek_fast, CPU, library) {
@@ -172,4 +196,5 @@ STABLE_TORCH_LIBRARY_IMPL(deepseek_fast, CPU, library) {
   library.impl("fused_conv_int8", TORCH_BOX(&dsf::torch_door::fused_conv_int8));
   library.impl("fused_conv_int8_packed", TORCH_BOX(&dsf::torch_door::fused_conv_int8_packed));
   library.impl("pool2d", TORCH_BOX(&dsf::torch_door::pool2d));
+  library.impl("local_response_norm", TORCH_BOX(&dsf::torch_door::local_response_norm));
 }

@@ -28,6 +28,7 @@ from deepseek_fast.onnx.rules import (
     fp8_matmul,
     fp8_quantize,
     gemm,
+    lrn,
     matmul,
     matmul_add,
     no_op,
@@ -71,6 +72,7 @@ RULES: tuple[Rule, ...] = (  # type: ignore[assignment]
     conv_activation,  # after a sum too
     conv_pool,
     pool,
+    lrn,
     conv_winograd,
     conv_layout,
     fp8_quantize,  # what is left of float8 when all products are ours

@@ -1,7 +1,7 @@
 """ConvLayout: channels side by side (NHWC) from one convolution to the next, without a Transpose between them.
 
-    t = FusedConv(x, ...); u = Relu(t); y = FusedConv(u, ...); z = LRN(y)
-    -> t = FusedConv(x, ..., y_layout="NHWC"); u = Relu(t); y = FusedConv(u, ..., x_layout="NHWC"); z = LRN(y)
+    t = FusedConv(x, ...); u = Relu(t); y = FusedConv(u, ...); z = Softmax(y)
+    -> t = FusedConv(x, ..., y_layout="NHWC"); u = Relu(t); y = FusedConv(u, ..., x_layout="NHWC"); z = Softmax(y)
 
 Values that elementwise nodes, Concat, Split, global pools and channel shuffles join have one layout, whichever moves
 fewer bytes: a node of ours that reads or writes NCHW turns it on the way, a Transpose is a pass of its own. Such a
