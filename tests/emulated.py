@@ -61,6 +61,13 @@ LEVELS = {
 }
 
 
+@dataclass(frozen=True)
+class AsItLies:
+    """A tensor whose strides a room's functions take as they are."""
+
+    tensor: Tensor
+
+
 class Emulated:
     """One process at one level, which answers one call after another; place: of tensors, as runner.cc has it."""
 
@@ -147,9 +154,14 @@ def argument(value: Any) -> bytes:
         return number(TEXT) + text(value)
     if isinstance(value, torch.dtype):
         return number(TEXT) + text(dtype_name(value))
+    if isinstance(value, AsItLies):
+        return placed(value.tensor)
     if not isinstance(value, Tensor):
         return number(INTEGER) + number(int(value))
-    value = value if is_rows(value) else value.contiguous()
+    return placed(value if is_rows(value) else value.contiguous())
+
+
+def placed(value: Tensor) -> bytes:
     memory = value.as_strided((span(value.shape, value.stride()),), (1,))
     values = memory.view(torch.uint8).numpy().tobytes()
     shape = b"".join(number(size) for size in (*value.shape, *value.stride()))

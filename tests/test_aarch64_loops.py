@@ -21,6 +21,11 @@ LOOPS = (
     ("int8_matmul/cpu_neon", r"TileInt8Pairs<.*run<4, 2, ", "sadalp", 16, 70),
     ("int8_matmul/cpu_neon_dotprod", r"TileInt8Dot<.*run<6, 4, ", "sdot", 24, 41),
     ("int8_matmul/cpu_neon_i8mm", r"TileInt8Matrix<.*run<8, 2, ", "smmla", 16, 40),
+    # Each pixel of a convolution has a pointer of its own: all are in registers, of which there are twice as many as on
+    # x86-64. The next weights are asked for, by an address and a step.
+    ("fused_conv/cpu_neon", r"ConvTileF32<.*run<6, 4, ", "fmla", 24, 38),
+    ("fused_conv/cpu_neon", r"ConvTileBf16<.*run<4, 4, ", "fmla", 32, 70),
+    ("fused_conv/cpu_neon_i8mm", r"ConvTileBf16<.*run<6, 4, ", "bfdot", 24, 45),
     *(
         ("fp8_cast/cpu_neon", rf"\bamax<\(dsf::Dtype\){dtype}>", "umax", 4, most)
         for dtype, most in ((0, 15), (1, 19), (8, 19))  # of f32, bf16, f16

@@ -34,9 +34,9 @@ BORROWED = (
 )
 
 
-def started(cpu: Cpu, level: str) -> Emulated:
+def started(cpu: Cpu, level: str, place: str = "end") -> Emulated:
     try:
-        return Emulated(cpu, level)
+        return Emulated(cpu, level, place)
     except Unavailable as missing:
         pytest.skip(str(missing))
 
@@ -98,7 +98,7 @@ def test_every_tail_is_a_corner_of_a_larger_product(emulated: Emulated, room: st
 def arguments_of(test: Any) -> Iterator[dict[str, Any]]:
     """Every combination of a test's parametrize marks."""
     choices = []
-    for mark in test.pytestmark:
+    for mark in getattr(test, "pytestmark", ()):
         names, rows = mark.args
         names = [names] if isinstance(names, str) else names
         values = [getattr(row, "values", row if len(names) > 1 else (row,)) for row in rows]

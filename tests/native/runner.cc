@@ -26,6 +26,7 @@
 #include "kernels/int4_matmul/cpu.h"
 #include "kernels/int8_matmul/cpu.h"
 #include "tests/native/casts.h"
+#include "tests/native/convs.h"
 #include "tests/native/protocol.h"
 
 namespace {
@@ -132,6 +133,7 @@ void serve(const std::string& name, const Arguments& arguments) {
   if (name == "int4_quantize_weight") return int4_quantize_weight(arguments);
   if (name == "fp8_quantize_weight") return fp8_quantize_weight(arguments);
   if (const CastOp cast = cast_named(name)) return cast(name.c_str(), arguments);
+  if (const ConvOp conv = conv_named(name)) return conv(name.c_str(), arguments);
   run_linear(*function<const LinearRoom*()>("dsf_" + name + "_room")(), arguments);
 }
 
