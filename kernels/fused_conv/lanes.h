@@ -118,11 +118,10 @@ struct Lanes {
   [[gnu::always_inline]] static void finish_tile(const AnyFinish& finish, const Vector (&sums)[pixels][1], int64_t f,
                                                  int channels, int count, const Ends& first) {
     if constexpr (IS_INT8) {
-      Ends next = first;
-      finish.tile(sums, f, channels, count, [&](int) __attribute__((always_inline)) {
-        const Ends at = next;
-        finish.next(&next);
-        return at;
+      const Block& block = finish.block;
+      finish.tile(sums, f, channels, count, [&](int i) __attribute__((always_inline)) {
+        return Ends{first.y + i * block.y_stride_w,
+                    first.residual ? first.residual + i * block.residual.stride_w : nullptr};
       });
     } else {
       finish.tile(sums, f, channels, count, first);
