@@ -28,8 +28,10 @@ SPATIAL_AXES = [2, 3]
 
 def to_bf16(rewriter: Rewriter, rewritten: list[Note], refused: list[Note]) -> None:
     """Before layouts and algorithms are chosen: Winograd's is for float32 alone."""
-    for node in list(rewriter.graph):
-        _make_pool(node, rewriter)
+    for node in [node for node in rewriter.graph if node.op_type == "ReduceMean" and not node.domain]:
+        mean = node.outputs[0].name or ""
+        if _make_pool(node, rewriter):
+            rewritten.append(Note(NAME, mean, "Pool2d"))
     plan = Plan(rewriter)
     casts = _Casts(plan)
     for region in plan.regions:
@@ -38,32 +40,33 @@ def to_bf16(rewriter: Rewriter, rewritten: list[Note], refused: list[Note]) -> N
     refused += plan.refused
 
 
-def _make_pool(node: ir.Node, rewriter: Rewriter) -> None:
+def _make_pool(node: ir.Node, rewriter: Rewriter) -> bool:
     """ReduceMean -> Pool2d (-> Flatten) where it is of all rows and columns that one of ours made: no exit."""
     import onnx_ir as ir
 
-    x = node.inputs[0] if node.op_type == "ReduceMean" and not node.domain else None
+    x = node.inputs[0]
     maker = x.producer() if x is not None else None
     if x is None or maker is None or not is_ours(maker) or x.dtype != ir.DataType.FLOAT or x.shape is None:
-        return
+        return False
     sizes = tuple(x.shape[2:])
     if x.shape.rank() != 4 or not all(isinstance(size, int) and size > 0 for size in sizes):
-        return
+        return False
     if _axes(node, rewriter) != SPATIAL_AXES:
-        return
+        return False
     attributes = _convs.attributes("Pool2d", kind="average", kernel=sizes, stride=sizes)
     if number(node, "keepdims", 1):
         rewriter.fuse("Pool2d", [x], attributes, [node])
-        return
+        return True
     pool = ir.Node(DOMAIN, "Pool2d", [x], attributes=attributes.values(), version=DOMAIN_VERSION)
     mean = pool.outputs[0]
     mean.name, mean.type = rewriter.unique(f"{node.outputs[0].name}_kept"), x.type
     mean.shape = ir.Shape([*x.shape[:2], 1, 1])
     rewriter.graph.insert_before(node, pool)
     rewriter.fuse("Flatten", [mean], {"axis": 1}, [node], domain="")
+    return True
 
 
-def _axes(node: ir.Node, rewriter: Rewriter) -> list[int] | None:
+def _axes(node: ir.Node, rewriter: Rewriter) -> list[int]:
     """Of a value of 4 dimensions, in order; an input from opset 18 on."""
     if "axes" in node.attributes:
         axes = list(node.attributes["axes"].as_ints())

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 NAME = "bf16"
 # op type -> inputs of the one type T. All outputs are T.
-OURS = {"FusedConv": (0, 1, 2, 3), "FusedMatmul": (0, 1, 2, 3), "Pool2d": (0,)}
+OURS = {"FusedConv": (0, 1, 2, 3), "FusedMatmul": (0, 1, 2, 3), "LocalResponseNorm": (0,), "Pool2d": (0,)}
+PRODUCTS = ("FusedConv", "FusedMatmul")
 WEIGHT = 1
 ALL_INPUTS = None
 # Of ai.onnx, and run in bfloat16 by ONNX Runtime's CPU provider, 1.20 to 1.31 (all others that move values are not:
@@ -209,7 +210,7 @@ def saving(node: ir.Node, rewriter: Rewriter) -> float:
 
 def _operations(node: ir.Node, rewriter: Rewriter) -> int:
     """Multiplications and additions; of a size that is not known one."""
-    weight = rewriter.constants.array(node.inputs[WEIGHT]) if is_ours(node) and node.op_type != "Pool2d" else None
+    weight = rewriter.constants.array(node.inputs[WEIGHT]) if node.op_type in PRODUCTS else None
     x = node.inputs[0]
     if weight is None or x is None:
         return 0

@@ -64,9 +64,9 @@ def optimize(
         the residual sum, the pool, and layouts (no Reshape around a product, no Transpose around Attention, NHWC
         between convolutions). From 1 on, unused nodes and initializers are dropped and
         equal initializers merged.
-    precision: "float32", or "bf16": FusedConv, Pool2d and FusedMatmul compute in bfloat16 where that saves more time
-        than the Casts around them take, weights and biases rounded once; needs opset 15. Inputs and outputs keep their
-        types.
+    precision: "float32", or "bf16": convolutions, pools, LocalResponseNorm and FusedMatmul compute in bfloat16 where
+        that saves more time than the Casts around them take, weights and biases rounded once; needs opset 15. Inputs
+        and outputs keep their types.
     output: a path to write to as well; written beside and renamed, weights in '<name>.data' where 2 GB are passed.
 
     Returns the optimized onnx.ModelProto: inputs, outputs, metadata and the names of all values that remain are kept.
