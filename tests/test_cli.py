@@ -107,6 +107,12 @@ def test_optimize_quantizes_verifies_and_prints_json(run: Any, model: Path, tmp_
     assert "Int8Matmul" in {node.op_type for node in onnx.load(target).graph.node}
 
 
+def test_optimize_takes_a_precision(run: Any, model: Path, tmp_path: Path) -> None:
+    code, out, err = run("optimize", model, tmp_path / "out.onnx", "--precision", "bf16", "--verify")
+    assert (code, err) == (0, "")
+    assert " bf16: " in out
+
+
 def test_verify_agrees_with_itself(run: Any, model: Path) -> None:
     code, out, err = run("verify", model, model)
     assert (code, err) == (0, "")

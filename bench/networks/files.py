@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.networks import reference as networks_reference
 from bench.networks import weights as networks_weights
-from bench.networks.contestants import BY_NAME, ORT_INT8, OURS_FP32, OURS_INT8, STOCK, Contestant, Network
+from bench.networks.contestants import BY_NAME, ORT_INT8, OURS_BF16, OURS_FP32, OURS_INT8, STOCK, Contestant, Network
 
 CALIBRATION_IMAGES = 8  # of ONNX Runtime's static int8
 
@@ -33,8 +33,11 @@ def prepare(network: Network, folder: Path, cache: Path) -> Iterator[tuple[Conte
     steps: dict[str, Callable[[Path], Any]] = {
         OURS_FP32: lambda target: optimize(source, output=target),
         OURS_INT8: lambda target: optimize(source, quantize="w8a8", output=target),
+        OURS_BF16: lambda target: optimize(source, precision="bf16", output=target),
         ORT_INT8: lambda target: _ort_int8(network, source, target),
     }
+    if network.light is None:  # of MiniLM nobody runs it
+        del steps[OURS_BF16]
     made = {BY_NAME[name].file: name for name in steps}
     for contestant in network.contestants():
         if contestant.file not in made:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.networks.contestants import NETWORKS, OPENVINO, OPENVINO_BF16, OURS_FP32, OURS_STOCK, STOCK
+from bench.networks.contestants import NETWORKS, OPENVINO, OPENVINO_BF16, OURS_BF16, OURS_FP32, OURS_STOCK, STOCK
 from deepseek_fast.cli import output
 
 LEGEND = """\
@@ -32,7 +32,7 @@ class Kind:
 
 KINDS = (
     Kind("f32, ms", "fma_f32", {"ORT": STOCK, "OpenVINO": OPENVINO}, OURS_FP32, OURS_STOCK),
-    Kind("bf16, ms", "bf16_dot", {"OpenVINO": OPENVINO_BF16}),
+    Kind("bf16, ms", "bf16_dot", {"OpenVINO": OPENVINO_BF16}, OURS_BF16),
 )
 
 

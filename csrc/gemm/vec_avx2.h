@@ -207,6 +207,21 @@ struct Vec {
     const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(sums, order)));
   }
+  static i32 load_s8(const void* p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))); }
+  // The first n, zeros after them.
+  static i32 load_u8_n(const void* p, int n) {
+    uint8_t bytes[LANES] = {};
+    __builtin_memcpy(bytes, p, size_t(n));
+    return load_u8(bytes);
+  }
+  static i32 load_s8_n(const void* p, int n) {
+    int8_t bytes[LANES] = {};
+    __builtin_memcpy(bytes, p, size_t(n));
+    return load_s8(bytes);
+  }
+  // sum + a * b for lanes of a that fit s16 and b = factor_s16 of such.
+  static i32 factor_s16(i32 v) { return _mm256_and_si256(v, _mm256_set1_epi32(0xFFFF)); }  // VPMADDWD's odd halves
+  static i32 add_product(i32 sum, i32 a, i32 b) { return madd_s16(sum, a, b); }
   // v[index] lane by lane, index modulo LANES.
   static i32 permute(i32 v, i32 index) { return _mm256_permutevar8x32_epi32(v, index); }
   // Lane j of rows[i] becomes lane i of rows[j].

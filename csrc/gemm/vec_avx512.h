@@ -177,6 +177,19 @@ struct Vec {
     const __m512i sums = _mm512_add_epi32(v, _mm512_srli_epi64(v, 32));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi64_epi32(sums));
   }
+  static i32 load_s8(const void* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+  // The first n, zeros after them.
+  static i32 load_u8_n(const void* p, int n) { return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask_of(n), p)); }
+  static i32 load_s8_n(const void* p, int n) { return _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask_of(n), p)); }
+  // sum + a * b for lanes of a that fit s16 and b = factor_s16 of such.
+  static i32 factor_s16(i32 v) { return _mm512_and_si512(v, _mm512_set1_epi32(0xFFFF)); }  // VPMADDWD's odd halves
+  static i32 add_product(i32 sum, i32 a, i32 b) {
+#ifdef __AVX512VNNI__
+    return _mm512_dpwssd_epi32(sum, a, b);
+#else
+    return madd_s16(sum, a, b);
+#endif
+  }
   // v[index] lane by lane, index modulo LANES.
   static i32 permute(i32 v, i32 index) { return _mm512_permutexvar_epi32(index, v); }
   // Lane j of rows[i] becomes lane i of rows[j].

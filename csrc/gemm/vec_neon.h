@@ -172,6 +172,25 @@ struct Vec {
   static i32 bits_of(f32 v) { return vreinterpretq_s32_f32(v); }
   static f32 f32_of_bits(i32 v) { return vreinterpretq_f32_s32(v); }
 
+  static i32 load_s8(const void* p) {
+    int32_t bytes;
+    std::memcpy(&bytes, p, 4);
+    return vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bytes)))));
+  }
+  // The first n, zeros after them.
+  static i32 load_u8_n(const void* p, int n) {
+    uint8_t bytes[LANES] = {};
+    std::memcpy(bytes, p, size_t(n));
+    return load_u8(bytes);
+  }
+  static i32 load_s8_n(const void* p, int n) {
+    int8_t bytes[LANES] = {};
+    std::memcpy(bytes, p, size_t(n));
+    return load_s8(bytes);
+  }
+  // sum + a * b for lanes of a that fit s16 and b = factor_s16 of such.
+  static i32 factor_s16(i32 v) { return v; }
+  static i32 add_product(i32 sum, i32 a, i32 b) { return vmlaq_s32(sum, a, b); }
   // v[index] lane by lane, index modulo LANES.
   static i32 permute(i32 v, i32 index) {
     const uint32x4_t lane = vandq_u32(vreinterpretq_u32_s32(index), vdupq_n_u32(LANES - 1));

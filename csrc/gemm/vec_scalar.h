@@ -228,6 +228,21 @@ struct Vec {
     return sum;
   }
 #endif
+  static i32 load_s8(const void* p) { return i32(u32(load_u8(p)) << 24) >> 24; }
+  // The first n, zeros after them.
+  static i32 load_u8_n(const void* p, int n) {
+    uint8_t bytes[LANES] = {};
+    std::memcpy(bytes, p, size_t(n));
+    return load_u8(bytes);
+  }
+  static i32 load_s8_n(const void* p, int n) {
+    int8_t bytes[LANES] = {};
+    std::memcpy(bytes, p, size_t(n));
+    return load_s8(bytes);
+  }
+  // sum + a * b for lanes of a that fit s16 and b = factor_s16 of such.
+  static i32 factor_s16(i32 v) { return v & 0xFFFF; }  // the odd halves of VPMADDWD add nothing
+  static i32 add_product(i32 sum, i32 a, i32 b) { return madd_s16(sum, a, b); }
   // v[index] lane by lane, index modulo LANES.
   static i32 permute(i32 v, i32 index) { return __builtin_shuffle(v, index); }
   // Lane j of rows[i] becomes lane i of rows[j].

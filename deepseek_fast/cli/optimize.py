@@ -18,6 +18,9 @@ def add(subparsers: Any) -> None:
     parser.add_argument("input", type=Path, metavar="IN", help="an ONNX file")
     parser.add_argument("output", type=Path, metavar="OUT", help="where to write; replaced only when all went well")
     parser.add_argument("--quantize", choices=("w8a8", "w8a16"), help="int8 weights; w8a8: int8 activations too")
+    parser.add_argument(
+        "--precision", choices=("float32", "bf16"), default="float32", help="bf16: our operators compute in bfloat16"
+    )
     parser.add_argument("--level", type=int, default=3, metavar="N", help="0 only attaches bodies ... 3 all (default)")
     parser.add_argument("--fuse", nargs="+", metavar="NAME", help='only these rewrites: "MatMul+Add", "Gemm", ...')
     parser.add_argument("--verify", action="store_true", help="run both files and compare; exit code 1 if they differ")
@@ -38,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
             fuse_ops=arguments.fuse,
             quantize=arguments.quantize,
             optim_level=arguments.level,
+            precision=arguments.precision,
             output=arguments.output,
         )
         report = None

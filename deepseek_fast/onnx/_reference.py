@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 from deepseek_fast.onnx import _inputs
+from deepseek_fast.onnx._compare import has_bf16
 from deepseek_fast.onnx._runtime import STOCK, Runner, one_line
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 class Reference(Protocol):
     source: Source | None
 
+    def has_bf16(self) -> bool: ...
+
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
 
@@ -29,7 +32,11 @@ class OnnxReference:
 
     def __init__(self, source: Source, threads: int | None) -> None:
         self.source: Source | None = source
+        self._model = source.model
         self._runner = reference_runner(source.model, source, threads)
+
+    def has_bf16(self) -> bool:
+        return has_bf16(self._model)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
@@ -76,6 +83,11 @@ class TorchReference:
         self._outputs = [value.name for value in candidate.graph.output]
         parameters = inspect.signature(module.forward).parameters
         self._by_name = all(name in parameters for name in self._inputs)
+
+    def has_bf16(self) -> bool:
+        import torch
+
+        return any(tensor.dtype == torch.bfloat16 for tensor in (*self._module.parameters(), *self._module.buffers()))
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ def surely_equal_dim(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
     if isinstance(a, int) or isinstance(b, int):
         return a == b
     return a.value is not None and a.value == b.value
+
+
+def known_size(value: ir.Value) -> int:
+    """The product of what is known of its shape."""
+    return math.prod(size for size in value.shape or () if isinstance(size, int)) or 1
 
 
 def shape_text(shape: ir.Shape | None) -> str:

@@ -42,7 +42,8 @@ def verify(
     inputs: arrays by input name, or several such sets; None: made from `seed`, one set a batch size.
     atol, rtol, min_cosine: what every output must meet; of atol and rtol one is enough; rtol is relative to the
         largest value. Where none is given: a cosine of 0.97 in the worst row for int8 activations, 0.995 for int8
-        weights only, else an rtol that follows from the candidate's operators (see _compare.tolerances_for).
+        weights only, 0.95 for float32 computed in bfloat16, else an rtol that follows from the candidate's operators
+        (see _compare.tolerances_for).
     runtimes: of "library" (ONNX Runtime with ours) and "stock" (ONNX Runtime on the function bodies);
         None: stock, and library where it loads.
 
@@ -55,7 +56,7 @@ def verify(
     wanted = _check_runtimes(runtimes)
     source = read_source(candidate, "candidate")
     known = _reference(reference, source.model, threads)
-    tolerances = tolerances_for(source.model, atol, rtol, min_cosine)
+    tolerances = tolerances_for(source.model, atol, rtol, min_cosine, reference_has_bf16=known.has_bf16())
     problems = structure_problems(source, known.source)
     outputs: list[OutputReport] = []
     failed: tuple[str, Feeds] | None = None

@@ -1,8 +1,7 @@
 // One channel a group: vectors over channels, a run of output pixels of two rows at a time. A value of x is loaded once
-// for all the taps that read it; sums are in registers, started at zero, in the order r, s.
+// for all the taps that read it; sums are in registers, in the order r, s.
 #pragma once
-#include "kernels/fused_conv/finish.h"
-#include "kernels/fused_conv/packed.h"
+#include "kernels/fused_conv/lanes.h"
 #include "kernels/fused_conv/unrolled.h"
 #include "kernels/fused_conv/windows.h"
 
@@ -14,8 +13,7 @@ namespace {
 struct DepthwiseRun {
   const char* x;  // row and column 0, the first channel
   int64_t x_row, x_column;
-  const char* weight;  // the first channel of tap (0, 0)
-  int64_t weight_tap;
+  const char* weight;   // the first channel of tap (0, 0)
   Range rows, columns;  // of x that the run needs
   int64_t R, S, lower;  // lower: the row where the second output row's windows begin
   int64_t stride, dilation;
@@ -24,21 +22,15 @@ struct DepthwiseRun {
   bool two;           // output rows
 };
 
-template <class V, Dtype dtype, bool whole>
-[[gnu::always_inline]] inline typename V::f32 load_channels(const char* x, int n) {
-  auto v = load_value<V, dtype>(x, 0, whole ? V::LANES : n);
-  V::keep(v);  // else GCC loads it once a tap
-  return v;
-}
-
 // What one row of x adds to the sums of the output rows above and below, without dilation.
 template <class V, Dtype dtype, int S, int stride, bool whole, bool above, bool below, int pixels>
-[[gnu::always_inline]] inline void add_row(const DepthwiseRun& run, int64_t row,
-                                           typename V::f32 (&sums)[2][pixels][1]) {
-  typename V::f32 w[2][S];
+[[gnu::always_inline]] inline void add_row(const DepthwiseRun& run, const Lanes<V, dtype>& lanes, int64_t row,
+                                           typename Lanes<V, dtype>::Vector (&sums)[2][pixels][1]) {
+  using L = Lanes<V, dtype>;
+  typename L::Vector w[2][S];
   unrolled<S>([&](auto s) __attribute__((always_inline)) {
     const auto load = [&](int64_t r) __attribute__((always_inline)) {
-      return V::load(reinterpret_cast<const float*>(run.weight + (r * S + s) * run.weight_tap));
+      return L::weight(run.weight + (r * S + s) * lanes.weight_step, V::LANES);
     };
     if (above) w[0][s] = load(row);
     if (below) w[1][s] = load(row - run.lower);
@@ -47,12 +39,13 @@ template <class V, Dtype dtype, int S, int stride, bool whole, bool above, bool 
   unrolled_while<(pixels - 1) * stride + S>([&](auto j) __attribute__((always_inline)) {
     if (j >= run.columns.end) return false;
     if (j >= S - 1 || j >= run.columns.begin) {
-      const auto v = load_channels<V, dtype, whole>(x, run.n);
+      auto v = lanes.load(x, whole ? V::LANES : run.n);
+      V::keep(v);  // else GCC loads it once a tap
       unrolled<S>([&](auto s) __attribute__((always_inline)) {
         constexpr int i = (j - s) / stride;
         if constexpr (j >= s && (j - s) % stride == 0 && i < pixels) {
-          if (above) sums[0][i][0] = V::madd(v, w[0][s], sums[0][i][0]);
-          if (below) sums[1][i][0] = V::madd(v, w[1][s], sums[1][i][0]);
+          if (above) sums[0][i][0] = L::madd(v, w[0][s], sums[0][i][0]);
+          if (below) sums[1][i][0] = L::madd(v, w[1][s], sums[1][i][0]);
         }
       });
     }
@@ -68,65 +61,71 @@ template <class V, Dtype dtype, int S, int stride, bool whole, bool above, bool 
 
 // The same of one output row and any window.
 template <class V, Dtype dtype, bool whole, int pixels>
-[[gnu::always_inline]] inline void add_any_row(const DepthwiseRun& run, int64_t row,
-                                               typename V::f32 (&sums)[pixels][1]) {
+[[gnu::always_inline]] inline void add_any_row(const DepthwiseRun& run, const Lanes<V, dtype>& lanes, int64_t row,
+                                               typename Lanes<V, dtype>::Vector (&sums)[pixels][1]) {
+  using L = Lanes<V, dtype>;
   const char* x = run.x + row * run.x_row;
   for (int64_t s = 0; s < run.S; ++s) {
-    const auto w = V::load(reinterpret_cast<const float*>(run.weight + (row * run.S + s) * run.weight_tap));
+    const auto w = L::weight(run.weight + (row * run.S + s) * lanes.weight_step, V::LANES);
     unrolled<pixels>([&](auto i) __attribute__((always_inline)) {
       const int64_t j = i * run.stride + s * run.dilation;
       if (j >= run.columns.begin && j < run.columns.end)
-        sums[i][0] = V::madd(load_channels<V, dtype, whole>(x + j * run.x_column, run.n), w, sums[i][0]);
+        sums[i][0] = L::madd(lanes.load(x + j * run.x_column, whole ? V::LANES : run.n), w, sums[i][0]);
     });
   }
 }
 
 // S, stride: of windows without dilation that begin less than S before x; 0: whatever the run says.
 template <class V, Dtype dtype, int S, int stride, bool whole, int rows, int pixels>
-[[gnu::always_inline]] inline void depthwise_tile(const DepthwiseRun& run, const Finish<V, dtype>& finish, int64_t f) {
-  typename V::f32 sums[2][pixels][1];
-  unrolled<pixels>([&](auto i) __attribute__((always_inline)) { sums[0][i][0] = sums[1][i][0] = V::zero(); });
+[[gnu::always_inline]] inline void depthwise_tile(const DepthwiseRun& run, const Lanes<V, dtype>& lanes,
+                                                  const typename Lanes<V, dtype>::AnyFinish& finish, int64_t f) {
+  using L = Lanes<V, dtype>;
+  typename L::Vector sums[2][pixels][1];
+  const int n = whole ? V::LANES : run.n;
+  const auto start = lanes.start(f, n);
+  unrolled<pixels>([&](auto i) __attribute__((always_inline)) { sums[0][i][0] = sums[1][i][0] = start; });
   for (int64_t row = run.rows.begin; row < run.rows.end; ++row) {
     if constexpr (S == 0) {
-      add_any_row<V, dtype, whole>(run, row, sums[0]);
+      add_any_row<V, dtype, whole>(run, lanes, row, sums[0]);
     } else if (rows == 1) {
-      add_row<V, dtype, S, stride, whole, true, false>(run, row, sums);
+      add_row<V, dtype, S, stride, whole, true, false>(run, lanes, row, sums);
     } else if (row < run.R) {
       if (row >= run.lower)
-        add_row<V, dtype, S, stride, whole, true, true>(run, row, sums);
+        add_row<V, dtype, S, stride, whole, true, true>(run, lanes, row, sums);
       else
-        add_row<V, dtype, S, stride, whole, true, false>(run, row, sums);
+        add_row<V, dtype, S, stride, whole, true, false>(run, lanes, row, sums);
     } else if (row >= run.lower) {
-      add_row<V, dtype, S, stride, whole, false, true>(run, row, sums);
+      add_row<V, dtype, S, stride, whole, false, true>(run, lanes, row, sums);
     }
   }
-  const int n = whole ? V::LANES : run.n;
-  finish.tile(sums[0], f, n, run.count, run.above);
-  if (rows == 2 && run.two) finish.tile(sums[1], f, n, run.count, run.below);
+  L::finish_tile(finish, sums[0], f, n, run.count, run.above);
+  if (rows == 2 && run.two) L::finish_tile(finish, sums[1], f, n, run.count, run.below);
 }
 
 // A function of its own: GCC keeps all sums in registers here.
 template <class V, Dtype dtype, int S, int stride, bool whole, int rows, int pixels>
-[[gnu::noinline]] void depthwise_channels(DepthwiseRun run, const Finish<V, dtype>& finish, Range f) {
-  constexpr int64_t VALUE_BYTES = dtype == Dtype::f32 ? 4 : 2;
+[[gnu::noinline]] void depthwise_channels(DepthwiseRun run, const Lanes<V, dtype>& lanes,
+                                          const typename Lanes<V, dtype>::AnyFinish& finish, Range f) {
+  using L = Lanes<V, dtype>;
   for (; f.begin < f.end; f.begin += V::LANES) {
-    depthwise_tile<V, dtype, S, stride, whole, rows, pixels>(run, finish, f.begin);
-    run.x += V::LANES * VALUE_BYTES;
-    run.weight += V::LANES * 4;
+    depthwise_tile<V, dtype, S, stride, whole, rows, pixels>(run, lanes, finish, f.begin);
+    run.x += V::LANES * L::VALUE_BYTES;
+    run.weight += V::LANES * L::WEIGHT_BYTES;
   }
 }
 
 // Runs of up to `pixels` of `rows` output rows.
 template <class V, Dtype dtype, int S, int stride, int rows, int pixels>
 [[gnu::noinline]] void depthwise_runs(const ConvArgs& args, const Block& block) {
-  constexpr int64_t VALUE_BYTES = dtype == Dtype::f32 ? 4 : 2;
-  const Finish<V, dtype> finish(args, block);
-  const char* weight = static_cast<const char*>(args.packed) + sizeof(PackedHeader) + block.f.begin * 4;
+  using L = Lanes<V, dtype>;
+  constexpr int64_t VALUE_BYTES = L::VALUE_BYTES;
+  const L lanes(args);
+  const typename L::AnyFinish finish(args, block);
+  const char* weight = lanes.packed + block.f.begin * L::WEIGHT_BYTES;
   const int64_t channels = block.f.end - block.f.begin;
   DepthwiseRun run;
   run.x_row = args.dilation.h * block.x.stride_h * VALUE_BYTES;
   run.x_column = block.x.stride_w * VALUE_BYTES;
-  run.weight_tap = divide_up(args.F, DEPTHWISE_LANES) * DEPTHWISE_LANES * 4;
   run.R = args.R;
   run.S = args.S;
   run.stride = args.stride.w;
@@ -150,11 +149,13 @@ template <class V, Dtype dtype, int S, int stride, int rows, int pixels>
       run.below = finish.ends(p + run.two, q);
       run.n = int(channels % V::LANES);
       const int64_t whole = channels - run.n;
-      depthwise_channels<V, dtype, S, stride, true, rows, pixels>(run, finish, {block.f.begin, block.f.begin + whole});
+      depthwise_channels<V, dtype, S, stride, true, rows, pixels>(run, lanes, finish,
+                                                                  {block.f.begin, block.f.begin + whole});
       if (run.n > 0) {
         run.x += whole * VALUE_BYTES;
-        run.weight += whole * 4;
-        depthwise_channels<V, dtype, S, stride, false, rows, pixels>(run, finish, {block.f.begin + whole, block.f.end});
+        run.weight += whole * L::WEIGHT_BYTES;
+        depthwise_channels<V, dtype, S, stride, false, rows, pixels>(run, lanes, finish,
+                                                                     {block.f.begin + whole, block.f.end});
       }
     }
   }

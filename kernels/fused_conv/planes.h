@@ -20,10 +20,7 @@ inline typename V::i32 load_lanes(const char* p, int64_t n) {
     return V::template shift_right<16>(
         V::bits_of(n >= V::LANES ? V::load_bf16(values) : V::load_bf16_n(values, int(n))));
   } else {
-    if (n >= V::LANES) return V::load_u8(p);
-    uint8_t values[V::LANES] = {};
-    std::memcpy(values, p, size_t(n));
-    return V::load_u8(values);
+    return n >= V::LANES ? V::load_u8(p) : V::load_u8_n(p, int(n));
   }
 }
 

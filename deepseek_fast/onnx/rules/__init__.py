@@ -50,7 +50,7 @@ class Rule(Protocol):
     def rewrite(self, node: ir.Node, rewriter: Rewriter) -> str | None: ...
 
 
-RULES: tuple[Rule, ...] = (  # type: ignore[assignment]
+BEFORE_PRECISION: tuple[Rule, ...] = (  # type: ignore[assignment]
     no_op,
     fp8_matmul,  # before those that would fold the weight, and count its growth
     fp8_gemm,
@@ -73,10 +73,13 @@ RULES: tuple[Rule, ...] = (  # type: ignore[assignment]
     conv_pool,
     pool,
     lrn,
-    conv_winograd,
-    conv_layout,
+)
+AFTER_PRECISION: tuple[Rule, ...] = (  # type: ignore[assignment]
+    conv_winograd,  # in float32 only
+    conv_layout,  # Casts go along
     fp8_quantize,  # what is left of float8 when all products are ours
     fp8_dequantize,
 )
+RULES = (*BEFORE_PRECISION, *AFTER_PRECISION)
 RULE_NAMES = tuple(dict.fromkeys(rule.NAME for rule in RULES))
 QUANTIZABLE = (gemm.NAME, matmul.NAME)  # what optim_level 0 still rewrites when quantize is given

@@ -10,13 +10,13 @@ Transpose stands only where NHWC meets an operator that ai.onnx defines on NCHW,
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from deepseek_fast.onnx import _convs
 from deepseek_fast.onnx._movable import TO_PIXELS, TO_PLANES, Movable, in_pixels, movable, ours
+from deepseek_fast.onnx._shapes import known_size
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -129,8 +129,8 @@ class _Plan:
             groups[self._root(value)].append(known)
         chosen: dict[ir.Value, None] = {}
         for group in groups.values():
-            planes = sum(TURNED * known.turns * _size(known.value) for known in group)
-            pixels = sum(TRANSPOSED * self._boundaries(known) * _size(known.value) for known in group)
+            planes = sum(TURNED * known.turns * known_size(known.value) for known in group)
+            pixels = sum(TRANSPOSED * self._boundaries(known) * known_size(known.value) for known in group)
             if pixels < planes:
                 chosen |= dict.fromkeys(known.value for known in group)
         return chosen
@@ -228,9 +228,3 @@ def _permuted(shape: ir.Shape | None, perm: tuple[int, ...]) -> ir.Shape | None:
     import onnx_ir as ir
 
     return None if shape is None else ir.Shape([shape[i] for i in perm])
-
-
-def _size(value: ir.Value) -> int:
-    """The product of what is known of its shape."""
-    sizes = value.shape or ()
-    return math.prod(size for size in sizes if isinstance(size, int)) or 1
