@@ -63,3 +63,8 @@ def has_layout(value: Tensor, spatial: int) -> bool:
     """Whether a door hands it on as it is: channels or columns side by side, or more than any memory, for the check."""
     strides = value.stride()
     return 1 in (*strides[-1:], *strides[-1 - spatial :][:1]) or value.numel() > 1 << 32
+
+
+def pool_arguments(window: Any) -> dict[str, Any]:
+    """Of pool2d, from a max_pool of fused_conv."""
+    return dict(zip(_conv.POOL_ARGS, window if isinstance(window, tuple) else (window,), strict=False))

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import deepseek_fast
-from deepseek_fast import _conv
 from deepseek_fast.kernels.fused_conv import ref, test_fused_conv, test_fused_conv_errors, test_local_response_norm
 from deepseek_fast.kernels.fused_conv.cases import (
     CASES,
@@ -27,7 +26,7 @@ from deepseek_fast.kernels.fused_conv.cases import (
 )
 from tests.conv_doors import assert_close, assert_same, call, prepared, prepared_int8
 from tests.emulated import Cpu, Emulated
-from tests.emulated_convs import LRN, conv
+from tests.emulated_convs import LRN, conv, pool_arguments
 from tests.test_emulated import RUNS, arguments_of, started
 
 pytestmark = pytest.mark.slow  # `make test-emulated` runs them
@@ -97,11 +96,10 @@ def test_int8_has_the_bits_of_the_reference(emulated: Emulated) -> None:
 def test_pool2d(emulated: Emulated, dtype: torch.dtype, generator: torch.Generator) -> None:
     for pool, C, layout in product(POOLS, (1, 21), LAYOUTS):
         x = laid_out(torch.randn(2, C, 13, 15, generator=generator).to(dtype), layout)
-        window = dict(zip(_conv.POOL_ARGS, pool if isinstance(pool, tuple) else (pool,), strict=False))
         for options in test_fused_conv.POOL_OPTIONS:
-            inputs = {"x": x, **window, **options}
+            inputs = {"x": x} | pool_arguments(pool) | options
             want, bound = ref.pool2d_ref(**inputs).double(), ref.pool2d_bound(**inputs)
-            assert_close(conv(emulated, "pool2d", inputs), want, bound, f"{layout} C={C} {window} {options}")
+            assert_close(conv(emulated, "pool2d", inputs), want, bound, f"{layout} C={C} {pool} {options}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
