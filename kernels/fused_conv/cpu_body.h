@@ -13,12 +13,20 @@ namespace dsf::fused_conv {
 namespace {
 
 template <Dtype dtype>
+constexpr auto lrn_of() {
+  if constexpr (dtype == Dtype::f32 || dtype == Dtype::bf16)
+    return lrn<Vec, dtype>;
+  else
+    return nullptr;
+}
+
+template <Dtype dtype>
 constexpr Kernel KERNEL = {tiles<Vec, dtype>,
                            depthwise<Vec, dtype>,
                            grouped<Vec, dtype>,
                            dtype == Dtype::f32 ? winograd<Vec> : nullptr,
                            pool<Vec, dtype>,
-                           lrn<Vec, dtype>,
+                           lrn_of<dtype>(),
                            to_pixels<Vec, int(value_bytes(dtype))>,
                            to_planes<Vec, int(value_bytes(dtype))>};
 

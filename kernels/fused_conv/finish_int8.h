@@ -55,6 +55,12 @@ struct FinishInt8 {
             r.data ? r.data + (p - r.h_begin) * r.stride_h + q * r.stride_w : nullptr};
   }
 
+  // From a pixel to the next one of its row.
+  void next(Ends* ends) const {
+    ends->y += block.y_stride_w;
+    if (ends->residual) ends->residual += block.residual.stride_w;
+  }
+
   // As Finish::tile.
   template <int pixels, int vectors, class EndsOf>
   [[gnu::always_inline]] void tile(const typename V::i32 (&sums)[pixels][vectors], int64_t f, int64_t channels,

@@ -1,0 +1,7 @@
+#include "csrc/gemm/vec_neon.h"
+#include "kernels/fused_conv/cpu_body.h"
+
+namespace dsf::fused_conv {
+const Kernel fused_conv_u8_neon_dotprod = KERNEL<Dtype::u8>;
+const Kernel fused_conv_s8_neon_dotprod = KERNEL<Dtype::i8>;
+}  // namespace dsf::fused_conv
