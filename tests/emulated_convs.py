@@ -11,13 +11,15 @@ import deepseek_fast
 from deepseek_fast import _conv
 from tests.emulated import AsItLies, Emulated, as_tensor
 
+LRN = "local_response_norm"
+
 
 def conv(process: Emulated, op: str, inputs: dict[str, Any]) -> Tensor:
     """The op; RuntimeError with the sentence where it refuses its arguments, what the doors refuse as they do."""
     signature = inspect.signature(getattr(deepseek_fast, op))
     defaults = {n: p.default for n, p in signature.parameters.items() if p.default is not inspect.Parameter.empty}
     given = numbers(op, {name: value for name, value in (defaults | inputs).items() if value is not None})
-    spatial = given["weight"].dim() - 2 if "weight" in given else 2
+    spatial = 2 if op == "pool2d" else given["x" if op == LRN else "weight"].dim() - 2
     words = {name: word(name, value, spatial) for name, value in given.items()}
     values, *form = process.run(op, words)
     sizes, strides = (struct.unpack(f"<{len(numbers) // 8}q", numbers) for numbers in form)
@@ -27,6 +29,10 @@ def conv(process: Emulated, op: str, inputs: dict[str, Any]) -> Tensor:
 
 def numbers(op: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments as the compiled operators take them: windows in numbers."""
+    if op == LRN:
+        reals = ("alpha", "beta", "k")
+        _conv.check_lrn(op, *(arguments.get(name) for name in ("size", *reals)))
+        return arguments | {name: float(arguments[name]) for name in reals}
     if op == "pool2d":
         _conv.check_name(op, "kind", arguments.get("kind"))
         parts = [arguments.pop(name, None) for name in _conv.POOL_ARGS]
@@ -54,6 +60,11 @@ def word(name: str, value: Any, spatial: int) -> Any:
 
 
 def has_layout(value: Tensor, spatial: int) -> bool:
-    """Whether a door hands it on as it is: channels or columns side by side; what is repeated is checked as it is."""
+    """Whether a door hands it on as it is: channels or columns side by side, or more than any memory, for the check."""
     strides = value.stride()
-    return 0 in strides or 1 in (*strides[-1:], *strides[-1 - spatial :][:1])
+    return 1 in (*strides[-1:], *strides[-1 - spatial :][:1]) or value.numel() > 1 << 32
+
+
+def pool_arguments(window: Any) -> dict[str, Any]:
+    """Of pool2d, from a max_pool of fused_conv."""
+    return dict(zip(_conv.POOL_ARGS, window if isinstance(window, tuple) else (window,), strict=False))

@@ -1,14 +1,21 @@
 """fused_conv, pool2d and local_response_norm read nothing outside x, the weight, plain and packed, the bias and the
-residual: each lies against a page that the process may not touch, behind it or before it.
+residual: each lies against a page that the process may not touch, behind it or before it. So do the result and the
+workspace where tests/native/convs.h makes the call.
 """
 
 import signal
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 
+from deepseek_fast.kernels.fused_conv.cases import CASES, LAYOUTS, LRN_CASES, POOLS, laid_out
+from tests.conv_doors import assert_close, assert_same, call, prepared
+from tests.emulated import THIS, Emulated, Unavailable
+from tests.emulated_convs import LRN, conv, pool_arguments
 from tests.plugin import supported_isas
 
 CALLS = """
@@ -85,3 +92,24 @@ def test_no_byte_outside_an_operand_is_read(level: str) -> None:
     done = run(f"LEVEL = {level!r}\n{CALLS}")
     last = done.stdout.splitlines()[-1:]
     assert done.returncode == 0, f"{last}: {done.returncode} {done.stderr[-600:]}"
+
+
+@pytest.mark.parametrize("place", ["end", "begin"])
+@pytest.mark.parametrize("level", supported_isas())
+def test_no_byte_outside_the_result_or_the_workspace_is_touched(level: str, place: str) -> None:
+    try:
+        process = Emulated(THIS, level, place)
+    except Unavailable as missing:
+        pytest.skip(str(missing))
+    with process:
+        assert process.level == level
+        for case in CASES:
+            inputs, want, bound = prepared(case)
+            assert_close(conv(process, "fused_conv", inputs), want, bound, case.id)
+        for (shape, size), layout in product(LRN_CASES, LAYOUTS):
+            x = laid_out(torch.randn(shape), layout)
+            assert_same(conv(process, LRN, {"x": x, "size": size}), call(LRN, "torch", {"x": x, "size": size}), "LRN")
+        for C, layout, window in product((1, 15, 33), LAYOUTS, POOLS):
+            x = laid_out(torch.randn(2, C, 13, 15), layout)
+            inputs = {"x": x} | pool_arguments(window)
+            assert_same(conv(process, "pool2d", inputs), call("pool2d", "torch", inputs), "pool2d")

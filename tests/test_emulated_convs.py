@@ -13,16 +13,24 @@ import pytest
 import torch
 
 import deepseek_fast
-from deepseek_fast import _conv
-from deepseek_fast.kernels.fused_conv import ref, test_fused_conv, test_fused_conv_errors
-from deepseek_fast.kernels.fused_conv.cases import CASES, INT8_CASES, LAYOUTS, POOLS, Case, laid_out
-from tests.conv_doors import assert_close, call, prepared, prepared_int8
+from deepseek_fast.kernels.fused_conv import ref, test_fused_conv, test_fused_conv_errors, test_local_response_norm
+from deepseek_fast.kernels.fused_conv.cases import (
+    CASES,
+    INT8_CASES,
+    LAYOUTS,
+    LRN_BETAS,
+    LRN_CASES,
+    POOLS,
+    Case,
+    laid_out,
+)
+from tests.conv_doors import assert_close, assert_same, call, prepared, prepared_int8
 from tests.emulated import Cpu, Emulated
-from tests.emulated_convs import conv
+from tests.emulated_convs import LRN, conv, pool_arguments
 from tests.test_emulated import RUNS, arguments_of, started
 
 pytestmark = pytest.mark.slow  # `make test-emulated` runs them
-OPS = ("fused_conv", "fused_conv_int8", "pool2d")
+REFUSED = {"fused_conv": 50, "fused_conv_int8": 20, "pool2d": 10, LRN: 5}  # sentences of the compiled checks, at least
 BORROWED = (
     test_fused_conv.test_images_repeated_by_a_stride_of_zero,
     test_fused_conv.test_pool2d_takes_torch_s_place,
@@ -33,6 +41,9 @@ BORROWED = (
     test_fused_conv.test_the_typical_error_grows_as_the_root_of_the_taps,
     test_fused_conv.test_nan_and_infinity_reach_the_windows_that_hold_them,
     test_fused_conv.test_an_activation_keeps_nan,
+    test_local_response_norm.test_it_takes_torch_s_place,
+    test_local_response_norm.test_odd_strides,
+    test_local_response_norm.test_nan_and_infinity_reach_the_windows_that_hold_them,
 )
 
 
@@ -85,11 +96,23 @@ def test_int8_has_the_bits_of_the_reference(emulated: Emulated) -> None:
 def test_pool2d(emulated: Emulated, dtype: torch.dtype, generator: torch.Generator) -> None:
     for pool, C, layout in product(POOLS, (1, 21), LAYOUTS):
         x = laid_out(torch.randn(2, C, 13, 15, generator=generator).to(dtype), layout)
-        window = dict(zip(_conv.POOL_ARGS, pool if isinstance(pool, tuple) else (pool,), strict=False))
         for options in test_fused_conv.POOL_OPTIONS:
-            inputs = {"x": x, **window, **options}
+            inputs = {"x": x} | pool_arguments(pool) | options
             want, bound = ref.pool2d_ref(**inputs).double(), ref.pool2d_bound(**inputs)
-            assert_close(conv(emulated, "pool2d", inputs), want, bound, f"{layout} C={C} {window} {options}")
+            assert_close(conv(emulated, "pool2d", inputs), want, bound, f"{layout} C={C} {pool} {options}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_lrn(emulated: Emulated, dtype: torch.dtype, generator: torch.Generator) -> None:
+    """Without a power of libm's, the bits of x86-64."""
+    for (i, (shape, size)), beta in product(enumerate(LRN_CASES), LRN_BETAS):
+        x = laid_out((torch.randn(shape, generator=generator) * 8).to(dtype), LAYOUTS[i % 2])
+        inputs = {"x": x, "size": size, "alpha": 0.3, "beta": beta, "k": 2.0}
+        got = conv(emulated, LRN, inputs)
+        what = f"{shape}, strides {x.stride()}, size {size}, beta {beta}"
+        assert_close(got, ref.lrn_ref(**inputs), ref.lrn_bound(**inputs), what)
+        if beta in (0.5, 0.75, 1.0):
+            assert_same(got, call(LRN, "torch", inputs), what)
 
 
 @pytest.mark.parametrize("test", BORROWED, ids=lambda test: test.__name__)
@@ -106,16 +129,17 @@ def test_what_holds_at_the_other_doors(emulated: Emulated, test: Any, monkeypatc
         names = list(inspect.signature(getattr(deepseek_fast, op)).parameters)
         return lambda *args, **given: counted(op, dict(zip(names, args, strict=False)) | given)
 
-    door = SimpleNamespace(fused_conv=public("fused_conv"), pool2d=public("pool2d"))
-    monkeypatch.setattr(test_fused_conv, "call", lambda op, _, inputs: counted(op, inputs))
-    monkeypatch.setattr(test_fused_conv, "deepseek_fast", door)
+    door = SimpleNamespace(**{op: public(op) for op in REFUSED})
+    for module in (test_fused_conv, test_local_response_norm):
+        monkeypatch.setattr(module, "call", lambda op, _, inputs: counted(op, inputs))
+        monkeypatch.setattr(module, "deepseek_fast", door)
     for arguments in arguments_of(test):
         if arguments.get("door", "torch") == "torch":
             test(**arguments, **({"isa": emulated.level} if "isa" in test.__code__.co_varnames else {}))
     assert calls, "the borrowed test calls no kernel"
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", REFUSED)
 def test_the_sentences_are_those_of_the_other_doors(emulated: Emulated, op: str) -> None:
     refused = 0
     for name, changes, kind, _ in test_fused_conv_errors.BAD:
@@ -131,4 +155,4 @@ def test_the_sentences_are_those_of_the_other_doors(emulated: Emulated, op: str)
             refused += 1
         except (TypeError, ValueError):
             pass  # no numbers: the doors refuse it themselves
-    assert refused >= {"fused_conv": 50, "fused_conv_int8": 20, "pool2d": 10}[op]
+    assert refused >= REFUSED[op]

@@ -1,4 +1,4 @@
-// fused_conv, fused_conv_int8 and pool2d by their plain C ABI: check, pack, allocate, call, as every door does.
+// fused_conv and its family by their plain C ABI: check, pack, allocate, call, as every door does.
 // Lists of numbers are tensors of one dimension, int32 or float32.
 #pragma once
 #include "kernels/fused_conv/door.h"
@@ -117,11 +117,32 @@ void run_pool2d(const char* op, const Arguments& arguments) {
   y.write();
 }
 
+void run_local_response_norm(const char* op, const Arguments& arguments) {
+  const int64_t size = arguments.integer("size", 0);
+  const auto f32 = [&](const char* name) { return float(real(arguments, name)); };
+  const LrnCall call{op, arguments.needed("x"), size, size / 2, f32("alpha"), f32("beta"), f32("k")};
+  LrnArgs args;
+  Problem problem;
+  if (!DSF_FUNCTION(dsf_lrn_check)(&call, &args, &problem)) return write_problem(problem);
+  if (args.x_layout == Layout::neither) die("a door copies what has neither layout");
+  const Result4 y(shape_of_result(call, &args), dtype_of(call.x.dtype_name).bytes);
+  args.y = y.memory.data;
+  Context context = serial();
+  const Guarded workspace(DSF_FUNCTION(dsf_lrn_workspace_bytes)(&context, &args), DOOR_ALIGNMENT);
+  context.workspace = workspace.data;
+  DSF_FUNCTION(dsf_lrn)(&context, &args);
+  y.write();
+}
+
 using ConvOp = void (*)(const char* op, const Arguments& arguments);
 // Null for a name that is none of the family's.
 ConvOp conv_named(const std::string& name) {
   static const std::map<std::string, ConvOp> OPS = {
-      {"fused_conv", run_fused_conv}, {"fused_conv_int8", run_fused_conv_int8}, {"pool2d", run_pool2d}};
+      {"fused_conv", run_fused_conv},
+      {"fused_conv_int8", run_fused_conv_int8},
+      {"pool2d", run_pool2d},
+      {"local_response_norm", run_local_response_norm},
+  };
   const auto at = OPS.find(name);
   return at == OPS.end() ? nullptr : at->second;
 }
