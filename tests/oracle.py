@@ -43,7 +43,8 @@ def assert_within(got: Tensor, want: Tensor, bound: Tensor, what: str = "") -> N
         raise AssertionError(f"{what}: result must be contiguous; got strides {got.stride()}")
     value = got.double()
     error = (value - want).abs()
-    may_overflow = want.abs() + bound >= torch.finfo(got.dtype).max
+    largest = torch.finfo(got.dtype).max if got.is_floating_point() else math.inf
+    may_overflow = want.abs() + bound >= largest
     right = (error <= bound) | (value == want) | ((bound == math.inf) & want.isfinite())
     right |= may_overflow & value.isinf() & (value.sign() == want.sign())
     right = torch.where(want.isnan(), value.isnan(), right)

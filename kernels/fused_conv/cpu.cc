@@ -212,7 +212,7 @@ void Worker::pool_and_store(int64_t n, Range out, Range p, Range f) const {
   block.y = planes ? pooled_ : y_at(n, f.begin, out.begin, 0);
   block.y_stride_w = planes ? plan_.block_f : args_.y_strides.w;
   block.y_stride_h = planes ? args_.out_w * plan_.block_f : args_.y_strides.h;
-  kernel_.pool(rule, block);
+  kernel_of(args_.y_dtype).pool(rule, block);  // bytes may be signed in y alone
   if (planes) store_planes(pooled_, n, out, args_.out_w, f);
 }
 

@@ -1,17 +1,17 @@
 // fused_conv: y = max_pool(act(conv2d(x, weight) + bias (+ residual)) (+ residual)), in one pass over x.
 //
-//   z[n, f, p, q] = bias[f] + sum over r, s, c of x[n, g C/G + c, p stride - pad + r dilation, ...] * weight[f, c, r,
-//   s]
+//   z[n, f, p, q] = bias[f] + sum over r, s, c of weight[f, c, r, s] *
+//                   x[n, g C/G + c, p stride - padding + r dilation, q stride - padding + s dilation]
 //
 // f32, bf16:   sums in f32, started at zero, in the order r, s, c (bf16 pairs of c in one VDPBF16PS or BFDOT where the
-//              level has it, which reads subnormal inputs as zero); a tap outside x adds nothing. Then in f32, in this
-//              order: + bias, + residual ("before"), activation, + residual ("after"), one rounding to y's dtype.
+//              level has it, which reads subnormal inputs as zero); a tap outside x is 0. Then in f32, in this order:
+//              + bias, + residual ("before"), activation, + residual ("after"), one rounding to y's dtype.
 // u8, s8:      sums of (x - x_zero_point) * weight + bias in int32, exact for C/G * R * S <= 65,793; a tap outside x is
 //              x_zero_point. Then in f32, each operation rounded:
 //                z = f32(sum) * (x_scale * weight_scale[f] / y_scale)              as QLinearConv
-//                z + f32(residual - residual_zero_point) * (residual_scale / y_scale)      before or after the
-//                activation act(z), limits divided by y_scale; of a curved activation act(z * y_scale) / y_scale y =
-//                saturate(round_half_even(z) + y_zero_point)
+//                z + f32(residual - residual_zero_point) * (residual_scale / y_scale), before the activation or after
+//                act(z), limits divided by y_scale; of a curved one act(z * y_scale) / y_scale
+//                y = saturate(round_half_even(z) + y_zero_point)
 // winograd:    f32, 3x3, stride 1: sums by F(4x4, 3x3); its error bound is in winograd.h.
 // max_pool:    of y's values: the largest of a window's, NaN where one is NaN; what lies outside takes no part.
 // A result depends neither on the layout, the number of threads, nor on the other images of the batch.
