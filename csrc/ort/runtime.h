@@ -54,7 +54,7 @@ struct Tensor {
   Tensor(Tensor&&) = default;
   Tensor& operator=(Tensor&&) = default;
 
-  // Gives float values the alignment that kernels ask for: weights in an external file may lie at any of its bytes.
+  // Gives values the alignment that kernels ask for: weights in an external file may lie at any of its bytes.
   void align(const char* op);
 };
 

@@ -28,6 +28,15 @@ struct ConvQuantization {
   Dtype y_dtype;
 };
 
+// A zero point that is no int32 stays outside every range.
+inline void set_quantization(ConvCall* call, const ConvQuantization& q) {
+  const auto narrow = [](int64_t value) { return value == int32_t(value) ? int32_t(value) : INT32_MAX; };
+  call->x_scale = float(q.x_scale), call->y_scale = float(q.y_scale), call->residual_scale = float(q.residual_scale);
+  call->x_zero_point = narrow(q.x_zero_point), call->y_zero_point = narrow(q.y_zero_point);
+  call->residual_zero_point = narrow(q.residual_zero_point);
+  call->y_dtype = q.y_dtype;
+}
+
 // A list of another length than it has to have. raise(problem) throws.
 template <class Raise>
 void check_length(const char* op, const char* arg, const std::vector<int64_t>& list, size_t length,
@@ -68,14 +77,7 @@ class ConvRequest {
   }
   ConvRequest(const ConvRequest&) = delete;
 
-  // A zero point that is no int32 stays outside every range.
-  void quantize(const ConvQuantization& q) {
-    const auto narrow = [](int64_t value) { return value == int32_t(value) ? int32_t(value) : INT32_MAX; };
-    call.x_scale = float(q.x_scale), call.y_scale = float(q.y_scale), call.residual_scale = float(q.residual_scale);
-    call.x_zero_point = narrow(q.x_zero_point), call.y_zero_point = narrow(q.y_zero_point);
-    call.residual_zero_point = narrow(q.residual_zero_point);
-    call.y_dtype = q.y_dtype;
-  }
+  void quantize(const ConvQuantization& q) { set_quantization(&call, q); }
 
   static Window window_of(const std::vector<int64_t>& n) {
     return {{n[0], n[1]}, {n[2], n[3]}, {1, 1}, {n[4], n[5], n[6], n[7]}, n[8] != 0};

@@ -1,20 +1,17 @@
 // FusedConv(X, W, B?, R?; ...) -> Y, Pool2d(X; ...) -> Y and LocalResponseNorm(X; ...) -> Y: T = float or bfloat16 for
-// all of a node's tensors, Pool2d's also uint8 and int8. x_layout and y_layout say how X, and Y and R, lie: "NCHW" or
-// "NHWC"; their shapes follow.
-#include <algorithm>
-#include <cstdio>
-#include <cstring>
-
+// all of a node's tensors, Pool2d's also uint8 and int8. FusedConvInt8: see ort_int8.h; X and Y are uint8 or int8.
+// x_layout and y_layout say how X, and Y and R, lie: "NCHW" or "NHWC"; their shapes follow.
 #include "csrc/ort/custom_op.h"
-#include "kernels/fused_conv/door.h"
+#include "kernels/fused_conv/ort_int8.h"
 
 namespace dsf::ort_door {
 namespace {
 
 using Type = ONNXTensorElementDataType;
 using Sizes = std::vector<int64_t>;
-constexpr const char *CONV = "fused_conv", *POOL = "pool2d", *LRN = "local_response_norm";
-constexpr size_t X = 0, WEIGHT = 1, BIAS = 2, RESIDUAL = 3;  // inputs
+constexpr const char *CONV = "fused_conv", *CONV_INT8 = "fused_conv_int8", *POOL = "pool2d",
+                     *LRN = "local_response_norm";
+constexpr size_t X = 0;  // every node's first input
 constexpr Type UNDEFINED = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 constexpr int64_t LARGEST_STEP = int64_t{1} << 30;  // of a window; what is beyond is refused
 const Sizes ONE{1, 1}, NONE{0, 0, 0, 0};            // defaults of strides and of paddings
@@ -75,10 +72,10 @@ Sizes sizes_of(Layout layout, int64_t N, int64_t C, int64_t H, int64_t W) {
   return layout == Layout::pixels ? Sizes{N, H, W, C} : Sizes{N, C, H, W};
 }
 
-// One value, or all of them, zero, of f32 or bf16: what a node gives that has no bias or no residual.
+// One value, or all of them, zero, of f32, bf16 or i32: what a node gives that has no bias or no residual.
 bool is_zero(const TensorView& view) {
-  if (view.dtype != Dtype::f32 && view.dtype != Dtype::bf16) return false;
-  int64_t bytes = view.dtype == Dtype::f32 ? 4 : 2;
+  if (view.dtype != Dtype::f32 && view.dtype != Dtype::bf16 && view.dtype != Dtype::i32) return false;
+  int64_t bytes = view.dtype == Dtype::bf16 ? 2 : 4;
   for (int64_t d = 0; d < view.ndim; ++d) bytes *= view.sizes[d];
   const char* values = static_cast<const char*>(view.data);
   return std::all_of(values, values + bytes, [](char byte) { return byte == 0; });
@@ -97,55 +94,89 @@ int64_t fitting(int64_t known, int64_t kernel, int64_t stride, int64_t dilation,
              : (of_next - 1) * stride + (kernel - 1) * dilation + 1;
 }
 
+// A FusedConv or a FusedConvInt8.
 class ConvKernel : public Kernel {
  public:
-  explicit ConvKernel(const Node& node);
+  ConvKernel(const Node& node, bool is_int8);
   void compute(const Call& call) const override;
 
  private:
   ConvOptions options_of(const Node& node, const std::optional<Tensor>& weight) const;
+  void quantize(const Node& node);
+  bool is_no_residual(const Node& node) const;
   void check_node(const Node& node) const;
   ConvArgs check(const Runtime& runtime, const ConvCall& call) const;
 
+  const bool is_int8_;
+  const char* const op_;
+  const ConvInputs inputs_;
   const Layout x_layout_, y_layout_;
   bool bias_is_zero_ = false, residual_is_zero_ = false;
+  Quantization quantization_;             // of a FusedConvInt8; of scales that a run may change the types alone
+  bool quantization_is_constant_ = true;  // a FusedConv has none
   std::unique_ptr<ConvRequest> request_;
   Memory packed_;  // a constant weight
   int64_t packed_bytes_ = 0;
 };
 
-ConvKernel::ConvKernel(const Node& node)
-    : x_layout_(layout_of(node, CONV, "x_layout")), y_layout_(layout_of(node, CONV, "y_layout")) {
-  std::optional<Tensor> weight = node.constant(WEIGHT);
-  const std::optional<Tensor> bias = node.constant(BIAS), residual = node.constant(RESIDUAL);
+ConvKernel::ConvKernel(const Node& node, bool is_int8)
+    : is_int8_(is_int8),
+      op_(is_int8 ? CONV_INT8 : CONV),
+      inputs_(is_int8 ? INT8_INPUTS : FLOAT_INPUTS),
+      x_layout_(layout_of(node, op_, "x_layout")),
+      y_layout_(layout_of(node, op_, "y_layout")) {
+  std::optional<Tensor> weight = node.constant(inputs_.weight);
+  const std::optional<Tensor> bias = node.constant(inputs_.bias);
   bias_is_zero_ = bias && is_zero(bias->view);
-  residual_is_zero_ = residual && has_one_value(residual->view) && is_zero(residual->view);
+  if (is_int8) quantize(node);
+  residual_is_zero_ = is_no_residual(node);
   const auto raise = [&](const Problem& problem) { fail(node.runtime, problem); };
-  request_ = std::make_unique<ConvRequest>(CONV, false, options_of(node, std::nullopt), raise);
+  request_ = std::make_unique<ConvRequest>(op_, false, options_of(node, std::nullopt), raise);
   check_node(node);
   if (!weight) return;
-  weight->align(CONV);
+  weight->align(op_);
   const ConvWeight plain{weight->view, request_->call.groups, request_->call.algorithm};
   packed_bytes_ = dsf_fused_conv_packed_bytes(&plain);
-  packed_ = Memory(CONV, packed_bytes_);
+  packed_ = Memory(op_, packed_bytes_);
   const Context serial{nullptr, nullptr, 1, nullptr};
   dsf_fused_conv_pack(&serial, &plain, packed_.data());
-  request_ = std::make_unique<ConvRequest>(CONV, true, options_of(node, weight), raise);
+  request_ = std::make_unique<ConvRequest>(op_, true, options_of(node, weight), raise);
+}
+
+// What of the scales and zero points no run changes.
+void ConvKernel::quantize(const Node& node) {
+  for (const size_t place :
+       {X_SCALE, X_ZERO_POINT, WEIGHT_SCALE, Y_SCALE, Y_ZERO_POINT, RESIDUAL_SCALE, RESIDUAL_ZERO_POINT})
+    quantization_is_constant_ &= !node.type(place) || node.constant(place).has_value();
+  if (quantization_is_constant_)
+    quantization_ = read_quantization(node.runtime, op_, [&](size_t place) { return node.constant(place); });
+  else
+    quantization_.numbers.y_dtype = shape_only(node.type(Y_ZERO_POINT).value_or(UNDEFINED), nullptr, 0).dtype;
+}
+
+// One value that adds nothing: of a FusedConvInt8 its zero point.
+bool ConvKernel::is_no_residual(const Node& node) const {
+  const std::optional<Tensor> residual = node.constant(inputs_.residual);
+  if (!residual || !has_one_value(residual->view)) return false;
+  if (!is_int8_) return is_zero(residual->view);
+  const std::optional<Tensor> zero_point = node.constant(RESIDUAL_ZERO_POINT);
+  if (!zero_point || zero_point->view.dtype != residual->view.dtype || !has_one_value(zero_point->view)) return false;
+  return *static_cast<const char*>(residual->view.data) == *static_cast<const char*>(zero_point->view.data);
 }
 
 ConvOptions ConvKernel::options_of(const Node& node, const std::optional<Tensor>& weight) const {
   const std::vector<float> params = node.floats("activation_params");
-  Sizes pool = numbers(node, CONV, "pool_kernel", 2, ONE);
-  for (const int64_t stride : numbers(node, CONV, "pool_stride", 2, pool)) pool.push_back(stride);
+  Sizes pool = numbers(node, op_, "pool_kernel", 2, ONE);
+  for (const int64_t stride : numbers(node, op_, "pool_stride", 2, pool)) pool.push_back(stride);
   if (pool == Sizes{1, 1, 1, 1}) {
     pool.clear();
   } else {
-    for (const int64_t side : numbers(node, CONV, "pool_padding", 4, NONE)) pool.push_back(side);
+    for (const int64_t side : numbers(node, op_, "pool_padding", 4, NONE)) pool.push_back(side);
     pool.push_back(node.attribute("pool_ceil_mode", int64_t{0}));
   }
-  ConvOptions options{numbers(node, CONV, "stride", 2, ONE),
-                      numbers(node, CONV, "padding", 4, NONE),
-                      numbers(node, CONV, "dilation", 2, ONE),
+  ConvOptions options{numbers(node, op_, "stride", 2, ONE),
+                      numbers(node, op_, "padding", 4, NONE),
+                      numbers(node, op_, "dilation", 2, ONE),
                       node.attribute("groups", int64_t{1}),
                       node.attribute("activation", "none"),
                       {params.begin(), params.end()},
@@ -161,11 +192,18 @@ ConvOptions ConvKernel::options_of(const Node& node, const std::optional<Tensor>
 // images, so that nothing reads a value.
 void ConvKernel::check_node(const Node& node) const {
   const auto type = [&](size_t input) { return node.type(input).value_or(UNDEFINED); };
-  const std::optional<Tensor> constant = node.constant(WEIGHT), constant_bias = node.constant(BIAS);
+  const std::optional<Tensor> constant = node.constant(inputs_.weight), constant_bias = node.constant(inputs_.bias);
   ConvCall call = request_->call;
+  const float any_scale = 1;
+  const Quantization& scales = quantization_;
+  const TensorView one{const_cast<float*>(&any_scale), Dtype::f32, "float32", 0, nullptr, nullptr};
+  if (is_int8_) {
+    set_quantization(&call, scales.numbers);
+    call.weight_scale = scales.weight_scale && constant ? &scales.weight_scale->view : &one;
+  }
   const int64_t any_weight[] = {std::max<int64_t>(call.groups, 1), 1, 1, 1};
-  call.weight = constant ? constant->view : shape_only(type(WEIGHT), any_weight, 4);
-  check_rank(node.runtime, CONV, "weight", call.weight);
+  call.weight = constant ? constant->view : shape_only(type(inputs_.weight), any_weight, 4);
+  check_rank(node.runtime, op_, "weight", call.weight);
   const int64_t* w = call.weight.sizes;
 
   const auto known = [&](size_t input, Layout layout) {
@@ -180,14 +218,14 @@ void ConvKernel::check_node(const Node& node) const {
                            fitting(x[2], w[3], call.stride.w, call.dilation.w, pooled.w)};
   call.x = shape_only(type(X), sizes, 4);
   const TensorView bias =
-      constant && constant_bias ? constant_bias->view : shape_only(type(BIAS), call.weight.sizes, 1);
-  call.bias = node.type(BIAS) ? &bias : nullptr;
+      constant && constant_bias ? constant_bias->view : shape_only(type(inputs_.bias), call.weight.sizes, 1);
+  call.bias = node.type(inputs_.bias) ? &bias : nullptr;
   const ConvArgs args = check(node.runtime, call);
 
-  if (residual_is_zero_ || !node.type(RESIDUAL)) return;
-  const Sizes r = constant && x[1] >= 0 && x[2] >= 0 ? known(RESIDUAL, y_layout_) : Sizes{-1, -1, -1};
+  if (residual_is_zero_ || !node.type(inputs_.residual)) return;
+  const Sizes r = constant && x[1] >= 0 && x[2] >= 0 ? known(inputs_.residual, y_layout_) : Sizes{-1, -1, -1};
   const int64_t residual_sizes[] = {0, r[0] >= 0 ? r[0] : args.F, r[1] >= 0 ? r[1] : args.P, r[2] >= 0 ? r[2] : args.Q};
-  const TensorView residual = shape_only(type(RESIDUAL), residual_sizes, 4);
+  const TensorView residual = shape_only(type(inputs_.residual), residual_sizes, 4);
   call.residual = &residual;
   check(node.runtime, call);
 }
@@ -201,17 +239,25 @@ ConvArgs ConvKernel::check(const Runtime& runtime, const ConvCall& call) const {
 
 void ConvKernel::compute(const Call& call) const {
   std::optional<Tensor> x = call.input(X), weight, bias, residual;
-  if (!packed_.data()) weight = call.input(WEIGHT);
-  if (!bias_is_zero_) bias = call.input(BIAS);
-  if (!residual_is_zero_) residual = call.input(RESIDUAL);
-  check_rank(call.runtime, CONV, "x", x->view);
-  if (weight) check_rank(call.runtime, CONV, "weight", weight->view);
-  if (residual) check_rank(call.runtime, CONV, "residual", residual->view);
+  if (!packed_.data()) weight = call.input(inputs_.weight);
+  if (!bias_is_zero_) bias = call.input(inputs_.bias);
+  if (!residual_is_zero_) residual = call.input(inputs_.residual);
+  check_rank(call.runtime, op_, "x", x->view);
+  if (weight) check_rank(call.runtime, op_, "weight", weight->view);
+  if (residual) check_rank(call.runtime, op_, "residual", residual->view);
   for (std::optional<Tensor>* tensor : {&x, &weight, &bias, &residual})
-    if (*tensor) (*tensor)->align(CONV);
+    if (*tensor) (*tensor)->align(op_);
 
   const Image image(x->view, x_layout_), sum(residual ? residual->view : TensorView{}, y_layout_);
   ConvCall conv = request_->call;
+  Quantization read;
+  if (is_int8_) {
+    if (!quantization_is_constant_)
+      read = read_quantization(call.runtime, op_, [&](size_t place) { return call.input(place); });
+    const Quantization& scales = quantization_is_constant_ ? quantization_ : read;
+    set_quantization(&conv, scales.numbers);
+    conv.weight_scale = &scales.weight_scale->view;
+  }
   const TensorView packed{packed_.data(), Dtype::u8, "uint8", 1, &packed_bytes_, nullptr};
   conv.x = image.view;
   conv.weight = weight ? weight->view : packed;
@@ -225,7 +271,7 @@ void ConvKernel::compute(const Call& call) const {
   Context context = call.context();
   Memory workspace;
   run_conv(&context, conv, &args, [&](int64_t bytes) {
-    workspace = Memory(CONV, bytes);
+    workspace = Memory(op_, bytes);
     context.workspace = workspace.data();
   });
 }
@@ -373,9 +419,8 @@ void set_shape(const Shapes& shapes, Type type, const Dim& n, const Dim& c, cons
       0, type, pixels ? std::vector<Dim>{n, spatial.h, spatial.w, c} : std::vector<Dim>{n, c, spatial.h, spatial.w});
 }
 
-void infer_conv(const Shapes& shapes) {
-  const std::vector<Dim> x = shapes.shape(X), w = shapes.shape(WEIGHT);
-  const std::optional<Type> type = shapes.type(X);
+void infer_any_conv(const Shapes& shapes, const std::optional<Type>& type, const ConvInputs& inputs) {
+  const std::vector<Dim> x = shapes.shape(inputs.x), w = shapes.shape(inputs.weight);
   const Sizes stride = shapes.attribute("stride", ONE), dilation = shapes.attribute("dilation", ONE);
   const Sizes pad = shapes.attribute("padding", NONE);
   if (x.size() != 4 || w.size() != 4 || !type || stride.size() != 2 || dilation.size() != 2 || pad.size() != 4) return;
@@ -384,6 +429,9 @@ void infer_conv(const Shapes& shapes) {
                     places(x[order.w], pad[1], pad[3], w[3].size, stride[1], dilation[1], false)};
   set_shape(shapes, *type, x[order.n], w[0], pooled(shapes, sum, "pool_"));
 }
+
+void infer_conv(const Shapes& shapes) { infer_any_conv(shapes, shapes.type(X), FLOAT_INPUTS); }
+void infer_conv_int8(const Shapes& shapes) { infer_any_conv(shapes, shapes.type(Y_ZERO_POINT), INT8_INPUTS); }
 
 void infer_pool(const Shapes& shapes) {
   const std::vector<Dim> x = shapes.shape(X);
@@ -401,9 +449,9 @@ void infer_lrn(const Shapes& shapes) {
   set_shape(shapes, *type, x[order.n], x[order.c], {x[order.h], x[order.w]});
 }
 
-template <class Made>
+template <class Made, auto... options>
 std::unique_ptr<Kernel> create(const Node& node) {
-  return std::make_unique<Made>(node);
+  return std::make_unique<Made>(node, options...);
 }
 
 }  // namespace
@@ -414,7 +462,13 @@ void register_fused_conv(OpList& ops) {
   for (int32_t type = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; type <= ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16; ++type) {
     if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_COMPLEX64 || type == ONNX_TENSOR_ELEMENT_DATA_TYPE_COMPLEX128) continue;
     const auto x = static_cast<Type>(type);
-    ops.push_back({"FusedConv", {{x, false}, any, maybe, maybe}, {x}, create<ConvKernel>, infer_conv});
+    ops.push_back({"FusedConv", {{x, false}, any, maybe, maybe}, {x}, create<ConvKernel, false>, infer_conv});
+    for (const Type y : {ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8})
+      ops.push_back({"FusedConvInt8",
+                     {{x, false}, any, any, any, any, any, {y, false}, maybe, maybe, maybe, maybe},
+                     {y},
+                     create<ConvKernel, true>,
+                     infer_conv_int8});
     ops.push_back({"Pool2d", {{x, false}}, {x}, create<PoolKernel>, infer_pool});
     ops.push_back({"LocalResponseNorm", {{x, false}}, {x}, create<LrnKernel>, infer_lrn});
   }

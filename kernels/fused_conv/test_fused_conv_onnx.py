@@ -241,9 +241,8 @@ def test_pool_body_in_ceil_mode(window, kind, count_include_pad, opset):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, ml_dtypes.bfloat16], ids=str)
 def test_pool_body_of_other_types(dtype):
-    """TODO: bytes by the kernel too, when variants.inc has them."""
-    runtimes = RUNTIMES if dtype == ml_dtypes.bfloat16 else (STOCK, "reference")
-    check_pool(runtimes, 18, dtype=dtype, kernel=(2, 2), stride=(2, 2))
+    for x_layout, y_layout in LAYOUTS:
+        check_pool(RUNTIMES, 18, dtype=dtype, kernel=(2, 2), stride=(2, 2), x_layout=x_layout, y_layout=y_layout)
 
 
 # LocalResponseNorm
