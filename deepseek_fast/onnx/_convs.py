@@ -101,10 +101,15 @@ def is_ours(node: ir.Node | None) -> bool:
     return node is not None and node.domain == DOMAIN and node.op_type in OP_TYPES
 
 
-def made_by_conv(value: ir.Value | None, rewriter: Rewriter) -> ir.Node | None:
-    """The FusedConv of this graph that makes `value`."""
+def is_conv_int8(node: ir.Node | None) -> bool:
+    return node is not None and node.domain == DOMAIN and node.op_type == "FusedConvInt8"
+
+
+def made_by_conv(value: ir.Value | None, rewriter: Rewriter, *, or_int8: bool = False) -> ir.Node | None:
+    """The FusedConv, or FusedConvInt8, of this graph that makes `value`."""
     node = value.producer() if value is not None else None
-    return node if node is not None and is_conv(node) and node.graph is rewriter.graph else None
+    is_made = is_conv(node) or (or_int8 and is_conv_int8(node))
+    return node if node is not None and is_made and node.graph is rewriter.graph else None
 
 
 def value_of(node: ir.Node, name: str) -> Any:

@@ -34,6 +34,8 @@ from deepseek_fast.onnx.rules import (
     no_op,
     pool,
     product_reshape,
+    qdq_conv,
+    qdq_pool,
     residual,
 )
 
@@ -62,6 +64,8 @@ BEFORE_PRECISION: tuple[Rule, ...] = (  # type: ignore[assignment]
     activation,
     residual,
     attention_layout,
+    qdq_conv,  # before Conv, which leaves such convolutions alone
+    qdq_pool,
     conv,
     conv_pad,
     conv_batch_norm,

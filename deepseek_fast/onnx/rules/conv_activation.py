@@ -34,7 +34,7 @@ def rewrite(node: ir.Node, rewriter: Rewriter) -> str | None:
     if _convs.has_residual(node, rewriter) and _convs.value_of(node, "residual_at") != "before":
         return None
     y = node.outputs[0]
-    found = _without_numbers(y, rewriter) or _with_numbers(y, rewriter) or _alone(y)
+    found = find_activation(y, rewriter)
     if found is None:
         return None
     activation, params, chain = found
@@ -42,6 +42,11 @@ def rewrite(node: ir.Node, rewriter: Rewriter) -> str | None:
     attributes = _convs.changed(node, activation=activation, activation_params=params)
     rewriter.fuse("FusedConv", node.inputs, attributes, [node, *chain])
     return f"FusedConv with {activation}"
+
+
+def find_activation(y: ir.Value, rewriter: Rewriter) -> Found | None:
+    """The activation that nodes after `y` compute, its parameters, and those nodes, the last one last."""
+    return _without_numbers(y, rewriter) or _with_numbers(y, rewriter) or _alone(y)
 
 
 def _without_numbers(y: ir.Value, rewriter: Rewriter) -> Found | None:
