@@ -348,6 +348,74 @@ def test_left_alone(case, sentence):
     assert sentence in sentences(result.refused)
 
 
+# Sums
+
+INNER_SCALE, SUM_SCALE = 0.1, 0.15  # so wide that no sum is above the bytes of its type
+
+
+def summed(
+    zero: int = 128, *, act: str = "", after: str = "", y_zero: int = 100, first: bool = True, r_type: Any = U8
+) -> Qdq:
+    """A convolution rounded to bytes of this zero point, the sum with other bytes, and what follows it."""
+    graph = Qdq()
+    r = graph.dequantize(graph.byte_input("r", "batch", F, H, W, dtype=r_type), R_SCALE, 20, r_type)
+    y = graph.conv(graph.x(), graph.weight(), *graph.bias("int32"))
+    y = graph.op(act, y) if act else y
+    y = graph.dequantize(graph.quantize(y, INNER_SCALE, zero, output="inner"), INNER_SCALE, zero)
+    y = graph.op("Add", y, r) if first else graph.op("Sum", r, y)
+    y = graph.op(after, y) if after else y
+    graph.bytes_out(graph.quantize(y, SUM_SCALE, y_zero, output="y"))
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("options", "activation", "residual_at"),
+    [
+        ({}, "none", "before"),
+        ({"first": False}, "none", "before"),
+        ({"after": "Relu"}, "relu", "before"),
+        ({"after": "Relu", "y_zero": 0}, "none", "before"),
+        ({"zero": 0}, "relu", "after"),
+        ({"zero": 0, "act": "Relu"}, "relu", "after"),
+        ({"zero": 0, "after": "Relu", "y_zero": 0}, "relu", "after"),
+        ({"act": "LeakyRelu"}, "leaky_relu", "after"),
+    ],
+    ids=str,
+)
+def test_a_sum_of_bytes_is_not_rounded_on_the_way(options, activation, residual_at):
+    feeds = {"x": byte_values(U8, 2, C, H, W), "r": byte_values(U8, 2, F, H, W, seed=4)}
+    feeds["x"] //= 4
+    result = check(summed(**options), feeds, steps=1)
+    (node,) = fused(result.model, "FusedConvInt8")
+    assert len(result.model.graph.node) == 1 and "'inner' not rounded" in sentences(result.rewritten)
+    assert attribute(node, "activation").decode() == activation
+    assert attribute(node, "residual_at").decode() == residual_at
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"zero": 0, "after": "Relu"}, "one activation must be enough; got relu and relu"),
+        ({"after": "Softplus"}, "a QuantizeLinear must follow; got Softplus"),
+        ({"zero": 255}, "the sum must have bytes above zero"),
+        ({"r_type": S8}, "the residual must have y's type uint8; got int8"),
+    ],
+    ids=str,
+)
+def test_a_sum_left_alone(options, sentence):
+    result = explain(summed(**options).model())
+    (node,) = fused(result.model, "FusedConvInt8")
+    assert "inner" in node.output[0] and counts(result.model)["Add"] == 1
+    assert "QdqResidual: add_" in sentences(result.refused) and sentence in sentences(result.refused)
+
+
+def test_a_sum_of_bytes_that_others_read_stays():
+    graph = summed()
+    graph.bytes_out("inner")
+    result = explain(graph.model())
+    assert counts(result.model)["Add"] == 1 and "'inner' is also a graph output" in sentences(result.refused)
+
+
 # Pools
 
 

@@ -48,22 +48,23 @@ def optimize(
     precision: str = "float32",
     output: str | os.PathLike[str] | None = None,
 ) -> onnx.ModelProto:
-    """The model with its products done by FusedMatmul, Int8Matmul or Fp8Matmul and its convolutions by FusedConv or FusedConvInt8,
-    each with a body in plain ai.onnx.
+    """The model with its products done by FusedMatmul, Int8Matmul or Fp8Matmul and its convolutions by FusedConv or
+    FusedConvInt8, each with a body in plain ai.onnx.
 
     model_or_path: an onnx.ModelProto with its weights, or a path; ai.onnx opset 13 to 25 (older ones are converted).
         It is not changed.
     fuse_ops: the rewrites that may run, of "NoOp", "Fp8MatMul", "Fp8Gemm", "MatMul+Add", "Gemm", "MatMul",
-        "ProductReshape", "Bias", "Activation", "Residual", "AttentionLayout", "QdqConv", "QdqPool", "Conv", "ConvPad",
-        "ConvBatchNorm", "BatchNorm", "ConvScale", "ConvActivation", "ConvResidual", "ConvPool", "Pool", "LRN",
-        "ConvWinograd", "ConvLayout", "Fp8QuantizeLinear", "Fp8DequantizeLinear" (one a file of rules/); None: all that
-        optim_level allows. A weight in FP8 stays so, with quantize too.
+        "ProductReshape", "Bias", "Activation", "Residual", "AttentionLayout", "QdqConv", "QdqResidual", "QdqPool",
+        "Conv", "ConvPad", "ConvBatchNorm", "BatchNorm", "ConvScale", "ConvActivation", "ConvResidual", "ConvPool",
+        "Pool", "LRN", "ConvWinograd", "ConvLayout", "Fp8QuantizeLinear", "Fp8DequantizeLinear" (one a file of rules/);
+        None: all that optim_level allows. A weight in FP8 stays so, with quantize too.
     quantize: None, "w8a8" (int8 weights, each activation row quantized as it comes) or "w8a16" (int8 weights only).
     optim_level: 0 only attaches bodies (with quantize: products become Int8Matmul, nothing is fused into them);
         1 products and convolutions with their bias, normalization and padding; 2 and the activation after them; 3 and
         the residual sum, the pool, and layouts (no Reshape around a product, no Transpose around Attention, NHWC
         between convolutions). A convolution between DequantizeLinear and QuantizeLinear becomes FusedConvInt8 at 1 with
-        all that stands between. From 1 on, unused nodes and initializers are dropped and equal initializers merged.
+        all that stands between, at 3 also with a sum after it, whose rounding before goes. From 1 on, unused nodes and
+        initializers are dropped and equal initializers merged.
     precision: "float32", or "bf16": convolutions, pools, LocalResponseNorm and FusedMatmul compute in bfloat16 where
         that saves more time than the Casts around them take, weights and biases rounded once; needs opset 15. Inputs
         and outputs keep their types.

@@ -36,6 +36,7 @@ from deepseek_fast.onnx.rules import (
     product_reshape,
     qdq_conv,
     qdq_pool,
+    qdq_residual,
     residual,
 )
 
@@ -65,6 +66,7 @@ BEFORE_PRECISION: tuple[Rule, ...] = (  # type: ignore[assignment]
     residual,
     attention_layout,
     qdq_conv,  # before Conv, which leaves such convolutions alone
+    qdq_residual,
     qdq_pool,
     conv,
     conv_pad,

@@ -47,7 +47,7 @@ class _Weight:
 
 
 @dataclass
-class _Chain:
+class Chain:
     """What follows a Conv, up to its QuantizeLinear, the last of nodes."""
 
     nodes: list[ir.Node]
@@ -76,12 +76,15 @@ def rewrite(node: ir.Node, rewriter: Rewriter) -> str | None:
     b = node.inputs[2] if len(node.inputs) > 2 else None
     bias = _bias(b, weight, of_x, of_y, rewriter)
     readers = [reader, *(v.producer() for v in node.inputs[1:] if v is not None), chain.residual]
+    name = _name(chain)
+    if is_needless(chain.attributes.get("activation", ""), of_y) and chain.attributes.get("residual_at") != "after":
+        del chain.attributes["activation"], chain.attributes["activation_params"]
     _fuse(node, chain.nodes, (reader.inputs[0], of_x), weight, bias, of_y, residual, chain.attributes, rewriter)
     _qdq.drop_unread([other for other in readers if other is not None], rewriter)
-    return _name(chain)
+    return name
 
 
-def _name(chain: _Chain) -> str:
+def _name(chain: Chain) -> str:
     parts = [chain.attributes["activation"]] if "activation" in chain.attributes else []
     parts += ["residual"] if chain.residual is not None else []
     parts += ["MaxPool"] if "pool_kernel" in chain.attributes else []
@@ -139,13 +142,19 @@ def _fuse(
 # What follows the Conv
 
 
-def _chain(conv: ir.Node, rewriter: Rewriter) -> _Chain:
-    """Up to the QuantizeLinear; a Refusal where another node comes, or where a value is needed elsewhere."""
-    chain = _Chain([conv])
-    _add_activation(chain, rewriter)
+def _chain(conv: ir.Node, rewriter: Rewriter) -> Chain:
+    """Up to the QuantizeLinear."""
+    chain = Chain([conv])
+    add_activation(chain, rewriter)
     _add_residual(chain, rewriter)
     if chain.residual is not None:
-        _add_activation(chain, rewriter)
+        add_activation(chain, rewriter)
+    close(chain, rewriter)
+    return chain
+
+
+def close(chain: Chain, rewriter: Rewriter) -> None:
+    """Adds a MaxPool and the QuantizeLinear; a Refusal where there is none, or where a value is needed elsewhere."""
     _add_pool(chain)
     last = _next(chain)
     if last is None or last.op_type != "QuantizeLinear":
@@ -154,16 +163,23 @@ def _chain(conv: ir.Node, rewriter: Rewriter) -> _Chain:
     require_closed(chain.nodes)
     if any(node.graph is not rewriter.graph for node in chain.nodes):
         raise Refusal("what follows must be in the same graph")
-    return chain
 
 
-def _next(chain: _Chain) -> ir.Node | None:
+def is_needless(activation: str, of_y: Scale) -> bool:
+    """Whether it cuts what has no byte either, and is the last before the rounding."""
+    import numpy as np
+
+    return activation == "relu" and of_y.zero == np.iinfo(of_y.dtype).min
+
+
+def _next(chain: Chain) -> ir.Node | None:
     """A node that reads the chain's end; require_closed sees whether it is the only one."""
     users = [use.node for use in chain.nodes[-1].outputs[0].uses() if not use.node.domain]
     return next((node for node in users if node.op_type == "QuantizeLinear"), users[0] if users else None)
 
 
-def _add_activation(chain: _Chain, rewriter: Rewriter) -> None:
+def add_activation(chain: Chain, rewriter: Rewriter) -> None:
+    """One that follows."""
     found = find_activation(chain.nodes[-1].outputs[0], rewriter)
     if found is None:
         return
@@ -174,7 +190,7 @@ def _add_activation(chain: _Chain, rewriter: Rewriter) -> None:
     chain.nodes += nodes
 
 
-def _add_residual(chain: _Chain, rewriter: Rewriter) -> None:
+def _add_residual(chain: Chain, rewriter: Rewriter) -> None:
     t, node = chain.nodes[-1].outputs[0], _next(chain)
     if node is None or node.op_type not in ("Add", "Sum") or len(node.inputs) != 2:
         return
@@ -190,7 +206,7 @@ def _add_residual(chain: _Chain, rewriter: Rewriter) -> None:
     chain.nodes.append(node)
 
 
-def _add_pool(chain: _Chain) -> None:
+def _add_pool(chain: Chain) -> None:
     """Of a pool's float values the largest becomes the largest byte: no rounding changes an order."""
     node = _next(chain)
     if node is None or node.op_type != "MaxPool":
