@@ -26,6 +26,8 @@ LOOPS = (
     ("fused_conv/cpu_neon", r"ConvTileF32<.*run<6, 4, ", "fmla", 24, 38),
     ("fused_conv/cpu_neon", r"ConvTileBf16<.*run<4, 4, ", "fmla", 32, 70),
     ("fused_conv/cpu_neon_i8mm", r"ConvTileBf16<.*run<6, 4, ", "bfdot", 24, 45),
+    ("fused_conv/cpu_neon", r"ConvTileInt8<.*run<4, 4, ", "smlal", 16, 141),
+    ("fused_conv/cpu_neon_dotprod", r"ConvTileInt8<.*run<6, 4, ", "sdot", 24, 51),
     *(
         ("fp8_cast/cpu_neon", rf"\bamax<\(dsf::Dtype\){dtype}>", "umax", 4, most)
         for dtype, most in ((0, 15), (1, 19), (8, 19))  # of f32, bf16, f16

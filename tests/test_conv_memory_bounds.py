@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepseek_fast.kernels.fused_conv.cases import CASES, LAYOUTS, LRN_CASES, POOLS, laid_out
-from tests.conv_doors import assert_close, assert_same, call, prepared
+from deepseek_fast.kernels.fused_conv.cases import CASES, INT8_CASES, LAYOUTS, LRN_CASES, POOLS, laid_out
+from tests.conv_doors import assert_close, assert_same, call, prepared, prepared_int8
 from tests.emulated import THIS, Emulated, Unavailable
 from tests.emulated_convs import LRN, conv, pool_arguments
 from tests.plugin import supported_isas
@@ -106,6 +106,9 @@ def test_no_byte_outside_the_result_or_the_workspace_is_touched(level: str, plac
         for case in CASES:
             inputs, want, bound = prepared(case)
             assert_close(conv(process, "fused_conv", inputs), want, bound, case.id)
+        for int8_case in INT8_CASES:
+            inputs, want, bound = prepared_int8(int8_case)
+            assert_close(conv(process, "fused_conv_int8", inputs), want.double(), bound, int8_case.id)
         for (shape, size), layout in product(LRN_CASES, LAYOUTS):
             x = laid_out(torch.randn(shape), layout)
             assert_same(conv(process, LRN, {"x": x, "size": size}), call(LRN, "torch", {"x": x, "size": size}), "LRN")

@@ -1,10 +1,10 @@
-"""fused_conv and its family on emulated CPUs: within the reference's bound on every aarch64 level, on x86-64 without
-AVX and with AVX2 but no more. An instruction above the CPU's level ends the process with SIGILL, a byte outside a
-tensor, the packed weight or the workspace with SIGSEGV. Level amx has no kernel of its own here.
+"""fused_conv and its family on emulated CPUs: within the reference's bound, of bytes the reference's bits, on every
+aarch64 level, on x86-64 without AVX and with AVX2 but no more. An instruction above the CPU's level ends the process
+with SIGILL, a byte outside a tensor, the packed weight or the workspace with SIGSEGV. amx has no kernel of its own.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -70,7 +70,7 @@ def test_every_case_is_within_the_bound(emulated: Emulated, kind: tuple[str, str
     check(emulated, FLOAT_CASES[kind])
 
 
-def check(emulated: Emulated, cases: list[Case]) -> None:
+def check(emulated: Emulated, cases: Sequence[Case]) -> None:
     for case in cases:
         inputs, want, bound = prepared(case)
         got = conv(emulated, "fused_conv", inputs)
@@ -83,11 +83,15 @@ def test_nothing_before_a_tensor_is_touched(run: tuple[Cpu, str]) -> None:
     """The other tests' tensors lie before a page without access, these behind one."""
     with started(*run, "begin") as process:
         check(process, CASES[::3])
+        check_int8(process, INT8_CASES[::3])
 
 
-@pytest.mark.skipif(not test_fused_conv.HAS_INT8, reason="this build has no int8 kernels")
 def test_int8_has_the_bits_of_the_reference(emulated: Emulated) -> None:
-    for case in INT8_CASES:
+    check_int8(emulated, INT8_CASES)
+
+
+def check_int8(emulated: Emulated, cases: Sequence[Any]) -> None:
+    for case in cases:
         inputs, want, bound = prepared_int8(case)
         assert_close(conv(emulated, "fused_conv_int8", inputs), want.double(), bound, case.id)
 
@@ -100,6 +104,15 @@ def test_pool2d(emulated: Emulated, dtype: torch.dtype, generator: torch.Generat
             inputs = {"x": x} | pool_arguments(pool) | options
             want, bound = ref.pool2d_ref(**inputs).double(), ref.pool2d_bound(**inputs)
             assert_close(conv(emulated, "pool2d", inputs), want, bound, f"{layout} C={C} {pool} {options}")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8], ids=str)
+def test_pool2d_of_bytes(emulated: Emulated, dtype: torch.dtype, generator: torch.Generator) -> None:
+    limits = torch.iinfo(dtype)
+    for pool, C, layout in product(POOLS, (1, 21), LAYOUTS):
+        x = torch.randint(limits.min, limits.max + 1, (2, C, 13, 15), generator=generator, dtype=dtype)
+        inputs = {"x": laid_out(x, layout)} | pool_arguments(pool)
+        assert_same(conv(emulated, "pool2d", inputs), ref.pool2d_ref(**inputs), f"{layout} C={C} {pool}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

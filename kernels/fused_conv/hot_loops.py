@@ -11,14 +11,19 @@ from typing import Any
 from bench.hot_loops import HotLoop, register_tile
 from bench.instructions import values
 
-F32, BF16 = (register_tile(name) for name in ("ConvTileF32", "ConvTileBf16"))
+F32, BF16, INT8 = (register_tile(name) for name in ("ConvTileF32", "ConvTileBf16", "ConvTileInt8"))
 FMA, FMA_PAIR = ((r"vfmadd\d+ps", 1),), ((r"vfmadd\d+ps", 2),)
 SSE, SSE_PAIR = (("mulps", 1), ("addps", 1)), (("mulps", 2), ("addps", 2))
 DOT = (("vdpbf16ps", 1),)
+VEX_DOT, EVEX_DOT = ((r"\{vex\} vpdpbusd", 1),), (("vpdpbusd", 1),)  # CPUs with AVX-VNNI alone lack the EVEX form
+PAIRS = (("vpmaddwd", 2), ("vpaddd", 2))
+SSE_PAIRS = (("pmaddwd", 2), ("paddd", 2))
 
 # 14 pixels have a pointer each, which with the five others are more than there are registers: some wait in the stack,
 # and L1 has the loads to spare. Smaller tiles move pointers about.
 POINTERS = "pointers wait in the stack, or are moved about in smaller tiles; the next weights are asked for"
+QUADS = "shifts and a mask make two pairs of s16 of each quad"
+FLIPPED = "s8 has its sign bit turned"
 AHEAD = "the next weights are asked for, by an address and a step"
 SPLIT = "a shift and a mask split each pair, both read the weight; beside them, copies"
 SPREAD = "SHUFPS spreads x, and SSE overwrites an operand: copies"
@@ -31,6 +36,23 @@ HOT_LOOPS = (
     HotLoop("avx512", "f32", F32, 28, "zmm", FMA, 22, 12, f"14 x 2; {POINTERS}", aligned=False, stack=6),
     HotLoop(
         "avx512", "bf16", BF16, 24, "zmm", FMA_PAIR, 20, 35, f"12 x 2; {SPLIT}; {POINTERS}", aligned=False, stack=4
+    ),
+    HotLoop("scalar", "u8, s8", INT8, 4, "xmm", SSE_PAIRS, 4, 40, why=f"2 x 2; {QUADS}; copies"),
+    HotLoop("avx2", "u8, s8", INT8, 6, "ymm", PAIRS, 8, 30, why=f"3 x 2; {QUADS}"),
+    HotLoop("avxvnni", "u8, s8", INT8, 12, "ymm", VEX_DOT, 8, 14, why=f"6 x 2; {FLIPPED}; {AHEAD}", aligned=False),
+    HotLoop("avx512", "u8, s8", INT8, 20, "zmm", PAIRS, 23, 60, f"10 x 2; {QUADS}; {POINTERS}", aligned=False, stack=6),
+    HotLoop(
+        "avx512vnni",
+        "u8, s8",
+        INT8,
+        28,
+        "zmm",
+        EVEX_DOT,
+        23,
+        27,
+        f"14 x 2; {FLIPPED}; {POINTERS}",
+        aligned=False,
+        stack=7,
     ),
     HotLoop("avx512bf16", "bf16", BF16, 28, "zmm", DOT, 22, 13, f"14 x 2; {POINTERS}", aligned=False, stack=6),
 )

@@ -21,8 +21,13 @@ struct TileSize {
   static constexpr bool WIDE = V::LANES == 16, IS_INT8 = dtype == Dtype::i8 || dtype == Dtype::u8;
   // No dot product of pairs or quads: they are two registers each, of x and of the weights.
   static constexpr bool HALVED = IS_INT8 ? !V::HAS_DOT_QUAD : dtype == Dtype::bf16 && V::PAIR_TILE_M < V::TILE_M;
-  // 28 sums, 2 weights, 1 x: 31 of 32 registers; halved 24 sums, 4 weights, 2 x.
-  static constexpr int MR = WIDE ? (HALVED ? 12 : 14) : HALVED ? V::PAIR_TILE_M : V::TILE_M;
+  static constexpr bool SIXTEEN = IS_INT8 && V::LANES == 8;  // registers: 6 sums, 4 weights, 2 x, a mask, a sign bit
+  // 28 sums, 2 weights, 1 x: 31 of 32 registers; halved 24 sums, 4 weights, 2 x; of
+  // bytes 20, beside what their pairs are made with.
+  static constexpr int MR = WIDE      ? (HALVED ? (IS_INT8 ? 10 : 12) : 14)
+                            : !HALVED ? V::TILE_M
+                            : SIXTEEN ? 3
+                                      : V::PAIR_TILE_M;
   static constexpr int NV = WIDE ? 2 : HALVED ? V::PAIR_TILE_NV : V::TILE_NV;
   static_assert(PANEL_F % (NV * V::LANES) == 0 && MR <= MAX_TILE_PIXELS);
 };
