@@ -441,11 +441,38 @@ def test_pool_of_bytes_alone(dtype):
     assert "MaxPool of bytes" in sentences(result.rewritten)
 
 
-def test_pool_left_alone():
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_channel_shuffle_of_bytes_moves_along(beside):
+    """Only beside a convolution of bytes."""
     graph = Qdq()
-    x = graph.dequantize(graph.byte_input("x", "batch", C, H, W), X_SCALE, 7)
-    pooled = graph.op("MaxPool", x, kernel_shape=[2, 2])
-    graph.bytes_out(graph.quantize(pooled, Y_SCALE, 7, output="y"))
+    y = graph.byte_input("x", 2, C, H, W)
+    if beside:
+        y = graph.quantize(graph.conv(graph.dequantize(y, X_SCALE, 7), graph.weight(filters=C)), X_SCALE, 7)
+    apart = graph.constant("apart", [2, 2, C // 2, H, W], np.int64)
+    joined = graph.constant("joined", [2, C, H, W], np.int64)
+    moves: list[tuple[str, list[str], dict[str, Any]]] = [
+        ("Reshape", [apart], {}),
+        ("Transpose", [], {"perm": [0, 2, 1, 3, 4]}),
+        ("Reshape", [joined], {}),
+    ]
+    for op_type, more, options in moves:
+        moved = graph.op(op_type, graph.dequantize(y, X_SCALE, 7), *more, **options)
+        y = graph.quantize(moved, X_SCALE, 7)
+    if beside:
+        w = graph.dequantize(graph.constant("w2", byte_values(S8, F, C, 1, 1), S8), W_SCALE, 0, S8)
+        y = graph.quantize(graph.op("Conv", graph.dequantize(y, X_SCALE, 7), w), Y_SCALE, 3)
+    graph.bytes_out(y)
+    result = check(graph, {"x": byte_values(U8, 2, C, H, W)}, steps=1)
+    assert counts(result.model)["DequantizeLinear"] == (0 if beside else 3)
+    layouts = [attribute(node, "y_layout").decode() for node in fused(result.model, "FusedConvInt8")]
+    assert layouts == (["NHWC", "NCHW"] if beside else [])
+
+
+def test_a_pool_of_two_scales_is_left_alone():
+    graph = Qdq()
+    y = graph.dequantize(graph.quantize(graph.conv(graph.x(), graph.weight()), Y_SCALE, 3), Y_SCALE, 3)
+    pooled = graph.op("MaxPool", y, kernel_shape=[2, 2], output="pooled")
+    graph.bytes_out(graph.quantize(pooled, 2 * Y_SCALE, 7, output="y"))
     result = explain(graph.model())
     assert counts(result.model)["DequantizeLinear"] == 1
-    assert "QdqPool: maxpool_1: x and y must have one scale; got 0.02 and 0.03" in sentences(result.refused)
+    assert "QdqMove: pooled: x and y must have one scale; got 0.03 and 0.06" in sentences(result.refused)

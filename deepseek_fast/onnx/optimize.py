@@ -54,7 +54,7 @@ def optimize(
     model_or_path: an onnx.ModelProto with its weights, or a path; ai.onnx opset 13 to 25 (older ones are converted).
         It is not changed.
     fuse_ops: the rewrites that may run, of "NoOp", "Fp8MatMul", "Fp8Gemm", "MatMul+Add", "Gemm", "MatMul",
-        "ProductReshape", "Bias", "Activation", "Residual", "AttentionLayout", "QdqConv", "QdqResidual", "QdqPool",
+        "ProductReshape", "Bias", "Activation", "Residual", "AttentionLayout", "QdqConv", "QdqResidual", "QdqMove",
         "Conv", "ConvPad", "ConvBatchNorm", "BatchNorm", "ConvScale", "ConvActivation", "ConvResidual", "ConvPool",
         "Pool", "LRN", "ConvWinograd", "ConvLayout", "Fp8QuantizeLinear", "Fp8DequantizeLinear" (one a file of rules/);
         None: all that optim_level allows. A weight in FP8 stays so, with quantize too.

@@ -35,7 +35,7 @@ from deepseek_fast.onnx.rules import (
     pool,
     product_reshape,
     qdq_conv,
-    qdq_pool,
+    qdq_move,
     qdq_residual,
     residual,
 )
@@ -67,7 +67,7 @@ BEFORE_PRECISION: tuple[Rule, ...] = (  # type: ignore[assignment]
     attention_layout,
     qdq_conv,  # before Conv, which leaves such convolutions alone
     qdq_residual,
-    qdq_pool,
+    qdq_move,
     conv,
     conv_pad,
     conv_batch_norm,
