@@ -2,9 +2,9 @@
 
 #include <cstring>
 
-#include "csrc/core/check.h"
 #include "csrc/gemm/packed.h"
 #include "kernels/fused_conv/plan.h"
+#include "kernels/fused_conv/windows.h"
 
 namespace dsf {
 namespace {
@@ -24,9 +24,6 @@ constexpr Variant VARIANTS[] = {
 #undef DSF_VARIANT
 };
 
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // What a tap outside x reads.
 void fill_outside(const ConvArgs& args, char* outside, int64_t bytes) {
   std::memset(outside, value_bytes(args.dtype) == 1 ? args.x_zero_point : 0, size_t(bytes));
@@ -40,10 +37,11 @@ void fill_multipliers(const ConvArgs& args, float* multipliers) {
 // One slot's part of the workspace, and one task after the other on it.
 class Worker {
  public:
-  Worker(const ConvArgs& args, const Plan& plan, const Kernel& kernel, const char* shared, char* memory)
+  Worker(const ConvArgs& args, const Plan& plan, const char* shared, char* memory)
       : args_(args),
         plan_(plan),
-        kernel_(kernel),
+        kernel_(kernel_of(args.dtype)),
+        pool_(kernel_of(args.y_dtype).pool),  // bytes may be signed in y alone
         outside_(shared),
         multipliers_(reinterpret_cast<const float*>(shared + plan.outside_bytes)) {
     const auto take = [&](int64_t bytes) {
@@ -91,6 +89,7 @@ class Worker {
   const ConvArgs& args_;
   const Plan& plan_;
   const Kernel& kernel_;
+  decltype(Kernel::pool) const pool_;
   const char* outside_;
   const float* multipliers_;
   char *x_, *residual_, *y_, *pooled_;
@@ -212,7 +211,7 @@ void Worker::pool_and_store(int64_t n, Range out, Range p, Range f) const {
   block.y = planes ? pooled_ : y_at(n, f.begin, out.begin, 0);
   block.y_stride_w = planes ? plan_.block_f : args_.y_strides.w;
   block.y_stride_h = planes ? args_.out_w * plan_.block_f : args_.y_strides.h;
-  kernel_of(args_.y_dtype).pool(rule, block);  // bytes may be signed in y alone
+  pool_(rule, block);
   if (planes) store_planes(pooled_, n, out, args_.out_w, f);
 }
 
@@ -243,17 +242,14 @@ int64_t dsf_fused_conv_workspace_bytes(const Context* context, const ConvArgs* a
 void dsf_fused_conv(const Context* context, const ConvArgs* args) {
   if (args->N == 0 || args->F == 0) return;
   const Plan plan = plan_of(*context, *args);
-  const Kernel& kernel = fused_conv::kernel_of(args->dtype);
   char* shared = static_cast<char*>(context->workspace);
   fill_outside(*args, shared, plan.outside_bytes);
   if (plan.multipliers_bytes) fill_multipliers(*args, reinterpret_cast<float*>(shared + plan.outside_bytes));
-  parallel_for(*context, plan.slots, [&](int64_t begin, int64_t end) {
-    for (int64_t slot = begin; slot < end; ++slot) {
-      const Worker worker(*args, plan, kernel, shared, shared + plan.shared_bytes() + slot * plan.slot_bytes());
-      for (int64_t task = plan.tasks * slot / plan.slots; task < plan.tasks * (slot + 1) / plan.slots; ++task)
-        worker.run(task);
-    }
-  });
+  const auto run = [&](char* memory, Range tasks) {
+    const Worker worker(*args, plan, shared, memory);
+    for (int64_t task = tasks.begin; task < tasks.end; ++task) worker.run(task);
+  };
+  for_each_slot(*context, plan.slots, plan.tasks, shared + plan.shared_bytes(), plan.slot_bytes(), run);
 }
 
 int32_t dsf_fused_conv_variant(int32_t i, const char** name) {

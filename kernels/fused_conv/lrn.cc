@@ -3,6 +3,7 @@
 
 #include "csrc/gemm/packed.h"
 #include "kernels/fused_conv/plan.h"
+#include "kernels/fused_conv/windows.h"
 
 namespace dsf {
 namespace {
@@ -11,9 +12,6 @@ using namespace fused_conv;
 
 constexpr int64_t SQUARES_BYTES = 16 << 10;  // of a strip: they stay in L1, 32 KiB or more
 constexpr int64_t PLANE_PIXELS = 32;         // of planes at least so many at a time, two cache lines of each
-
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 struct LrnPlan {
   LrnRule rule;
@@ -35,8 +33,8 @@ LrnPlan plan_of(const Context& context, const LrnArgs& args) {
   const int64_t row_bytes = squares_row(plan.rule, args.C) * int64_t(sizeof(float));
   const int64_t wanted = most(SQUARES_BYTES / row_bytes, x_planes || y_planes ? PLANE_PIXELS : 1);
   plan.pixels = least(plan.row_pixels, wanted);
-  plan.strips = (plan.row_pixels + plan.pixels - 1) / plan.pixels;
-  plan.slots = context.num_threads > 1 ? least(plan.tasks(args), context.num_threads * MAX_SLOTS_PER_THREAD) : 1;
+  plan.strips = divide_up(plan.row_pixels, plan.pixels);
+  plan.slots = slots_of(context, plan.tasks(args));
   plan.squares_bytes = round_up(plan.pixels * row_bytes, CACHE_LINE);
   const int64_t strip_bytes = round_up(plan.pixels * args.C * value_bytes(args.dtype), CACHE_LINE);
   plan.x_bytes = x_planes ? strip_bytes : 0;
@@ -75,18 +73,16 @@ void dsf_lrn(const Context* context, const LrnArgs* args) {
   if (args->N == 0) return;
   const LrnPlan plan = plan_of(*context, *args);
   const Kernel& kernel = kernel_of(args->dtype);
-  const int64_t tasks = plan.tasks(*args);
-  parallel_for(*context, plan.slots, [&](int64_t begin, int64_t end) {
-    for (int64_t slot = begin; slot < end; ++slot) {
-      char* memory = static_cast<char*>(context->workspace) + slot * plan.slot_bytes();
-      std::memset(memory, 0, size_t(plan.squares_bytes));
-      for (int64_t task = tasks * slot / plan.slots; task < tasks * (slot + 1) / plan.slots; ++task) {
-        const int64_t first = task % plan.strips * plan.pixels, row = task / plan.strips;
-        norm_strip(*args, plan, kernel, row / plan.rows, row % plan.rows,
-                   {first, least(plan.row_pixels, first + plan.pixels)}, memory);
-      }
+  const auto run = [&](char* memory, Range tasks) {
+    std::memset(memory, 0, size_t(plan.squares_bytes));
+    for (int64_t task = tasks.begin; task < tasks.end; ++task) {
+      const int64_t first = task % plan.strips * plan.pixels, row = task / plan.strips;
+      norm_strip(*args, plan, kernel, row / plan.rows, row % plan.rows,
+                 {first, least(plan.row_pixels, first + plan.pixels)}, memory);
     }
-  });
+  };
+  for_each_slot(*context, plan.slots, plan.tasks(*args), static_cast<char*>(context->workspace), plan.slot_bytes(),
+                run);
 }
 
 }  // namespace dsf

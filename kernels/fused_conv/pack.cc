@@ -2,7 +2,7 @@
 
 #include "csrc/core/check.h"
 #include "csrc/gemm/packed.h"
-#include "kernels/fused_conv/cpu.h"
+#include "kernels/fused_conv/cpu_kernels.h"
 #include "kernels/fused_conv/packed.h"
 
 namespace dsf {
@@ -49,46 +49,102 @@ struct Runs {
 
 int64_t panels_of_group(const Weight& w) { return (w.F / w.groups + PANEL_F - 1) / PANEL_F; }
 
-// Panel p of group g: panel[run][c / group][f][c % group] = weight[g F/G + 32 p + f, c of the run].
+// What panel p of group g holds.
+struct PanelPlace {
+  int64_t first, columns;  // filters
+  PanelPlace(const Weight& w, int64_t g, int64_t p) {
+    const int64_t group_F = w.F / w.groups, left = group_F - p * PANEL_F;
+    first = g * group_F + p * PANEL_F;
+    columns = left < PANEL_F ? left : PANEL_F;
+  }
+};
+
+// panel[run][c / group][f][c % group] = weight[first + f, c of the run].
 template <class Value>
-void pack_panel(const Weight& w, const Runs& runs, int64_t g, int64_t p, Value* panel) {
-  const int64_t group_F = w.F / w.groups, first = g * group_F + p * PANEL_F;
-  const int64_t columns = group_F - p * PANEL_F < PANEL_F ? group_F - p * PANEL_F : PANEL_F;
+void pack_panel(const Weight& w, const Runs& runs, const PanelPlace& place, Value* panel) {
   const bool stem = w.path() == Path::stem;
   const int64_t run_values = round_up(runs.length, runs.group) * PANEL_F;
   for (int64_t i = 0; i < runs.count; ++i, panel += run_values)
     for (int64_t c = 0; c < runs.length; ++c) {
       const int64_t r = stem ? i : i / w.S, s = stem ? c / w.C : i % w.S, channel = stem ? c % w.C : c;
-      const char* from = w.at(first, channel, r, s);
+      const char* from = w.at(place.first, channel, r, s);
       Value* to = panel + c / runs.group * PANEL_F * runs.group + c % runs.group;
-      for (int64_t f = 0; f < columns; ++f, from += w.step_f) std::memcpy(to + f * runs.group, from, sizeof(Value));
+      for (int64_t f = 0; f < place.columns; ++f, from += w.step_f)
+        std::memcpy(to + f * runs.group, from, sizeof(Value));
     }
 }
 
-// Panel p of G g G^T, computed in f64 and rounded once.
-void pack_winograd(const Weight& w, int64_t p, float* panel) {
+// The same of filters whose values lie side by side, taps within channels or channels within taps: some channels at a
+// time are turned into rows of PANEL_F filters in L1, and those written where they belong.
+constexpr int64_t TURNED_ROWS = 256;  // 32 KiB of f32
+
+bool has_whole_filters(const Weight& w) {
+  const int64_t taps = w.R * w.S, value = value_bytes(w.dtype);
+  const bool taps_within = w.step_s == value && w.step_r == w.S * value && w.step_c == taps * value;
+  const bool channels_within = w.step_c == value && w.step_s == w.C * value && w.step_r == w.S * w.C * value;
+  return (taps_within || channels_within) && taps * 4 <= TURNED_ROWS && w.step_f % value == 0;
+}
+
+template <class Value>
+void turn_panel(const Weight& w, const Runs& runs, const PanelPlace& place, Value* panel) {
+  alignas(64) Value rows[TURNED_ROWS * PANEL_F] = {};
+  const auto turn = fused_conv::kernel_of(w.dtype).to_pixels;
+  const int64_t taps = w.R * w.S, value = sizeof(Value), group = runs.group;
+  const int64_t most = TURNED_ROWS / taps / group * group;  // channels at a time
+  const bool taps_within = w.step_c == taps * value;
+  for (int64_t c = 0; c < w.C; c += most) {
+    const int64_t count = w.C - c < most ? w.C - c : most;
+    const char* from = w.at(place.first, c, 0, 0);
+    const auto turn_run = [&](int64_t first, int64_t length, Value* to) {
+      turn(from + first * value, w.step_f / value, place.columns, length, reinterpret_cast<char*>(to), PANEL_F);
+    };
+    if (taps_within)
+      turn_run(0, count * taps, rows);
+    else
+      for (int64_t tap = 0; tap < taps; ++tap) turn_run(tap * w.C, count, rows + tap * most * PANEL_F);
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t i = 0; i < count; ++i) {
+        const Value* row = rows + (taps_within ? i * taps + tap : tap * most + i) * PANEL_F;
+        Value* to = panel + ((tap * round_up(w.C, group) + c + i) / group * PANEL_F) * group + i % group;
+        for (int64_t f = 0; f < PANEL_F; ++f) to[f * group] = row[f];
+      }
+  }
+}
+
+template <class Value>
+void pack_any(const Weight& w, const Runs& runs, const PanelPlace& place, char* panel) {
+  auto* to = reinterpret_cast<Value*>(panel);
+  w.path() == Path::tiles&& has_whole_filters(w) ? turn_panel(w, runs, place, to) : pack_panel(w, runs, place, to);
+}
+
+// G g G^T, computed in f64 and rounded once: all filters of a panel at a time.
+void pack_winograd(const Weight& w, const PanelPlace& place, float* panel) {
   constexpr double G[6][3] = {{1. / 4, 0, 0},
                               {-1. / 6, -1. / 6, -1. / 6},
                               {-1. / 6, 1. / 6, -1. / 6},
                               {1. / 24, 1. / 12, 1. / 6},
                               {1. / 24, -1. / 12, 1. / 6},
                               {0, 0, 1}};
-  const int64_t first = p * PANEL_F, columns = w.F - first < PANEL_F ? w.F - first : PANEL_F;
-  for (int64_t f = 0; f < columns; ++f)
-    for (int64_t c = 0; c < w.C; ++c) {
-      double rows[6][3] = {};  // G g
-      for (int r = 0; r < 3; ++r)
-        for (int s = 0; s < 3; ++s) {
+  double g[3][3][PANEL_F] = {}, rows[6][3][PANEL_F];  // rows: G g
+  for (int64_t c = 0; c < w.C; ++c) {
+    for (int r = 0; r < 3; ++r)
+      for (int s = 0; s < 3; ++s)
+        for (int64_t f = 0; f < place.columns; ++f) {
           float value;
-          std::memcpy(&value, w.at(first + f, c, r, s), sizeof value);
-          for (int i = 0; i < 6; ++i) rows[i][s] += G[i][r] * double(value);
+          std::memcpy(&value, w.at(place.first + f, c, r, s), sizeof value);
+          g[r][s][f] = double(value);
         }
-      for (int i = 0; i < 6; ++i)
-        for (int j = 0; j < 6; ++j) {
-          const double u = rows[i][0] * G[j][0] + rows[i][1] * G[j][1] + rows[i][2] * G[j][2];
-          panel[((i * 6 + j) * w.C + c) * PANEL_F + f] = float(u);
-        }
-    }
+    for (int i = 0; i < 6; ++i)
+      for (int s = 0; s < 3; ++s)
+        for (int64_t f = 0; f < PANEL_F; ++f)
+          rows[i][s][f] = G[i][0] * g[0][s][f] + G[i][1] * g[1][s][f] + G[i][2] * g[2][s][f];
+    for (int i = 0; i < 6; ++i)
+      for (int j = 0; j < 6; ++j) {
+        float* to = panel + ((i * 6 + j) * w.C + c) * PANEL_F;
+        for (int64_t f = 0; f < PANEL_F; ++f)
+          to[f] = float(rows[i][0][f] * G[j][0] + rows[i][1][f] * G[j][1] + rows[i][2][f] * G[j][2]);
+      }
+  }
 }
 
 // [r][s][c][f], bf16 as f32.
@@ -168,14 +224,15 @@ void dsf_fused_conv_pack(const Context* context, const ConvWeight* weight, void*
   parallel_for(*context, w.groups * panels, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       char* panel = data + i * runs.panel_bytes();
+      const PanelPlace place(w, i / panels, i % panels);
       if (w.winograd)
-        pack_winograd(w, i % panels, reinterpret_cast<float*>(panel));
+        pack_winograd(w, place, reinterpret_cast<float*>(panel));
       else if (w.dtype == Dtype::f32)
-        pack_panel(w, runs, i / panels, i % panels, reinterpret_cast<float*>(panel));
+        pack_any<float>(w, runs, place, panel);
       else if (w.dtype == Dtype::bf16)
-        pack_panel(w, runs, i / panels, i % panels, reinterpret_cast<uint16_t*>(panel));
+        pack_any<uint16_t>(w, runs, place, panel);
       else
-        pack_panel(w, runs, i / panels, i % panels, reinterpret_cast<int8_t*>(panel));
+        pack_any<int8_t>(w, runs, place, panel);
     }
   });
 }

@@ -1,14 +1,11 @@
 #include "kernels/fused_conv/plan.h"
 
-#include "csrc/core/check.h"
 #include "csrc/gemm/packed.h"
+#include "kernels/fused_conv/windows.h"
 
 namespace dsf::fused_conv {
 namespace {
 
-constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // What a limit of bytes holds of something, at least one of it and at most all.
 int64_t that_fit(int64_t limit, int64_t bytes, int64_t all) {
   return most(1, least(all, bytes > 0 ? limit / bytes : all));
@@ -34,18 +31,15 @@ int64_t block_f(const ConvArgs& args, Path path) {
 Range conv_rows(const ConvArgs& args, Range out) {
   if (!args.has_pool) return out;
   const Window& pool = args.pool;
-  const int64_t begin = out.begin * pool.stride.h - pool.padding.top;
-  const int64_t end = (out.end - 1) * pool.stride.h - pool.padding.top + (pool.kernel.h - 1) * pool.dilation.h + 1;
-  if (!args.winograd) return {most(0, begin), least(args.P, end)};
+  const Range rows = rows_under(out, pool.kernel.h, pool.stride.h, pool.dilation.h, pool.padding.top);
+  if (!args.winograd) return {most(0, rows.begin), least(args.P, rows.end)};
   // Whole tiles at places of their own, or the bits would depend on the cut.
-  return {most(0, begin) / WINOGRAD_OUT * WINOGRAD_OUT, least(args.P, round_up(least(args.P, end), WINOGRAD_OUT))};
+  return {most(0, rows.begin) / WINOGRAD_OUT * WINOGRAD_OUT,
+          least(args.P, round_up(least(args.P, rows.end), WINOGRAD_OUT))};
 }
 
 Range x_rows(const ConvArgs& args, Range p) {
-  const int64_t begin = p.begin * args.stride.h - args.padding.top;
-  const int64_t end = (p.end - 1) * args.stride.h - args.padding.top + (args.R - 1) * args.dilation.h + 1;
-  const int64_t first = least(most(0, begin), args.H);
-  return {first, most(first, least(args.H, end))};
+  return inside(rows_under(p, args.R, args.stride.h, args.dilation.h, args.padding.top), args.H);
 }
 
 int64_t stem_row_values(const ConvArgs& args) {
@@ -74,9 +68,8 @@ Plan plan_of(const Context& context, const ConvArgs& args) {
   if (plan.copies_residual)
     plan.chunk_rows = that_fit(RESULT_BYTES, args.Q * args.F * y_value * rows_a_row, plan.chunk_rows);
 
-  const int64_t wanted = context.num_threads > 1 ? context.num_threads * TASKS_PER_THREAD : 1;
   const int64_t others = args.N * (plan.f_blocks / plan.f_per_task);
-  plan.block_rows = divide_up(args.out_h, least(args.out_h, divide_up(wanted, others)));
+  plan.block_rows = divide_up(args.out_h, least(args.out_h, divide_up(tasks_wanted(context), others)));
   if (plan.path == Path::winograd && !pools) {  // whole tiles
     plan.block_rows = round_up(plan.block_rows, WINOGRAD_OUT);
     plan.chunk_rows = most(WINOGRAD_OUT, plan.chunk_rows / WINOGRAD_OUT * WINOGRAD_OUT);
@@ -84,7 +77,7 @@ Plan plan_of(const Context& context, const ConvArgs& args) {
   plan.row_blocks = divide_up(args.out_h, plan.block_rows);
   plan.chunk_rows = least(plan.chunk_rows, plan.block_rows);
   plan.tasks = others * plan.row_blocks;
-  plan.slots = context.num_threads > 1 ? least(plan.tasks, context.num_threads * MAX_SLOTS_PER_THREAD) : 1;
+  plan.slots = slots_of(context, plan.tasks);
 
   const Range p = conv_rows(args, {0, plan.chunk_rows});
   const int64_t kernel_rows = pools ? (args.pool.kernel.h - 1) * args.pool.dilation.h + 1 : 1;

@@ -11,8 +11,26 @@ namespace dsf::fused_conv {
 inline constexpr int64_t X_BYTES = 256 << 10, WEIGHT_BYTES = 512 << 10, RESULT_BYTES = 320 << 10;
 // Winograd reads all weights again for every chunk.
 inline constexpr int64_t WINOGRAD_RESULT_BYTES = 1 << 20;
-inline constexpr int64_t TASKS_PER_THREAD = 4;
-inline constexpr int64_t MAX_SLOTS_PER_THREAD = 2;  // scratch memories; a slot's tasks are one thread's
+
+// Work is cut into about TASKS_PER_THREAD tasks a thread. Each of a few slots has scratch memory of its own, and its
+// share of the tasks, one after the other.
+inline constexpr int64_t TASKS_PER_THREAD = 4, SLOTS_PER_THREAD = 2;
+inline int64_t tasks_wanted(const Context& context) {
+  return context.num_threads > 1 ? context.num_threads * TASKS_PER_THREAD : 1;
+}
+inline int64_t slots_of(const Context& context, int64_t tasks) {
+  const int64_t most_slots = context.num_threads * SLOTS_PER_THREAD;
+  return context.num_threads <= 1 ? 1 : tasks < most_slots ? tasks : most_slots;
+}
+// body(memory, tasks): of one slot.
+template <class Body>
+void for_each_slot(const Context& context, int64_t slots, int64_t tasks, char* memory, int64_t slot_bytes,
+                   const Body& body) {
+  parallel_for(context, slots, [&](int64_t begin, int64_t end) {
+    for (int64_t slot = begin; slot < end; ++slot)
+      body(memory + slot * slot_bytes, Range{tasks * slot / slots, tasks * (slot + 1) / slots});
+  });
+}
 
 struct Plan {
   Path path;

@@ -1,9 +1,7 @@
 // pool2d: max and mean pooling of a tensor in either layout.
-#include <cstring>
-
-#include "csrc/core/check.h"
 #include "csrc/gemm/packed.h"
 #include "kernels/fused_conv/plan.h"
+#include "kernels/fused_conv/windows.h"
 
 namespace dsf {
 namespace {
@@ -12,23 +10,18 @@ using namespace fused_conv;
 
 constexpr int64_t CHANNELS = 64;  // of planes, turned into pixels at a time
 
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 struct PoolPlan {
   int64_t channels, channel_blocks;  // of a task
   int64_t rows, row_blocks;          // of y, of a task
   int64_t chunk;                     // rows of y at a time
   int64_t tasks, slots;
   int64_t x_bytes, y_bytes;  // of one slot
+  int64_t slot_bytes() const { return x_bytes + y_bytes; }
 };
 
 Range x_rows(const PoolArgs& args, Range out) {
   const Window& w = args.window;
-  const int64_t begin = out.begin * w.stride.h - w.padding.top;
-  const int64_t end = (out.end - 1) * w.stride.h - w.padding.top + (w.kernel.h - 1) * w.dilation.h + 1;
-  const int64_t first = least(most(0, begin), args.H);
-  return {first, most(first, least(args.H, end))};
+  return inside(rows_under(out, w.kernel.h, w.stride.h, w.dilation.h, w.padding.top), args.H);
 }
 
 PoolPlan plan_of(const Context& context, const PoolArgs& args) {
@@ -36,17 +29,16 @@ PoolPlan plan_of(const Context& context, const PoolArgs& args) {
   const int64_t value = value_bytes(args.dtype);
   const bool x_planes = args.x_layout == Layout::planes, y_planes = args.y_layout == Layout::planes;
   plan.channels = x_planes || y_planes ? least(args.C, CHANNELS) : args.C;
-  plan.channel_blocks = (args.C + plan.channels - 1) / plan.channels;
-  const int64_t wanted = context.num_threads > 1 ? context.num_threads * TASKS_PER_THREAD : 1;
+  plan.channel_blocks = divide_up(args.C, plan.channels);
   const int64_t others = args.N * plan.channel_blocks;
-  const int64_t blocks = least(args.out_h, (wanted + others - 1) / others);
-  plan.rows = (args.out_h + blocks - 1) / blocks;
-  plan.row_blocks = (args.out_h + plan.rows - 1) / plan.rows;
+  const int64_t blocks = least(args.out_h, divide_up(tasks_wanted(context), others));
+  plan.rows = divide_up(args.out_h, blocks);
+  plan.row_blocks = divide_up(args.out_h, plan.rows);
   plan.chunk = plan.rows;
   if (x_planes || y_planes)
     plan.chunk = most(1, least(plan.rows, RESULT_BYTES / (args.W * args.window.stride.h * plan.channels * value + 1)));
   plan.tasks = others * plan.row_blocks;
-  plan.slots = context.num_threads > 1 ? least(plan.tasks, context.num_threads * MAX_SLOTS_PER_THREAD) : 1;
+  plan.slots = slots_of(context, plan.tasks);
   const int64_t kernel_rows = (args.window.kernel.h - 1) * args.window.dilation.h + 1;
   const int64_t h_rows = least(args.H, (plan.chunk - 1) * args.window.stride.h + kernel_rows);
   if (x_planes) plan.x_bytes = round_up(h_rows * args.W * plan.channels * value, CACHE_LINE);
@@ -91,26 +83,24 @@ void pool_chunk(const PoolArgs& args, const Kernel& kernel, int64_t n, Range c, 
 int64_t dsf_pool2d_workspace_bytes(const Context* context, const PoolArgs* args) {
   if (args->N == 0 || args->C == 0) return 0;
   const PoolPlan plan = plan_of(*context, *args);
-  return plan.slots * (plan.x_bytes + plan.y_bytes);
+  return plan.slots * plan.slot_bytes();
 }
 
 void dsf_pool2d(const Context* context, const PoolArgs* args) {
   if (args->N == 0 || args->C == 0) return;
   const PoolPlan plan = plan_of(*context, *args);
   const Kernel& kernel = kernel_of(args->dtype);
-  parallel_for(*context, plan.slots, [&](int64_t begin, int64_t end) {
-    for (int64_t slot = begin; slot < end; ++slot) {
-      char* memory = static_cast<char*>(context->workspace) + slot * (plan.x_bytes + plan.y_bytes);
-      for (int64_t task = plan.tasks * slot / plan.slots; task < plan.tasks * (slot + 1) / plan.slots; ++task) {
-        const int64_t rows = task % plan.row_blocks, block = task / plan.row_blocks % plan.channel_blocks;
-        const Range c = {block * plan.channels, least(args->C, (block + 1) * plan.channels)};
-        const int64_t last = least(args->out_h, (rows + 1) * plan.rows);
-        for (int64_t row = rows * plan.rows; row < last; row += plan.chunk)
-          pool_chunk(*args, kernel, task / (plan.row_blocks * plan.channel_blocks), c,
-                     {row, least(last, row + plan.chunk)}, memory, memory + plan.x_bytes);
-      }
+  const auto run = [&](char* memory, Range tasks) {
+    for (int64_t task = tasks.begin; task < tasks.end; ++task) {
+      const int64_t rows = task % plan.row_blocks, block = task / plan.row_blocks % plan.channel_blocks;
+      const Range c = {block * plan.channels, least(args->C, (block + 1) * plan.channels)};
+      const int64_t last = least(args->out_h, (rows + 1) * plan.rows);
+      for (int64_t row = rows * plan.rows; row < last; row += plan.chunk)
+        pool_chunk(*args, kernel, task / (plan.row_blocks * plan.channel_blocks), c,
+                   {row, least(last, row + plan.chunk)}, memory, memory + plan.x_bytes);
     }
-  });
+  };
+  for_each_slot(*context, plan.slots, plan.tasks, static_cast<char*>(context->workspace), plan.slot_bytes(), run);
 }
 
 }  // namespace dsf
