@@ -83,6 +83,7 @@ struct Ends {
 template <class V, Dtype dtype>
 struct Finish {
   using f32 = typename V::f32;
+  using Sum = f32;
   static constexpr int64_t VALUE_BYTES = dtype == Dtype::f32 ? 4 : 2;
 
   const Block& block;
