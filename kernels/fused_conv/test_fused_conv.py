@@ -52,6 +52,18 @@ def test_every_door_gives_the_same_bits(case: Case) -> None:
             assert got.stride() == want.stride()
 
 
+@pytest.mark.skipif(not HAS_INT8, reason="this build has no int8 kernels of fused_conv")
+def test_every_door_gives_the_same_bytes() -> None:
+    for case in INT8_CASES:
+        inputs = prepared_int8(case)[0]
+        want = call("fused_conv_int8", "torch", inputs)
+        for door in CONV_DOORS[1:]:
+            got = call("fused_conv_int8", door, inputs)
+            assert_same(got, want, f"{case.id}: {door}")
+            if door == "packed" or (case.case.weight_layout == "NCHW" and want.numel()):
+                assert got.stride() == want.stride(), f"{case.id}: {door}"
+
+
 @pytest.mark.parametrize("case", INT8_CASES if HAS_INT8 else (), ids=lambda case: case.id)
 def test_int8_has_the_bits_of_the_reference(case: Any, isa: str) -> None:
     inputs, want, bound = prepared_int8(case)

@@ -35,6 +35,20 @@ RESIDUAL = numbers(2, 8, 5, 4)
 WINDOW = ([2, 2], [1, 1, 1, 1], [1, 1], 2)
 POOL = [3, 3, 2, 2, 1, 1, 1, 1, 1]
 PACKED = op.PACK_OP(WEIGHT, 2)
+CODES = numbers(2, 6, 9, 8).mul(40).add(128).to(torch.uint8)
+INT8_WEIGHT = WEIGHT.mul(40).to(torch.int8)
+INT8_PACKED = op.PACK_OP(INT8_WEIGHT, 2)
+AFTER: tuple[Any, ...] = (
+    "none",
+    [],
+    CODES[:, :1, :5, :4].expand(-1, 8, -1, -1),
+    0.5,
+    3,
+    "after",
+    POOL,
+    True,
+)  # with a residual
+SCALES = (0.02, 128, torch.full((8,), 0.03), 0.1, 5)  # of x, the weight and y
 CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "planes": (op._OP, (X, WEIGHT, BIAS, *WINDOW)),
     "pixels": (op._OP, (PIXELS, WEIGHT, None, *WINDOW, "gelu")),
@@ -59,6 +73,12 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "packed to pixels": (
         op._PACKED_OP,
         (X, PACKED, BIAS, [8, 3, 3, 3], *WINDOW, "none", [], RESIDUAL, "before", POOL, True),
+    ),
+    "int8": (op._INT8_OP, (CODES, INT8_WEIGHT, *SCALES, None, *WINDOW, torch.int8, "relu", [])),
+    "int8, packed": (op._INT8_PACKED_OP, (CODES, INT8_PACKED, *SCALES, None, [8, 3, 3, 3], *WINDOW, torch.uint8)),
+    "int8, packed to pixels": (
+        op._INT8_PACKED_OP,
+        (CODES, INT8_PACKED, *SCALES, None, [8, 3, 3, 3], *WINDOW, torch.uint8, *AFTER),
     ),
     "max": (op._POOL_OP, (X, POOL)),
     "max of pixels": (op._POOL_OP, (PIXELS, POOL, "max")),
