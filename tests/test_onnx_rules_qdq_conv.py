@@ -1,106 +1,20 @@
-"""The rules for convolutions and pools of bytes: what is rewritten to QLinearConv's numbers, what is left alone."""
-
-from typing import Any
+"""The rules for convolutions of bytes: what is rewritten to QLinearConv's numbers, what is left alone."""
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper
-from onnx.reference import ReferenceEvaluator
 
 from deepseek_fast.onnx import explain
-from deepseek_fast.onnx._constants import FOLDING_OPSET
-from deepseek_fast.onnx._runtime import LIBRARY, STOCK, Runner, library_problem
-from tests.onnx_models import Graph, attribute, counts, fused, normal, sentences
-
-C, F, H, W = 4, 6, 9, 10
-U8, S8 = np.uint8, np.int8
-X_SCALE, W_SCALE, Y_SCALE, R_SCALE = 0.02, 0.01, 0.03, 0.04
+from deepseek_fast.onnx._runtime import LIBRARY, STOCK, Runner
+from tests.onnx_models import attribute, counts, fused, normal, sentences
+from tests.onnx_qdq import R_SCALE, S8, U8, W_SCALE, X_SCALE, Y_SCALE, C, F, H, Qdq, W, byte_values, check
 
 
-class Qdq(Graph):
-    """A graph of bytes; x is an input of it, or of floats where a QuantizeLinear comes first."""
-
-    def quantize(self, value: str, scale: float, zero: int, dtype: Any = U8, **options: Any) -> str:
-        return self.op("QuantizeLinear", value, *self.scale(scale, zero, dtype), **options)
-
-    def dequantize(self, value: str, scale: Any, zero: Any, dtype: Any = U8, **options: Any) -> str:
-        return self.op("DequantizeLinear", value, *self.scale(scale, zero, dtype), **options)
-
-    def scale(self, scale: Any, zero: Any, dtype: Any) -> list[str]:
-        count = len(self.initializers)
-        return [self.constant(f"s{count}", scale), self.constant(f"z{count}", zero, dtype)]
-
-    def byte_input(self, name: str, *shape: Any, dtype: Any = U8) -> str:
-        return self.input(name, *shape, dtype=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
-
-    def x(self, dtype: Any = U8, scale: float = X_SCALE, channels: int = C) -> str:
-        return self.dequantize(self.byte_input("x", "batch", channels, H, W, dtype=dtype), scale, 7, dtype)
-
-    def weight(self, dtype: Any = S8, *, per_channel: bool = True, filters: int = F, channels: int = C) -> str:
-        low, high, zero = (-127, 128, 0) if dtype == S8 else (0, 256, 128)
-        w = self.constant("w", self.rng.integers(low, high, (filters, channels, 3, 3)), dtype)
-        if not per_channel:
-            return self.dequantize(w, W_SCALE, zero, dtype)
-        return self.dequantize(w, self.weight_scale(filters), np.full(filters, zero), dtype, axis=0)
-
-    def weight_scale(self, filters: int = F) -> np.ndarray:
-        return np.linspace(W_SCALE / 4, W_SCALE, filters).astype(np.float32)
-
-    def bias(self, kind: str) -> list[str]:
-        if kind == "none":
-            return []
-        steps = np.float32(X_SCALE) * self.weight_scale()
-        numbers = self.rng.integers(-3000, 3000, F)
-        if kind == "float":
-            return [self.constant("b", numbers * steps)]
-        if kind == "other scale":
-            return [self.dequantize(self.constant("b", numbers, np.int32), steps[0], 0, np.int32)]
-        return [self.dequantize(self.constant("b", numbers, np.int32), steps, np.zeros(F), np.int32, axis=0)]
-
-    def conv(self, x: str, *more: str, **options: Any) -> str:
-        options.setdefault("pads", [1, 1, 1, 1])
-        return self.op("Conv", x, *more, **options)
-
-    def bytes_out(self, name: str, dtype: Any = U8) -> None:
-        self.output(name, dtype=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), rank=4)
+BIASES = {True: ("none", "int32", "float", "other scale"), False: ("none", "float", "other scale")}
 
 
-def byte_values(dtype: Any, *shape: int, seed: int = 3) -> np.ndarray:
-    limits = np.iinfo(dtype)
-    return np.random.default_rng(seed).integers(limits.min, limits.max + 1, shape).astype(dtype)
-
-
-def check(graph: Graph, feeds: dict[str, np.ndarray], *, opset: int = 21, steps: int = 0, **options: Any) -> Any:
-    """The rewritten model gives QLinearConv's bytes, to `steps`, and the reference's of the original to a step more."""
-    model = graph.model(opset)
-    result = explain(model, **options)
-    onnx.checker.check_model(result.model, full_check=True)
-    names = [output.name for output in model.graph.output]
-    assert [output.name for output in result.model.graph.output] == names
-    want = Runner(model, runtime=STOCK, threads=1).run(feeds)
-    reference: Any = want
-    if opset >= FOLDING_OPSET:
-        reference = dict(zip(names, ReferenceEvaluator(model).run(None, feeds), strict=True))
-    for runtime in (STOCK, LIBRARY) if library_problem() is None else (STOCK,):
-        for name, got in Runner(result.model, runtime=runtime, threads=1).run(feeds).items():
-            assert got.dtype == want[name].dtype and got.shape == want[name].shape, runtime
-            apart = np.abs(got.astype(np.float64) - want[name].astype(np.float64)).max()
-            assert apart <= steps, (runtime, name, apart)
-            apart = np.abs(got.astype(np.float64) - reference[name].astype(np.float64)).max()
-            assert apart <= steps + 1, (runtime, name, apart)
-    return result
-
-
-# Convolutions
-
-
-@pytest.mark.parametrize("bias", ["none", "int32", "float", "other scale"])
-@pytest.mark.parametrize("weight", [(S8, True), (S8, False), (U8, True), (U8, False)], ids=str)
-def test_conv_is_rewritten(weight, bias):
-    w_type, per_channel = weight
-    if bias == "int32" and not per_channel:
-        pytest.skip("its steps are those of one scale a filter")
+@pytest.mark.parametrize("w_type", [U8, S8])
+@pytest.mark.parametrize(("per_channel", "bias"), [(kind, bias) for kind in BIASES for bias in BIASES[kind]])
+def test_conv_is_rewritten(w_type, per_channel, bias):
     graph = Qdq()
     y = graph.conv(graph.x(), graph.weight(w_type, per_channel=per_channel), *graph.bias(bias))
     graph.bytes_out(graph.quantize(y, Y_SCALE, 3, output="y"))
@@ -349,130 +263,3 @@ def test_left_alone(case, sentence):
 
 
 # Sums
-
-INNER_SCALE, SUM_SCALE = 0.1, 0.15  # so wide that no sum is above the bytes of its type
-
-
-def summed(
-    zero: int = 128, *, act: str = "", after: str = "", y_zero: int = 100, first: bool = True, r_type: Any = U8
-) -> Qdq:
-    """A convolution rounded to bytes of this zero point, the sum with other bytes, and what follows it."""
-    graph = Qdq()
-    r = graph.dequantize(graph.byte_input("r", "batch", F, H, W, dtype=r_type), R_SCALE, 20, r_type)
-    y = graph.conv(graph.x(), graph.weight(), *graph.bias("int32"))
-    y = graph.op(act, y) if act else y
-    y = graph.dequantize(graph.quantize(y, INNER_SCALE, zero, output="inner"), INNER_SCALE, zero)
-    y = graph.op("Add", y, r) if first else graph.op("Sum", r, y)
-    y = graph.op(after, y) if after else y
-    graph.bytes_out(graph.quantize(y, SUM_SCALE, y_zero, output="y"))
-    return graph
-
-
-@pytest.mark.parametrize(
-    ("options", "activation", "residual_at"),
-    [
-        ({}, "none", "before"),
-        ({"first": False}, "none", "before"),
-        ({"after": "Relu"}, "relu", "before"),
-        ({"after": "Relu", "y_zero": 0}, "none", "before"),
-        ({"zero": 0}, "relu", "after"),
-        ({"zero": 0, "act": "Relu"}, "relu", "after"),
-        ({"zero": 0, "after": "Relu", "y_zero": 0}, "relu", "after"),
-        ({"act": "LeakyRelu"}, "leaky_relu", "after"),
-    ],
-    ids=str,
-)
-def test_a_sum_of_bytes_is_not_rounded_on_the_way(options, activation, residual_at):
-    feeds = {"x": byte_values(U8, 2, C, H, W), "r": byte_values(U8, 2, F, H, W, seed=4)}
-    feeds["x"] //= 4
-    result = check(summed(**options), feeds, steps=1)
-    (node,) = fused(result.model, "FusedConvInt8")
-    assert len(result.model.graph.node) == 1 and "'inner' not rounded" in sentences(result.rewritten)
-    assert attribute(node, "activation").decode() == activation
-    assert attribute(node, "residual_at").decode() == residual_at
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"zero": 0, "after": "Relu"}, "one activation must be enough; got relu and relu"),
-        ({"after": "Softplus"}, "a QuantizeLinear must follow; got Softplus"),
-        ({"zero": 255}, "the sum must have bytes above zero"),
-        ({"r_type": S8}, "the residual must have y's type uint8; got int8"),
-    ],
-    ids=str,
-)
-def test_a_sum_left_alone(options, sentence):
-    result = explain(summed(**options).model())
-    (node,) = fused(result.model, "FusedConvInt8")
-    assert "inner" in node.output[0] and counts(result.model)["Add"] == 1
-    assert "QdqResidual: add_" in sentences(result.refused) and sentence in sentences(result.refused)
-
-
-def test_a_sum_of_bytes_that_others_read_stays():
-    graph = summed()
-    graph.bytes_out("inner")
-    result = explain(graph.model())
-    assert counts(result.model)["Add"] == 1 and "'inner' is also a graph output" in sentences(result.refused)
-
-
-# Pools
-
-
-def test_pool_of_bytes_follows_its_convolution():
-    graph = Qdq()
-    y = graph.dequantize(graph.quantize(graph.conv(graph.x(), graph.weight()), Y_SCALE, 3), Y_SCALE, 3)
-    y = graph.op("MaxPool", y, kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)
-    graph.bytes_out(graph.quantize(y, Y_SCALE, 3, output="y"))
-    result = check(graph, {"x": byte_values(U8, 2, C, H, W)}, steps=1)
-    assert counts(result.model) == {"FusedConvInt8": 1}
-    assert counts(explain(graph.model(), optim_level=1).model) == {"FusedConvInt8": 1, "MaxPool": 1}
-
-
-@pytest.mark.parametrize("dtype", [U8, S8])
-def test_pool_of_bytes_alone(dtype):
-    graph = Qdq()
-    x = graph.byte_input("x", "batch", C, H, W, dtype=dtype)
-    pooled = graph.op("MaxPool", graph.dequantize(x, X_SCALE, 7, dtype), kernel_shape=[3, 3], pads=[1, 1, 1, 1])
-    y = graph.dequantize(graph.quantize(pooled, X_SCALE, 7, dtype), X_SCALE, 7, dtype)
-    graph.bytes_out(graph.quantize(graph.conv(y, graph.weight()), Y_SCALE, 3, output="y"))
-    result = check(graph, {"x": byte_values(dtype, 2, C, H, W)}, steps=1)
-    assert counts(result.model) == {"Pool2d": 1, "FusedConvInt8": 1}
-    assert "MaxPool of bytes" in sentences(result.rewritten)
-
-
-@pytest.mark.parametrize("beside", [True, False])
-def test_a_channel_shuffle_of_bytes_moves_along(beside):
-    """Only beside a convolution of bytes."""
-    graph = Qdq()
-    y = graph.byte_input("x", 2, C, H, W)
-    if beside:
-        y = graph.quantize(graph.conv(graph.dequantize(y, X_SCALE, 7), graph.weight(filters=C)), X_SCALE, 7)
-    apart = graph.constant("apart", [2, 2, C // 2, H, W], np.int64)
-    joined = graph.constant("joined", [2, C, H, W], np.int64)
-    moves: list[tuple[str, list[str], dict[str, Any]]] = [
-        ("Reshape", [apart], {}),
-        ("Transpose", [], {"perm": [0, 2, 1, 3, 4]}),
-        ("Reshape", [joined], {}),
-    ]
-    for op_type, more, options in moves:
-        moved = graph.op(op_type, graph.dequantize(y, X_SCALE, 7), *more, **options)
-        y = graph.quantize(moved, X_SCALE, 7)
-    if beside:
-        w = graph.dequantize(graph.constant("w2", byte_values(S8, F, C, 1, 1), S8), W_SCALE, 0, S8)
-        y = graph.quantize(graph.op("Conv", graph.dequantize(y, X_SCALE, 7), w), Y_SCALE, 3)
-    graph.bytes_out(y)
-    result = check(graph, {"x": byte_values(U8, 2, C, H, W)}, steps=1)
-    assert counts(result.model)["DequantizeLinear"] == (0 if beside else 3)
-    layouts = [attribute(node, "y_layout").decode() for node in fused(result.model, "FusedConvInt8")]
-    assert layouts == (["NHWC", "NCHW"] if beside else [])
-
-
-def test_a_pool_of_two_scales_is_left_alone():
-    graph = Qdq()
-    y = graph.dequantize(graph.quantize(graph.conv(graph.x(), graph.weight()), Y_SCALE, 3), Y_SCALE, 3)
-    pooled = graph.op("MaxPool", y, kernel_shape=[2, 2], output="pooled")
-    graph.bytes_out(graph.quantize(pooled, 2 * Y_SCALE, 7, output="y"))
-    result = explain(graph.model())
-    assert counts(result.model)["DequantizeLinear"] == 1
-    assert "QdqMove: pooled: x and y must have one scale; got 0.03 and 0.06" in sentences(result.refused)
