@@ -1,5 +1,5 @@
-"""What a convolution takes into its kernel: activations, residuals, pools; Winograd, and LRN beside one. What is rewritten
-to the same numbers, what is left alone and why."""
+"""What a convolution takes into its kernel: activations, residuals, pools; Winograd, and LRN beside one: what is
+rewritten to the same numbers, what is left alone and why."""
 
 from typing import Any
 

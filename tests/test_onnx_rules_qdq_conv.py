@@ -8,7 +8,6 @@ from deepseek_fast.onnx._runtime import LIBRARY, STOCK, Runner
 from tests.onnx_models import attribute, counts, fused, normal, sentences
 from tests.onnx_qdq import R_SCALE, S8, U8, W_SCALE, X_SCALE, Y_SCALE, C, F, H, Qdq, W, byte_values, check
 
-
 BIASES = {True: ("none", "int32", "float", "other scale"), False: ("none", "float", "other scale")}
 
 
