@@ -202,10 +202,11 @@ def algorithms(model: onnx.ModelProto) -> list[str]:
     return [attribute(node, "algorithm").decode() for node in model.graph.node if node.op_type == "FusedConv"]
 
 
+@pytest.mark.parametrize("filters", [3, 20])
 @pytest.mark.parametrize("pooled", [False, True])
-def test_winograd(pooled):
+def test_winograd(pooled, filters):
     graph = images(16, size=(12, 11))
-    y = graph.op("Relu", conv(graph, "x", 16, 20))
+    y = graph.op("Relu", conv(graph, "x", 16, filters))
     graph.output(graph.op("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2]) if pooled else y, rank=4)
     result = rewritten(graph, close=1e-4)
     assert algorithms(result.model) == ["winograd"]
@@ -217,7 +218,7 @@ def test_winograd(pooled):
     [
         ({"size": (9, 9)}, "Y must have at least 100 pixels before a pool; got 81"),
         ({"size": ("height", 12)}, "X must have known rows and columns"),
-        ({"C": 8}, "W must have at least 16 channels in and out; got shape (16, 8, 3, 3)"),
+        ({"C": 8}, "W must have at least 16 channels; got shape (16, 8, 3, 3)"),
         ({"strides": [2, 1]}, None),
         ({"dilations": [1, 2]}, None),
         ({"group": 2}, None),

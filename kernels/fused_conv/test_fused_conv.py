@@ -305,6 +305,21 @@ def test_the_matrices_of_winograd_s_bound_are_those_of_the_algorithm() -> None:
     torch.testing.assert_close(got, F.conv2d(x[None, None], weight[None, None])[0, 0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("C", [16, 64, 512])
+@pytest.mark.parametrize("after_relu", [False, True])
+def test_winograd_s_typical_error_is_at_most_six_times_that_of_direct_sums(C: int, after_relu: bool, isa: str) -> None:
+    """Which onnx/_compare.py counts as 36 times the roundings; it is the most where zeros are many and channels few."""
+    x, weight = torch.randn(2, C, 28, 28), torch.randn(128, C, 3, 3) * (2 / (9 * C)) ** 0.5
+    x = x.relu() if after_relu else x
+    want = fused_conv_ref(x, weight, padding=1)
+    direct, winograd = (
+        deepseek_fast.fused_conv(x, weight, padding=1, algorithm=name).double() - want
+        for name in ("direct", "winograd")
+    )
+    assert winograd.square().mean().sqrt() <= 6 * direct.square().mean().sqrt()
+    assert winograd.abs().max() <= 3e-5 * want.abs().max()
+
+
 def test_winograd_s_bits_depend_neither_on_threads_nor_on_the_layout(num_threads: Any) -> None:
     for pool in (None, (3, 2, 1), (2, 3, 0, True)):
         case = Case((2, 20, 30, 22), 40, (3, 3), padding=1, max_pool=pool, algorithm="winograd", residual="after")
