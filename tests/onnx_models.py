@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -17,6 +18,12 @@ from deepseek_fast.onnx._runtime import LIBRARY, STOCK, Runner, library_problem
 FIRST_GELU_OPSET = 20
 CLOSE = 2e-6  # float32 sums of a few dozen values of size 1, in another order
 OPSETS = range(13, 26)
+
+
+def each_opset(opsets: Sequence[int]) -> list[Any]:
+    """To parametrize over: `make test` runs the first, the last and 18, torch's default, `make test-all` every one."""
+    quick = (opsets[0], 18, opsets[-1])
+    return [pytest.param(opset, marks=() if opset in quick else pytest.mark.slow) for opset in opsets]
 
 
 class Graph:

@@ -13,6 +13,7 @@ import deepseek_fast
 from deepseek_fast.kernels.fused_conv import body
 from deepseek_fast.onnx._runtime import LIBRARY, STOCK, Runner
 from tests.conv_nodes import CLOSE, LAYOUTS, OPSETS, RUNTIMES, node_model, pixels, run
+from tests.onnx_models import each_opset
 
 PARAMS = {"leaky_relu": (0.1,), "clip": (-0.5, 0.75), "hardsigmoid": (0.2, 0.5)}
 
@@ -77,14 +78,14 @@ def check_conv(seed: int, opset: int = 18, runtimes: tuple[str, ...] = RUNTIMES,
         assert np.abs(got - want).max() <= CLOSE * np.abs(want).max(), runtime
 
 
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("opset", each_opset(OPSETS))
 @pytest.mark.parametrize("activation", ACTS)
 def test_body_with_every_activation(activation, opset):
     params = PARAMS.get(activation, ())
     check_conv(1, opset, activation=activation, activation_params=params, padding=(1, 0, 2, 1))
 
 
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("opset", each_opset(OPSETS))
 @pytest.mark.parametrize("layouts", LAYOUTS, ids=str)
 def test_body_in_every_layout(layouts, opset):
     x_layout, y_layout = layouts

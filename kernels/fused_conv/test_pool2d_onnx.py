@@ -13,6 +13,7 @@ from deepseek_fast.kernels.fused_conv import body
 from deepseek_fast.kernels.fused_conv.ref import lrn_ref
 from deepseek_fast.onnx._runtime import LIBRARY, STOCK
 from tests.conv_nodes import CLOSE, LAYOUTS, OPSETS, RUNTIMES, node_model, pixels, run
+from tests.onnx_models import each_opset
 
 
 def pool_case(seed: int, dtype: Any = np.float32, **attributes: Any) -> tuple[Any, ...]:
@@ -40,7 +41,7 @@ def check_pool(runtimes: tuple[str, ...], opset: int, **attributes: Any) -> None
         assert np.abs(got.astype(np.float64) - want).max() <= CLOSE * np.abs(want).max(), runtime
 
 
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("opset", each_opset(OPSETS))
 @pytest.mark.parametrize("kind", ["max", "average"])
 @pytest.mark.parametrize("layouts", LAYOUTS, ids=str)
 def test_pool_body(kind, layouts, opset):
@@ -50,7 +51,7 @@ def test_pool_body(kind, layouts, opset):
         check_pool(RUNTIMES, opset, stride=stride, **options)
 
 
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("opset", each_opset(OPSETS))
 @pytest.mark.parametrize("kind", ["max", "average"])
 @pytest.mark.parametrize("count_include_pad", [0, 1])
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def check_lrn(size: int, runtimes: tuple[str, ...], opset: int, **attributes: An
         np.testing.assert_allclose(got.astype(np.float64), want, rtol=close, atol=CLOSE, err_msg=runtime)
 
 
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("opset", each_opset(OPSETS))
 @pytest.mark.parametrize("layouts", LAYOUTS, ids=str)
 def test_lrn_body(layouts, opset):
     x_layout, y_layout = layouts
