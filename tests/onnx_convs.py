@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from deepseek_fast.onnx._runtime import LIBRARY, STOCK, Runner, library_problem
-from tests.onnx_models import Graph, attribute, check_rewrite, counts
+from deepseek_fast.onnx._runtime import LIBRARY, STOCK, library_problem
+from tests.onnx_models import Graph, attribute, check_rewrite, counts, run, run_stock
 
 C, F = 4, 6
 H, W = 9, 10
@@ -46,9 +46,9 @@ def rewritten(graph: Graph, opset: int = 17, **options: Any) -> Any:
 
 def assert_stock_numbers(model: onnx.ModelProto, rewritten: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> None:
     """As assert_same_numbers, without onnx 1.23's reference: no negative pads, and other sizes of some pools."""
-    want = Runner(model, runtime=STOCK).run(feeds)
+    want = run_stock(model, feeds)
     for runtime in (STOCK, LIBRARY) if library_problem() is None else (STOCK,):
-        for name, got in Runner(rewritten, runtime=runtime).run(feeds).items():
+        for name, got in run(rewritten, feeds, runtime).items():
             assert got.shape == want[name].shape, runtime
             np.testing.assert_allclose(got, want[name], rtol=CLOSE, atol=CLOSE, err_msg=runtime)
 
