@@ -1,8 +1,10 @@
 """pool2d and local_response_norm refuse bad input in one sentence, the same at every door, with the right type of
 error."""
 
+import pytest
 import torch
 
+from deepseek_fast._load import native
 from tests.conv_errors import (
     BIG,
     LRN,
@@ -77,3 +79,10 @@ def test_one_sentence_at_every_door(row: Row) -> None:
 @each_of(BAD)
 def test_a_meta_tensor_is_refused_in_the_same_words(row: Row) -> None:
     assert_refused_of_meta_tensors(row)
+
+
+def test_a_window_of_another_length() -> None:
+    """The front ends make nine numbers of it; the compiled doors check them too."""
+    for pool, x in ((torch.ops.deepseek_fast.pool2d, X), (native().pool2d, X.numpy())):
+        with pytest.raises((RuntimeError, ValueError), match=r"^pool2d: window must be 9 numbers; got 8 of them"):
+            pool(x, [3] * 8, "max", True)
