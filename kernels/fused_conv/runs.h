@@ -5,7 +5,10 @@
 namespace dsf::fused_conv {
 namespace {
 
-// What a tile reads of x: runs[i * MR + r] is where the i-th run of pixel r begins.
+// Tables have places for whole cache lines of pixels, so that vectors fill them; nobody reads those past the tile's.
+constexpr int places_of(int pixels) { return (pixels + 7) / 8 * 8; }
+
+// What a tile reads of x: runs[i * places_of(MR) + r] is where the i-th run of pixel r begins.
 struct TileRuns {
   const char* const* runs;
   int64_t count;       // runs a pixel
@@ -22,14 +25,16 @@ struct TileRuns {
   *ahead += step;
 }
 
-// The pixels of a tile: where each one's first tap is, and where it ends. Those past `rows` are the last one, so that
-// loops over a tile's pixels have no end of their own.
+// The pixels of a tile: where each one's first tap is, and where it ends.
 template <int MR>
 struct TilePixels {
+  static constexpr int PLACES = places_of(MR);
   int rows;
-  int64_t h[MR], w[MR];         // of x, under the first tap: outside x perhaps
-  int64_t at[MR];               // its address
-  int64_t y[MR], residual[MR];  // addresses; 0 without a residual
+  bool side_by_side;                                        // in one row, w_step apart
+  int64_t first_h, first_w, w_step;                         // of x, under the first tap of the first: outside x perhaps
+  alignas(CACHE_LINE) int64_t at[PLACES];                   // the address of the first tap
+  alignas(CACHE_LINE) int64_t y[PLACES], residual[PLACES];  // addresses; 0 without a residual
+  int64_t h[PLACES], w[PLACES];                             // where not side_by_side: as the first one's
 
   Ends ends(int i) const { return {reinterpret_cast<char*>(y[i]), reinterpret_cast<const char*>(residual[i])}; }
 };
@@ -37,6 +42,8 @@ struct TilePixels {
 // Takes the pixels of a block one after the other, row by row.
 template <class AnyFinish, int64_t bytes, int MR>
 class PixelWalk {
+  static constexpr int PLACES = places_of(MR);
+
  public:
   PixelWalk(const ConvArgs& args, const Block& block, const AnyFinish& finish, bool stem)
       : Q_(args.Q),
@@ -44,49 +51,54 @@ class PixelWalk {
         w_begin_(stem ? 0 : -args.padding.left),
         h_step_(args.stride.h),
         w_step_(stem ? 1 : args.stride.w),
-        x_step_(w_step_ * block.x.stride_w * bytes),
         x_row_step_(h_step_ * block.x.stride_h * bytes),
-        y_step_(block.y_stride_w * AnyFinish::VALUE_BYTES),
-        residual_step_(block.residual.data ? block.residual.stride_w * AnyFinish::VALUE_BYTES : 0),
         row_(reinterpret_cast<int64_t>(block.x.data) +
              ((h_ - block.x.h_begin) * block.x.stride_h + w_begin_ * block.x.stride_w) * bytes),
         p_(block.p.begin),
         finish_(finish) {
+    const int64_t residual_step = block.residual.data ? block.residual.stride_w * AnyFinish::VALUE_BYTES : 0;
+    for (int64_t i = 0; i < PLACES; ++i) {
+      x_steps_[i] = i * w_step_ * block.x.stride_w * bytes;
+      y_steps_[i] = i * block.y_stride_w * AnyFinish::VALUE_BYTES;
+      residual_steps_[i] = i * residual_step;
+    }
     begin_row();
   }
 
   // The next `rows` pixels.
-  void take(int rows, TilePixels<MR>* pixels) {
-    pixels->rows = rows;
+  [[gnu::always_inline]] void take(int rows, TilePixels<MR>* pixels) {
     if (q_ == Q_) next_row();
-    if (q_ + rows <= Q_) [[likely]] {
-      for (int i = 0; i < MR; ++i) put(pixels, i, i < rows ? i : rows - 1);
-      q_ += rows;
-      return;
+    pixels->rows = rows;
+    pixels->side_by_side = q_ + rows <= Q_;
+    pixels->first_h = h_;
+    pixels->first_w = w_begin_ + q_ * w_step_;
+    pixels->w_step = w_step_;
+    if (!pixels->side_by_side) [[unlikely]]
+      return take_of_rows(rows, pixels);
+    const int64_t at = row_ + q_ * x_steps_[1], y = y_row_ + q_ * y_steps_[1];
+    const int64_t residual = residual_row_ + q_ * residual_steps_[1];
+    for (int i = 0; i < PLACES; ++i) {
+      pixels->at[i] = at + x_steps_[i];
+      pixels->y[i] = y + y_steps_[i];
+      pixels->residual[i] = residual + residual_steps_[i];
     }
-    for (int i = 0; i < rows; ++i) {
-      if (q_ == Q_) next_row();
-      put(pixels, i, 0);
-      ++q_;
-    }
-    for (int i = rows; i < MR; ++i) {
-      pixels->h[i] = pixels->h[rows - 1];
-      pixels->w[i] = pixels->w[rows - 1];
-      pixels->at[i] = pixels->at[rows - 1];
-      pixels->y[i] = pixels->y[rows - 1];
-      pixels->residual[i] = pixels->residual[rows - 1];
-    }
+    q_ += rows;
   }
 
  private:
-  // The i-th pixel of a tile is `more` pixels on.
-  [[gnu::always_inline]] void put(TilePixels<MR>* pixels, int i, int64_t more) const {
-    const int64_t q = q_ + more;
-    pixels->h[i] = h_;
-    pixels->w[i] = w_begin_ + q * w_step_;
-    pixels->at[i] = row_ + q * x_step_;
-    pixels->y[i] = y_row_ + q * y_step_;
-    pixels->residual[i] = residual_row_ + q * residual_step_;
+  [[gnu::noinline]] void take_of_rows(int rows, TilePixels<MR>* pixels) {
+    for (int i = 0; i < rows; ++i, ++q_) {
+      if (q_ == Q_) next_row();
+      pixels->h[i] = h_;
+      pixels->w[i] = w_begin_ + q_ * w_step_;
+      pixels->at[i] = row_ + q_ * x_steps_[1];
+      pixels->y[i] = y_row_ + q_ * y_steps_[1];
+      pixels->residual[i] = residual_row_ + q_ * residual_steps_[1];
+    }
+    const auto repeat_last = [rows](int64_t* places) {
+      for (int i = rows; i < PLACES; ++i) places[i] = places[rows - 1];
+    };
+    for (int64_t* places : {pixels->h, pixels->w, pixels->at, pixels->y, pixels->residual}) repeat_last(places);
   }
   void next_row() {
     ++p_;
@@ -101,42 +113,45 @@ class PixelWalk {
     residual_row_ = reinterpret_cast<int64_t>(first.residual);
   }
 
+  alignas(CACHE_LINE) int64_t x_steps_[PLACES], y_steps_[PLACES], residual_steps_[PLACES];  // bytes, from the first
   const int64_t Q_;
   int64_t h_;
   const int64_t w_begin_, h_step_, w_step_;
-  const int64_t x_step_, x_row_step_, y_step_, residual_step_;  // bytes
+  const int64_t x_row_step_;  // bytes
   int64_t row_, p_, q_, y_row_, residual_row_;
   const AnyFinish& finish_;
 };
 
-// The table of one tile under rows `taps` of the weight: runs[((r - taps.begin) * S + s) * MR + i] of pixel i. A stem's
-// row of taps is one run, which begins in the padding that its copy of x has: S is 1 there.
+// The table of one tile under rows `taps` of the weight: runs[((r - taps.begin) * S + s) * places_of(MR) + i] of pixel
+// i. A stem's row of taps is one run, which begins in the padding that its copy of x has: S is 1 there.
 template <int MR, int64_t bytes>
-inline void fill_runs(const ConvArgs& args, const Block& block, const TilePixels<MR>& pixels, bool stem, Range taps,
-                      const char** runs) {
+[[gnu::always_inline]] inline void fill_runs(const ConvArgs& args, const Block& block, const TilePixels<MR>& pixels,
+                                             bool stem, Range taps, const char** runs) {
+  constexpr int PLACES = places_of(MR);
   const int64_t S = stem ? 1 : args.S, W = stem ? args.Q : args.W;
   const int64_t tap_w = args.dilation.w * block.x.stride_w * bytes;
   const int64_t tap_h = args.dilation.h * block.x.stride_h * bytes;
-  const int64_t first_h = taps.begin * args.dilation.h, last_h = (taps.end - 1) * args.dilation.h;
-  const int64_t last_w = (S - 1) * args.dilation.w;
-  int64_t outside_taps = 0;
-  for (int i = 0; i < MR; ++i)  // negative: outside
-    outside_taps |=
-        (pixels.h[i] + first_h) | pixels.w[i] | (args.H - 1 - last_h - pixels.h[i]) | (W - 1 - last_w - pixels.w[i]);
+  const int64_t outside = reinterpret_cast<int64_t>(block.outside);
   auto* table = reinterpret_cast<int64_t*>(runs);
   for (int64_t r = taps.begin; r < taps.end; ++r)
-    for (int64_t s = 0; s < S; ++s, table += MR) {
-      const int64_t offset = r * tap_h + s * tap_w;
-      if (outside_taps >= 0) [[likely]] {
-        for (int i = 0; i < MR; ++i) table[i] = pixels.at[i] + offset;
+    for (int64_t s = 0; s < S; ++s, table += PLACES) {
+      const int64_t h = r * args.dilation.h, w = s * args.dilation.w, offset = r * tap_h + s * tap_w;
+      if (!pixels.side_by_side) {
+        for (int i = 0; i < PLACES; ++i) {
+          const int64_t tap_outside =
+              (pixels.h[i] + h) | (pixels.w[i] + w) | (args.H - 1 - h - pixels.h[i]) | (W - 1 - w - pixels.w[i]);
+          table[i] = tap_outside < 0 ? outside : pixels.at[i] + offset;
+        }
         continue;
       }
-      const int64_t h = r * args.dilation.h, w = s * args.dilation.w;
-      for (int i = 0; i < MR; ++i) {
-        const int64_t tap_outside =
-            (pixels.h[i] + h) | (pixels.w[i] + w) | (args.H - 1 - h - pixels.h[i]) | (W - 1 - w - pixels.w[i]);
-        table[i] = tap_outside < 0 ? reinterpret_cast<int64_t>(block.outside) : pixels.at[i] + offset;
+      if (uint64_t(pixels.first_h + h) >= uint64_t(args.H)) {
+        for (int i = 0; i < PLACES; ++i) table[i] = outside;
+        continue;
       }
+      for (int i = 0; i < PLACES; ++i) table[i] = pixels.at[i] + offset;
+      const int64_t first = pixels.first_w + w, last = first + (pixels.rows - 1) * pixels.w_step;
+      for (int64_t i = 0, at = first; at < 0 && i < pixels.rows; at += pixels.w_step) table[i++] = outside;
+      for (int64_t i = pixels.rows, at = last; at >= W && i > 0; at -= pixels.w_step) table[--i] = outside;
     }
 }
 

@@ -79,7 +79,7 @@ struct ConvTileInt8 {
       panel += PANEL_F * 4;
       read_weights_ahead(&ahead, x.ahead_step);
     };
-    for (int64_t i = 0; i < x.count; ++i, runs += MR) {
+    for (int64_t i = 0; i < x.count; ++i, runs += places_of(MR)) {
       int64_t c = x.first;
       const int64_t last = x.first + x.length;
       for (; c + 4 <= last; c += 4) step([&](int r) __attribute__((always_inline)) { return runs[r] + c; });

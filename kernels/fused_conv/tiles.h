@@ -54,7 +54,7 @@ struct ConvTileF32 {
     zero_sums<V>(acc);
     const char* const* runs = x.runs;
     const char* ahead = x.ahead;
-    for (int64_t i = 0; i < x.count; ++i, runs += MR)
+    for (int64_t i = 0; i < x.count; ++i, runs += places_of(MR))
       for (int64_t c = x.first; c < x.first + x.length; ++c, panel += PANEL_F * 4) {
         read_weights_ahead(&ahead, x.ahead_step);
         typename V::f32 w[vectors];
@@ -97,7 +97,7 @@ struct ConvTileBf16 {
       panel += PANEL_F * 4;
       read_weights_ahead(&ahead, x.ahead_step);
     };
-    for (int64_t i = 0; i < x.count; ++i, runs += MR) {
+    for (int64_t i = 0; i < x.count; ++i, runs += places_of(MR)) {
       int64_t c = x.first;
       for (; c + 2 <= x.first + x.length; c += 2)
         step([&](int r) __attribute__((always_inline)) {
@@ -197,7 +197,7 @@ void tiles(const ConvArgs& args, const Block& block) {
   const int64_t run_length = stem ? args.S * args.C : group_C, runs_a_row = stem ? 1 : args.S;
   const int64_t row_bytes = runs_a_row * divide_up(run_length, Tile::C_GROUP) * PANEL_F * 4;
   const int64_t panel_bytes = args.R * row_bytes;
-  const int64_t group_panels = divide_up(group_F, PANEL_F);
+  const int64_t group_panels = divide_up(group_F, PANEL_F), first_group = block.f.begin / group_F;
   const char* sums = static_cast<const char*>(args.packed) + sizeof(PackedHeader);
   const char* panels = is_8_bits(dtype) ? sums + round_up(args.F, DEPTHWISE_LANES) * 4 : sums;
   const AnyFinish finish(args, block);
@@ -215,8 +215,8 @@ void tiles(const ConvArgs& args, const Block& block) {
     for (int64_t tiles_left = divide_up(left, MR); tiles_left > 0; --tiles_left, left -= pixels.rows, ahead += share) {
       walk.take(int(divide_up(left, tiles_left)), &pixels);
       fill_runs<MR, value_bytes(dtype)>(args, block, pixels, stem, taps, block.runs);
+      int64_t group = first_group, f_of_group = block.f.begin - group * group_F;
       for (int64_t f = block.f.begin; f < block.f.end;) {
-        const int64_t group = f / group_F, f_of_group = f - group * group_F;
         const int64_t columns = least(least(group_F - f_of_group, PANEL_F), block.f.end - f);
         const char* panel = panels + (group * group_panels + f_of_group / PANEL_F) * panel_bytes;
         const TileRuns runs{
@@ -229,6 +229,8 @@ void tiles(const ConvArgs& args, const Block& block) {
                                       End{finish, starts, pixels, f + column, columns - column});
         }
         f += columns;
+        f_of_group += columns;
+        if (f_of_group == group_F) ++group, f_of_group = 0;
       }
     }
   }
