@@ -113,8 +113,9 @@ struct Finish {
   [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels, int count,
                                    const EndsOf& ends_of) const {
     if (channels >= vectors * V::LANES && !curve && !residual_after) {
-      if (residual_before) return limited<true>(sums, f, count, ends_of);
-      return limited<false>(sums, f, count, ends_of);
+      const int64_t y_channel = f - block.f.begin;
+      if (residual_before) return limited<true>(sums, f, y_channel, count, ends_of);
+      return limited<false>(sums, f, y_channel, count, ends_of);
     }
     alignas(64) float scratch[pixels * vectors * V::LANES];
     Ends places[pixels];
@@ -142,13 +143,12 @@ struct Finish {
     });
   }
 
- private:
-  // What almost every layer is: whole vectors, a residual before the activation or none.
+  // What almost every layer is: whole vectors, no curve, a residual before the activation or none. y_channel: f,
+  // counted from where the ends' y is.
   template <bool with_residual, int pixels, int vectors, class EndsOf>
-  [[gnu::always_inline]] void limited(const f32 (&sums)[pixels][vectors], int64_t f, int count,
+  [[gnu::always_inline]] void limited(const f32 (&sums)[pixels][vectors], int64_t f, int64_t y_channel, int count,
                                       const EndsOf& ends_of) const {
     const f32 lowest = V::set1(limits.lowest), highest = V::set1(limits.highest);
-    const int64_t y_channel = f - block.f.begin;
     f32 biases[vectors];
     DSF_UNROLL
     for (int v = 0; v < vectors; ++v)
@@ -167,6 +167,7 @@ struct Finish {
     }
   }
 
+ private:
   // Sums in memory, `stride` from pixel to pixel, a multiple of LANES.
   [[gnu::noinline]] void any(float* sums, int64_t stride, const Ends* places, int count, int64_t f,
                              int64_t channels) const {
