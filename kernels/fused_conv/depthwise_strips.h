@@ -78,7 +78,7 @@ template <class V, Dtype dtype>
                                                        int64_t f, char* y) {
   constexpr int64_t VALUE_BYTES = Finish<V, dtype>::VALUE_BYTES;
   Steps<char> places(y + (f - finish.block.f.begin) * VALUE_BYTES, finish.block.y_stride_w * VALUE_BYTES);
-  finish.template limited<false>(sums, f, 0, STRIP_PIXELS,
+  finish.template limited<false>(sums, f, 0, V::LANES, STRIP_PIXELS,
                                  [&](int i) __attribute__((always_inline)) { return Ends{places.at(i), nullptr}; });
 }
 
