@@ -1,5 +1,6 @@
 """The text of objdump as functions, and a function's innermost loops."""
 
+import functools
 import itertools
 import re
 import subprocess
@@ -56,7 +57,12 @@ class Instruction:
 @dataclass(frozen=True)
 class Function:
     name: str
-    instructions: tuple[Instruction, ...]
+    lines: tuple[str, ...]
+
+    @functools.cached_property
+    def instructions(self) -> tuple[Instruction, ...]:
+        """Parsed where they are asked for: of an object's functions few are looked into."""
+        return tuple(_instruction(match) for line in self.lines if (match := LINE.match(line)))
 
     @property
     def stack_registers(self) -> tuple[str, ...]:
@@ -73,14 +79,18 @@ def disassemble(path: Path) -> tuple[Function, ...]:
 
 def parse(text: str) -> tuple[Function, ...]:
     """The output of `objdump -d -C -w --no-show-raw-insn`."""
-    found: list[tuple[str, list[Instruction]]] = []
+    found: list[tuple[str, list[str]]] = []
     for line in text.splitlines():
         if match := HEADER.match(line):
             found.append((match[1], []))
-        elif found and (match := LINE.match(line)):
-            operands = match[3].split(" <")[0].split("#")[0].strip()
-            found[-1][1].append(Instruction(int(match[1], 16), match[2], tuple(OPERAND.findall(operands))))
-    return tuple(Function(name, tuple(lines)) for name, lines in found if lines)
+        elif found:
+            found[-1][1].append(line)
+    return tuple(Function(name, tuple(lines)) for name, lines in found if any(map(LINE.match, lines)))
+
+
+def _instruction(line: re.Match[str]) -> Instruction:
+    operands = line[3].split(" <")[0].split("#")[0].strip()
+    return Instruction(int(line[1], 16), line[2], tuple(OPERAND.findall(operands)))
 
 
 def inner_loops(function: Function, *, calls: bool = True) -> list[tuple[Instruction, ...]]:

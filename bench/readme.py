@@ -1,7 +1,7 @@
 """Fills the tables of the READMEs from a committed baseline: `python -m bench.readme`, with --check only compares.
 
 A table stands between `<!-- bench/baseline/FILE.json NAME -->` and `<!-- end -->`; NAME: `demo`, `networks`,
-`light` (the convolutional networks of that run) or a room.
+`light` (the convolutional networks of that run), `light_f32` (those in float32 alone) or a room.
 """
 
 import argparse
@@ -47,6 +47,7 @@ def filled(path: Path) -> str:
             "demo": ("demo", demo_table),
             "networks": ("networks", networks_table),
             "light": ("networks", light_networks_table),
+            "light_f32": ("networks", light_f32_table),
         }
         key, part = parts.get(match[3], ("", None))
         body = part(run[key]) if part else room_table(run, match[3])
@@ -72,6 +73,10 @@ def networks_table(data: dict[str, Any]) -> str:
 
 def light_networks_table(data: dict[str, Any]) -> str:
     return light_table.table(data) + "\n\n" + light_table.LEGEND + "\n\n" + _machine(data["machine"])
+
+
+def light_f32_table(data: dict[str, Any]) -> str:
+    return light_table.table(data, light_table.KINDS[:1]) + "\n\n" + _machine(data["machine"])
 
 
 def room_table(run: dict[str, Any], room: str) -> str:

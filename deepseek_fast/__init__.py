@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from deepseek_fast.kernels.fused_conv.op import (
         fused_conv,
         fused_conv_int8,
+        fused_conv_int8_packed,
         fused_conv_pack,
         fused_conv_packed,
         local_response_norm,
@@ -45,6 +46,7 @@ _HOMES = {
     "fp8_scaled_mm": "deepseek_fast.kernels.fp8_matmul.scaled_mm",
     "fused_conv": "deepseek_fast.kernels.fused_conv.op",
     "fused_conv_int8": "deepseek_fast.kernels.fused_conv.op",
+    "fused_conv_int8_packed": "deepseek_fast.kernels.fused_conv.op",
     "fused_conv_pack": "deepseek_fast.kernels.fused_conv.op",
     "fused_conv_packed": "deepseek_fast.kernels.fused_conv.op",
     "fused_matmul": "deepseek_fast.kernels.fused_matmul.op",
@@ -75,6 +77,7 @@ __all__ = [
     "fp8_scaled_mm",
     "fused_conv",
     "fused_conv_int8",
+    "fused_conv_int8_packed",
     "fused_conv_pack",
     "fused_conv_packed",
     "fused_matmul",

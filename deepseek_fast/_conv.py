@@ -102,12 +102,11 @@ def check_options(op: str, activation: Any, residual_at: Any, groups: Any) -> No
     check_integer(op, "groups", groups)
 
 
-def check_quantization(op: str, scales: dict[str, Any], zero_points: dict[str, Any]) -> None:
-    """Numbers where numbers belong; their ranges are the compiled check's."""
-    for arg, value in scales.items():
-        check_number(op, arg, value)
-    for arg, value in zero_points.items():
-        check_integer(op, arg, value)
+def check_quantization(op: str, *scales_and_zero_points: Any) -> None:
+    """Numbers where numbers belong, of x, y and the residual in turn; their ranges are the compiled check's."""
+    for i, arg in enumerate(("x", "y", "residual")):
+        check_number(op, f"{arg}_scale", scales_and_zero_points[2 * i])
+        check_integer(op, f"{arg}_zero_point", scales_and_zero_points[2 * i + 1])
 
 
 def check_lrn(op: str, size: Any, alpha: Any, beta: Any, k: Any) -> None:

@@ -107,15 +107,48 @@ def fused_conv_int8(
 ) -> Any:
     """deepseek_fast.fused_conv_int8; out_dtype: as NumPy takes a dtype."""
     op = "fused_conv_int8"
-    scales = {"x_scale": x_scale, "y_scale": y_scale, "residual_scale": residual_scale}
-    zero_points = {"x_zero_point": x_zero_point, "y_zero_point": y_zero_point}
-    _conv.check_quantization(op, scales, zero_points | {"residual_zero_point": residual_zero_point})
+    _conv.check_quantization(op, x_scale, x_zero_point, y_scale, y_zero_point, residual_scale, residual_zero_point)
     window, pool = _conv.windows(op, getattr(weight, "shape", ()), stride, padding, dilation, max_pool)
     params = _options(op, activation, activation_params, residual_at, groups)
     quantized = (x_scale, x_zero_point, weight_scale, y_scale, y_zero_point)
     added = (residual, residual_scale, residual_zero_point, residual_at)
     options = (*window, groups, activation, params, *added, pool, out_dtype)
     return _native.fused_conv_int8(x, weight, *quantized, bias, *options)
+
+
+def fused_conv_int8_packed(
+    x: Any,
+    packed: Any,
+    x_scale: float,
+    x_zero_point: int,
+    weight_scale: Any,
+    y_scale: float,
+    y_zero_point: int,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    weight_shape: Sequence[int],
+    activation: str = "none",
+    activation_params: Sequence[float] = (),
+    residual: Any = None,
+    residual_scale: float = 1.0,
+    residual_zero_point: int = 0,
+    residual_at: str = "before",
+    max_pool: Any = None,
+    out_dtype: Any = None,
+) -> Any:
+    """fused_conv_int8 with a weight of weight_shape that fused_conv_pack packed."""
+    op = "fused_conv_int8_packed"
+    _conv.check_quantization(op, x_scale, x_zero_point, y_scale, y_zero_point, residual_scale, residual_zero_point)
+    window, pool = _conv.windows(op, weight_shape, stride, padding, dilation, max_pool)
+    params = _options(op, activation, activation_params, residual_at, groups)
+    quantized = (x_scale, x_zero_point, weight_scale, y_scale, y_zero_point)
+    added = (residual, residual_scale, residual_zero_point, residual_at)
+    options = (list(weight_shape), *window, groups, activation, params, *added, pool, out_dtype)
+    return _native.fused_conv_int8_packed(x, packed, *quantized, bias, *options)
 
 
 def pool2d(
@@ -156,6 +189,7 @@ __all__ = [
     "fp8_quantize_weight",
     "fused_conv",
     "fused_conv_int8",
+    "fused_conv_int8_packed",
     "fused_conv_pack",
     "fused_conv_packed",
     "fused_matmul",

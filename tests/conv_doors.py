@@ -16,7 +16,7 @@ CONV_DOORS = ("torch", "packed", "numpy", "numpy packed")
 
 
 def call(op: str, door: str, inputs: dict[str, Any]) -> Tensor:
-    """fused_conv or pool2d through one door."""
+    """An operator of the room through one door; those with a weight have the packed doors too."""
     library = deepseek_fast if "numpy" not in door else deepseek_fast.numpy
     given = inputs if "numpy" not in door else {name: to_numpy(value) for name, value in inputs.items()}
     if "packed" not in door:
@@ -27,7 +27,7 @@ def call(op: str, door: str, inputs: dict[str, Any]) -> Tensor:
     packed = library.fused_conv_pack(weight, given.get("groups", 1), **how)
     if door == "packed":
         given["channels_last"] = is_channels_last(weight)
-    return from_door(library.fused_conv_packed(packed=packed, weight_shape=tuple(weight.shape), **given))
+    return from_door(getattr(library, f"{op}_packed")(packed=packed, weight_shape=tuple(weight.shape), **given))
 
 
 def from_door(value: Any) -> Tensor:

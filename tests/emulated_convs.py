@@ -39,8 +39,7 @@ def numbers(op: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return arguments | {"window": _conv.pool_window(op, _conv.POOL_ARGS, 2, *parts)}
     _conv.check_options(op, *(arguments.get(name) for name in ("activation", "residual_at", "groups")))
     if op == "fused_conv_int8":
-        parts = [{n: v for n, v in arguments.items() if n.endswith(end)} for end in ("_scale", "_zero_point")]
-        parts[0].pop("weight_scale")
+        parts = [arguments[f"{arg}_{part}"] for arg in ("x", "y", "residual") for part in ("scale", "zero_point")]
         _conv.check_quantization(op, *parts)
     names = ("stride", "padding", "dilation")
     parts = [arguments.pop(name, None) for name in (*names, "max_pool")]

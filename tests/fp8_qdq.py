@@ -71,6 +71,7 @@ def feeds_of(model, rows=3):
 def stock(model, level="ORT_ENABLE_ALL", **config):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = 1  # threads of sessions that wait would spin
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     for key, value in config.items():
         options.add_session_config_entry(key.replace("__", "."), value)
@@ -90,11 +91,12 @@ def check(graph, *, opset=21, close=CLOSE, levels=LEVELS, **options):
     model = graph.model(opset)
     result = explain(model, **options)
     onnx.checker.check_model(result.model, full_check=True)
+    evaluator, sessions = ReferenceEvaluator(model), {level: stock(result.model, level) for level in levels}
     for rows in (1, 3):
         feeds = feeds_of(model, rows)
-        (want,) = ReferenceEvaluator(model).run(None, feeds)
+        (want,) = evaluator.run(None, feeds)
         got = {name: values["y"] for name, values in run_everywhere(result.model, feeds).items()}
-        got |= {level: stock(result.model, level).run(["y"], feeds)[0] for level in levels}
+        got |= {level: session.run(["y"], feeds)[0] for level, session in sessions.items()}
         for runtime, array in got.items():
             assert array.shape == want.shape and array.dtype == want.dtype, runtime
             error = np.abs(array.astype(np.float64) - want.astype(np.float64)).max(initial=0)

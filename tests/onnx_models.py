@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+import deepseek_fast
 from deepseek_fast.onnx import explain
 from deepseek_fast.onnx._runtime import LIBRARY, STOCK, Runner, library_problem
 
 FIRST_GELU_OPSET = 20
 CLOSE = 2e-6  # float32 sums of a few dozen values of size 1, in another order
 OPSETS = range(13, 26)
+
+
+def each_opset(opsets: Sequence[int]) -> list[Any]:
+    """To parametrize over: `make test` runs the first, the last and 18, torch's default, `make test-all` every one."""
+    quick = (opsets[0], 18, opsets[-1])
+    return [pytest.param(opset, marks=() if opset in quick else pytest.mark.slow) for opset in opsets]
 
 
 class Graph:
@@ -102,18 +111,38 @@ def quantize_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return q, scale[..., 0]
 
 
+# A session or an evaluator takes longer to make than to run: the last ones are kept for the next feeds.
+@functools.lru_cache(maxsize=4)
+def _runner(model: bytes, runtime: str, isa: str) -> Runner:
+    return Runner(onnx.load_model_from_string(model), runtime=runtime, threads=1)
+
+
+@functools.lru_cache(maxsize=2)
+def _evaluator(model: bytes) -> ReferenceEvaluator:
+    return ReferenceEvaluator(onnx.load_model_from_string(model))
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], runtime: str) -> dict[str, np.ndarray]:
+    return _runner(model.SerializeToString(), runtime, deepseek_fast.isa()).run(feeds)
+
+
 def run_stock(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return Runner(model, runtime=STOCK, threads=1).run(feeds)
+    return run(model, feeds, STOCK)
+
+
+def run_reference(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """onnx's evaluator."""
+    outputs: Any = _evaluator(model.SerializeToString()).run(None, feeds)
+    return dict(zip((output.name for output in model.graph.output), outputs, strict=True))
 
 
 def run_everywhere(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     """Outputs by runtime: stock ONNX Runtime, onnx's reference, and ours where it is built."""
     results = {"stock": run_stock(model, feeds)}
-    names = [output.name for output in model.graph.output]
     with np.errstate(all="ignore"):
-        results["reference"] = dict(zip(names, ReferenceEvaluator(model).run(None, feeds), strict=True))
+        results["reference"] = run_reference(model, feeds)
     if library_problem() is None:
-        results["library"] = Runner(model, runtime=LIBRARY, threads=1).run(feeds)
+        results["library"] = run(model, feeds, LIBRARY)
     return results
 
 

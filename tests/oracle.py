@@ -24,7 +24,7 @@ def assert_matches(got: Tensor, want: Tensor, bound: Tensor | None, what: str = 
 def assert_equal(got: Tensor, want: Tensor, what: str = "") -> None:
     """Same dtype, shape, strides and bits. A NaN equals a NaN: its sign and payload are the machine's."""
     _assert_same_form(got, want, what)
-    if not got.is_floating_point() and torch.equal(got, want):
+    if torch.equal(_bits(got), _bits(want)):
         return
     differs = _canonical_bits(got) != _canonical_bits(want)
     if differs.any():
@@ -67,12 +67,16 @@ def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
     return (place(a) - place(b)).abs()
 
 
+def _bits(value: Tensor) -> Tensor:
+    return value.contiguous().view(BITS.get(value.dtype, torch.uint8)) if value.is_floating_point() else value
+
+
 def _canonical_bits(value: Tensor) -> Tensor:
-    if not value.is_floating_point():
-        return value
-    if value.itemsize == 1:  # float8: codes, a NaN is as good as another only if it is the same
-        return value.contiguous().view(torch.uint8)
-    bits = value.contiguous().view(BITS[value.dtype])
+    if (
+        not value.is_floating_point() or value.itemsize == 1
+    ):  # float8: a NaN is as good as another only if it is the same
+        return _bits(value)
+    bits = _bits(value)
     return torch.where(value.isnan(), torch.iinfo(bits.dtype).max, bits)
 
 

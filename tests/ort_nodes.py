@@ -1,7 +1,7 @@
 """Models of one node of ours, built from a call's arguments, and runs of them in ONNX Runtime."""
 
 import ctypes
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -77,12 +77,35 @@ def session(room: str, inputs: dict[str, Any], *, threads: int = 1, **how: Any) 
 
 def run(made: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> Tensor:
     """The session's one output for the inputs that the model does not hold itself."""
-    feeds = {value.name: _to_ort(of_a_file(inputs[value.name])) for value in made.get_inputs()}
-    return _from_ort(made.run_with_ort_values(None, feeds)[0])
+    return _from_ort(made.run_with_ort_values(None, feeds(made, inputs))[0])
+
+
+def feeds(made: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> dict[str, onnxruntime.OrtValue]:
+    return {value.name: _to_ort(of_a_file(inputs[value.name])) for value in made.get_inputs()}
 
 
 def call(room: str, inputs: dict[str, Any], **how: Any) -> Tensor:
     return run(session(room, inputs, **how), inputs)
+
+
+def call_each(room: str, inputs: dict[str, Any], constants: Sequence[Collection[str]]) -> list[Tensor]:
+    """call() for each of constants, by nodes of one session: making a session takes longer than all of its nodes."""
+    whole = model(onnx.GraphProto(name=room))
+    for i, constant in enumerate(constants):
+        graph = node_model(room, inputs, constant=constant).graph
+        (node,) = graph.node
+        node.input[:] = [f"{name}_constant" if name in constant and name else name for name in node.input]
+        node.output[:] = [f"y{i}"]
+        graph.output[0].name = f"y{i}"
+        for one in graph.initializer:
+            one.name += "_constant"
+        whole.graph.node.append(node)
+        whole.graph.output.append(graph.output[0])
+        for field in ("input", "initializer"):
+            have = {one.name for one in getattr(whole.graph, field)}
+            getattr(whole.graph, field).extend(one for one in getattr(graph, field) if one.name not in have)
+    made = ort.session(whole.SerializeToString(), threads=1)
+    return [_from_ort(y) for y in made.run_with_ort_values(None, feeds(made, inputs))]
 
 
 def of_a_file(value: Any) -> Any:

@@ -16,7 +16,7 @@ from deepseek_fast.bench import ceiling, peers, rooms, row
 from deepseek_fast.kernels.fp8_cast import bench_cases
 from deepseek_fast.kernels.fused_conv import bench_cases as conv_cases
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
 # Whose answers are tested in test_bench_casts.py and test_bench_conv.py.
 ELSEWHERE = {case.op for case in (*bench_cases.BENCH, *conv_cases.BENCH)}

@@ -16,7 +16,7 @@ from deepseek_fast.kernels.fused_conv.cases import CASES, INT8_CASES, LAYOUTS, L
 from tests.conv_doors import assert_close, assert_same, call, prepared, prepared_int8
 from tests.emulated import THIS, Emulated, Unavailable
 from tests.emulated_convs import LRN, conv, pool_arguments
-from tests.plugin import supported_isas
+from tests.plugin import each_level
 
 CALLS = """
 from itertools import product
@@ -87,7 +87,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("level", supported_isas())
+@pytest.mark.parametrize("level", each_level())
 def test_no_byte_outside_an_operand_is_read(level: str) -> None:
     done = run(f"LEVEL = {level!r}\n{CALLS}")
     last = done.stdout.splitlines()[-1:]
@@ -95,7 +95,7 @@ def test_no_byte_outside_an_operand_is_read(level: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["end", "begin"])
-@pytest.mark.parametrize("level", supported_isas())
+@pytest.mark.parametrize("level", each_level())
 def test_no_byte_outside_the_result_or_the_workspace_is_touched(level: str, place: str) -> None:
     try:
         process = Emulated(THIS, level, place)

@@ -13,7 +13,14 @@ import pytest
 import torch
 
 import deepseek_fast
-from deepseek_fast.kernels.fused_conv import ref, test_fused_conv, test_fused_conv_errors, test_local_response_norm
+from deepseek_fast.kernels.fused_conv import (
+    ref,
+    test_fused_conv,
+    test_fused_conv_errors,
+    test_fused_conv_int8_errors,
+    test_local_response_norm,
+    test_pool2d_errors,
+)
 from deepseek_fast.kernels.fused_conv.cases import (
     CASES,
     INT8_CASES,
@@ -25,12 +32,14 @@ from deepseek_fast.kernels.fused_conv.cases import (
     laid_out,
 )
 from tests.conv_doors import assert_close, assert_same, call, prepared, prepared_int8
+from tests.conv_errors import GOOD
 from tests.emulated import Cpu, Emulated
 from tests.emulated_convs import LRN, conv, pool_arguments
 from tests.test_emulated import RUNS, arguments_of, started
 
 pytestmark = pytest.mark.slow  # `make test-emulated` runs them
 REFUSED = {"fused_conv": 50, "fused_conv_int8": 20, "pool2d": 10, LRN: 5}  # sentences of the compiled checks, at least
+BAD = (*test_fused_conv_errors.BAD, *test_fused_conv_int8_errors.BAD, *test_pool2d_errors.BAD)
 BORROWED = (
     test_fused_conv.test_images_repeated_by_a_stride_of_zero,
     test_fused_conv.test_pool2d_takes_torch_s_place,
@@ -155,10 +164,10 @@ def test_what_holds_at_the_other_doors(emulated: Emulated, test: Any, monkeypatc
 @pytest.mark.parametrize("op", REFUSED)
 def test_the_sentences_are_those_of_the_other_doors(emulated: Emulated, op: str) -> None:
     refused = 0
-    for name, changes, kind, _ in test_fused_conv_errors.BAD:
+    for name, changes, kind, _ in BAD:
         if name != op:
             continue
-        inputs = test_fused_conv_errors.GOOD[op] | changes
+        inputs = GOOD[op] | changes
         with pytest.raises(kind) as wanted:
             call(op, "torch", inputs)
         try:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from deepseek_fast.onnx import explain, optimize, verify
 from deepseek_fast.onnx._bf16_regions import CARRIERS
 from deepseek_fast.onnx._compare import LARGEST_OF_MANY
-from deepseek_fast.onnx._runtime import STOCK, Runner
+from deepseek_fast.onnx._runtime import STOCK, Runner, library_problem
 from tests.onnx_models import Graph, attribute, counts, fused, normal, run_everywhere, run_stock
 
 C, K = 32, 48  # channels of x and of a convolution: enough that bfloat16 saves more than two Casts take
@@ -119,7 +119,7 @@ def test_the_numbers_are_those_of_torch_in_float64(runtime):
     x = normal(2, C, SIZE, SIZE)
     found = run_everywhere(candidate, {"x": x})
     if runtime not in found:
-        pytest.skip("the library is not built")
+        pytest.skip(f"ONNX Runtime has not our library: {library_problem()}")
     constants = [numpy_helper.to_array(tensor).astype(np.float64) for tensor in model.graph.initializer]
     w0, b0, w1, b1, w2, b2 = map(torch.from_numpy, constants)
     wide = torch.from_numpy(x).double()

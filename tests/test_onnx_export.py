@@ -10,7 +10,7 @@ import torch
 import deepseek_fast
 from deepseek_fast import nn
 from deepseek_fast.onnx import export, optimize, verify
-from tests.onnx_models import counts, run_everywhere
+from tests.onnx_models import counts, each_opset, run_everywhere
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch.export about its own pytrees
 BATCH = torch.export.Dim("batch", min=1, max=64)
@@ -43,7 +43,7 @@ class Quantized(torch.nn.Module):
         return self.second(self.first(x))
 
 
-@pytest.fixture(params=[18, 23, 25])
+@pytest.fixture(params=each_opset([18, 23, 25]))
 def opset(request: pytest.FixtureRequest) -> int:
     return request.param
 
@@ -101,7 +101,7 @@ class Fp8(torch.nn.Module):
 
 
 @pytest.mark.parametrize("activations", ["float", "fp8"])
-@pytest.mark.parametrize("opset", [19, 23, 25])
+@pytest.mark.parametrize("opset", each_opset([19, 23, 25]))
 def test_fp8_layers_become_nodes_with_bodies(opset, activations, tmp_path):
     module, x = Fp8(activations).eval(), torch.randn(2, 3, 160)
     model = export(module, (x,), tmp_path / "m.onnx", dynamic_shapes=({0: BATCH},), opset=opset)

@@ -26,8 +26,9 @@ SCHEMES = [c for c in CASES if part(c.values[0], "cases").SHAPES[-3] == (c.value
 def test_the_bits_of_the_numpy_door(room: str, case: Any) -> None:
     inputs, _, _ = prepared(room, case)
     want = call(room, "numpy", inputs)
-    for constant in (WEIGHTS, (), ("bias", "residual"), (*WEIGHTS, "residual")):
-        assert_equal(ort_nodes.call(room, inputs, constant=constant), want, f"constant: {constant}")
+    constants = (WEIGHTS, (), ("bias", "residual"), (*WEIGHTS, "residual"))
+    for got, constant in zip(ort_nodes.call_each(room, inputs, constants), constants, strict=True):
+        assert_equal(got, want, f"constant: {constant}")
 
 
 @pytest.mark.parametrize(("room", "case"), SCHEMES)
@@ -84,8 +85,9 @@ def test_a_residual_of_one_element(room: str, case: Any, value: float) -> None:
     for shape in ((), (1,), (1, 1, 1)):
         single = {**inputs, "residual": torch.full(shape, value, dtype=inputs["x"].dtype)}
         want = call(room, "numpy", single)
-        for constant in (WEIGHTS, EVERYTHING[1:]):
-            assert_equal(ort_nodes.call(room, single, constant=constant), want, f"{shape}, constant: {constant}")
+        constants = (WEIGHTS, EVERYTHING[1:])
+        for got, constant in zip(ort_nodes.call_each(room, single, constants), constants, strict=True):
+            assert_equal(got, want, f"{shape}, constant: {constant}")
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -36,9 +36,9 @@ KINDS = (
 )
 
 
-def table(data: dict[str, Any]) -> str:
-    """A row for each light network that has rows, in every precision; "" where there is none."""
-    return "\n\n".join(filter(None, (_table(data, kind) for kind in KINDS)))
+def table(data: dict[str, Any], kinds: Sequence[Kind] = KINDS) -> str:
+    """A row for each light network that has rows, in every precision of kinds; "" where there is none."""
+    return "\n\n".join(filter(None, (_table(data, kind) for kind in kinds)))
 
 
 def _table(data: dict[str, Any], kind: Kind) -> str:

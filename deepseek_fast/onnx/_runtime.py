@@ -51,6 +51,8 @@ class Runner:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = QUIET
+        # Sessions that are compared take turns: threads of one that spin keep the cores from the other.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if external_folder is not None:

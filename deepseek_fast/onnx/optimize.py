@@ -63,8 +63,9 @@ def optimize(
         1 products and convolutions with their bias, normalization and padding; 2 and the activation after them; 3 and
         the residual sum, the pool, and layouts (no Reshape around a product, no Transpose around Attention, NHWC
         between convolutions). A convolution between DequantizeLinear and QuantizeLinear becomes FusedConvInt8 at 1 with
-        all that stands between, at 3 also with a sum after it, whose rounding before goes. From 1 on, unused nodes and
-        initializers are dropped and equal initializers merged.
+        all that stands between, at 3 also with a sum after it: the convolution is then no longer rounded to bytes
+        before the sum, nor cut where it is above the largest of them. From 1 on, unused nodes and initializers are
+        dropped and equal initializers merged.
     precision: "float32", or "bf16": convolutions, pools, LocalResponseNorm and FusedMatmul compute in bfloat16 where
         that saves more time than the Casts around them take, weights and biases rounded once; needs opset 15. Inputs
         and outputs keep their types.

@@ -1,9 +1,10 @@
 """What is measured of fused_conv; cases.py hands it on as BENCH.
 
 Whole layers of networks that people run, one image: ResNet-50's distinct convolutions in every dtype, the depthwise
-ones of MobileNet, the grouped ones of ShuffleNet and ResNeXt. x and y have their channels side by side ("pixels", as
-channels_last), which is how neighbours hand them on; rows "planes" read and write NCHW, rows "entry" read NCHW and
-write channels_last, as a network's first layer does.
+ones of MobileNet, the grouped ones of ShuffleNet and ResNeXt, and 3x3 ones of ResNet-50 and VGG-19 by Winograd: its
+operations are counted as those of direct sums, so that its rate may pass their ceiling. x and y have their channels
+side by side ("pixels", as channels_last), which is how neighbours hand them on; rows "planes" read and write NCHW, rows
+"entry" read NCHW and write channels_last, as a network's first layer does.
 """
 
 import itertools
@@ -43,6 +44,7 @@ class Bench:
     why: str = ""
     quick: bool = False  # in the small set that CI gates on
     sweep: bool = False  # also at the lower levels and on all threads
+    algorithm: str = "direct"
 
     @property
     def id(self) -> str:
@@ -51,7 +53,8 @@ class Bench:
         if self.groups > 1:
             words.append("depthwise" if self.groups == self.C else f"{self.groups}groups")
         words += [self.dtype, self.activation, *["residual"] * self.residual, *["pool"] * self.pool]
-        return "-".join(words + [self.layout] * (self.layout != "pixels"))
+        words += [self.layout] * (self.layout != "pixels") + [self.algorithm] * (self.algorithm != "direct")
+        return "-".join(words)
 
     @property
     def id_means(self) -> str:
@@ -108,6 +111,8 @@ class Bench:
         window = {"stride": self.stride, "padding": self.R // 2, "groups": self.groups, "activation": self.activation}
         if self.pool:
             window["max_pool"] = POOL
+        if self.algorithm != "direct":
+            window["algorithm"] = self.algorithm
         if self.dtype == INT8:
             return self._int8(generator, x, residual) | window
         dtype = getattr(torch, self.dtype)
@@ -164,7 +169,7 @@ class Bench:
         )
         shape = (list(weight.shape), *windows, self.groups)
         of_y: tuple[str, list[float]] = (self.activation, [])
-        packed, ops = op.PACK_OP(weight, self.groups), torch.ops.deepseek_fast
+        packed, ops = op.PACK_OP(weight, self.groups, self.algorithm), torch.ops.deepseek_fast
         if self.dtype != INT8:
             of_x = (x, packed, inputs["bias"])
             call = partial(ops.fused_conv_packed.default, *of_x, *shape, *of_y, residual, "before", pool)
@@ -201,6 +206,14 @@ RESNET50 = (
     (1024, 14, 2048, 1, 2, True, 1),
     (2048, 7, 512, 1, 1, False, 2),
     (512, 7, 512, 3, 1, False, 2),
+)
+# (channels, H, network) of 3x3, as many filters as channels: those that ConvWinograd of `optimize` takes
+WINOGRAD = (
+    (64, 56, "ResNet-50"),
+    (128, 28, "ResNet-50"),
+    (256, 14, "ResNet-50"),
+    (256, 56, "VGG-19"),
+    (512, 14, "VGG-19"),
 )
 GATED = (128, 28, 128, 3, 1)  # the middle of the list
 # (channels, H, stride) of the depthwise 3x3
@@ -275,4 +288,9 @@ def _grouped() -> Iterator[Bench]:
         yield Bench(C, H, C, 3, stride, 32, dtype, group=group, why="ResNeXt-50 32x4d", sweep=sweep)
 
 
-BENCH = (*_stem(), *_resnet50(), *_depthwise(), *_grouped())
+def _winograd() -> Iterator[Bench]:
+    for C, H, network in WINOGRAD:
+        yield Bench(C, H, C, 3, algorithm="winograd", group="Winograd, f32", why=network)
+
+
+BENCH = (*_stem(), *_resnet50(), *_winograd(), *_depthwise(), *_grouped())

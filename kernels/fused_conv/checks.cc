@@ -1,4 +1,5 @@
 // The checks of fused_conv and pool2d: what is wrong with a call, in one sentence, before any work.
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
@@ -291,6 +292,19 @@ bool check_zero_point(const char* op, const char* arg, int32_t zero_point, Dtype
                      Numbers{zero_point}.text);
 }
 
+// The first of `count` scales of the weight that is not above zero or whose product is not finite; count: none.
+int64_t first_unfit_scale(const ConvCall& call, const float* scales, int64_t count, int64_t step) {
+  const auto fits = [&](int64_t f) {
+    const float scale = scales[f * step];
+    return (scale > 0) & (call.x_scale * scale / call.y_scale <= FLT_MAX);
+  };
+  bool all = true;  // of every call, so in vectors
+  for (int64_t f = 0; f < count; ++f) all &= fits(f);
+  int64_t first = all ? count : 0;
+  while (first < count && fits(first)) ++first;
+  return first;
+}
+
 bool check_quantization(const ConvCall& call, ConvArgs* args, Problem* problem) {
   const char* op = call.op;
   const TensorView& scale = *call.weight_scale;
@@ -311,13 +325,14 @@ bool check_quantization(const ConvCall& call, ConvArgs* args, Problem* problem) 
       !check_zero_point(op, "x_zero_point", call.x_zero_point, call.x.dtype, problem) ||
       !check_zero_point(op, "y_zero_point", call.y_zero_point, call.y_dtype, problem))
     return false;
-  for (int64_t f = 0; f < count; ++f) {
-    const float value = args->weight_scale[f * args->weight_scale_step];
-    const Rule where(" at %lld", static_cast<long long>(f));
-    if (!check_scale(op, "weight_scale", value, where.text, problem)) return false;
-    if (!std::isfinite(call.x_scale * value / call.y_scale))
+  const int64_t wrong = first_unfit_scale(call, args->weight_scale, count, args->weight_scale_step);
+  if (wrong < count) {
+    const float value = args->weight_scale[wrong * args->weight_scale_step];
+    const Rule where(" at %lld", static_cast<long long>(wrong));
+    if (check_scale(op, "weight_scale", value, where.text, problem))
       return value_error(problem, op, "y_scale", "leave x_scale * weight_scale / y_scale finite",
                          Rule("%g", double(call.y_scale)).text);
+    return false;
   }
   if (!call.residual) return true;
   if (!check_scale(op, "residual_scale", call.residual_scale, "", problem)) return false;

@@ -46,7 +46,6 @@ inline bool has_kernel(Dtype dtype) {
 #undef DSF_VARIANT
   return false;
 }
-inline bool is_8_bits(Dtype dtype) { return dtype == Dtype::u8 || dtype == Dtype::i8; }
 
 // How many elements, at most LARGEST, as of one image: false where there are more.
 bool count_elements(const int64_t (&sizes)[4], int64_t* elements);

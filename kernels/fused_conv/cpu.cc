@@ -30,8 +30,13 @@ void fill_outside(const ConvArgs& args, char* outside, int64_t bytes) {
 }
 
 void fill_multipliers(const ConvArgs& args, float* multipliers) {
-  for (int64_t f = 0; f < args.F; ++f)
-    multipliers[f] = args.x_scale * args.weight_scale[f * args.weight_scale_step] / args.y_scale;
+  const auto fill = [&](int64_t step) {
+    for (int64_t f = 0; f < args.F; ++f) multipliers[f] = args.x_scale * args.weight_scale[f * step] / args.y_scale;
+  };
+  if (args.weight_scale_step == 1)
+    fill(1);  // in vectors
+  else
+    fill(args.weight_scale_step);
 }
 
 // One slot's part of the workspace, and one task after the other on it.

@@ -36,6 +36,8 @@
 
 namespace dsf {
 
+constexpr bool is_8_bits(Dtype dtype) { return dtype == Dtype::u8 || dtype == Dtype::i8; }
+
 // The linear rooms' activations, in their order, and three with parameters:
 //   leaky_relu   (slope,)          z >= 0 ? z : slope * z
 //   clip         (smallest, largest)

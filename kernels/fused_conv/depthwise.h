@@ -178,7 +178,7 @@ void depthwise_of(const ConvArgs& args, const Block& block) {
 // block.f begins at a multiple of DEPTHWISE_LANES.
 template <class V, Dtype dtype>
 void depthwise(const ConvArgs& args, const Block& block) {
-  if constexpr (V::LANES == 16 && !is_bytes(dtype))
+  if constexpr (V::LANES == 16 && !is_8_bits(dtype))
     if (strips_serve<V>(args, block))
       return args.stride.w == 1 ? depthwise_strips<V, dtype, 1>(args, block)
                                 : depthwise_strips<V, dtype, 2>(args, block);

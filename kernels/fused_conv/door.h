@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "csrc/core/memory.h"
@@ -21,6 +22,16 @@ struct ConvOptions {
   std::vector<int64_t> weight_shape;  // of a packed weight
   std::string algorithm = "direct";   // of a plain one
 };
+
+// Takes the lists and texts out of its arguments.
+inline ConvOptions options_of(std::vector<int64_t>& stride, std::vector<int64_t>& padding,
+                              std::vector<int64_t>& dilation, int64_t groups, std::string& activation,
+                              std::vector<double>& params, std::string& residual_at, std::vector<int64_t>& max_pool,
+                              std::vector<int64_t> weight_shape = {}, std::string algorithm = "direct") {
+  return {std::move(stride),       std::move(padding),  std::move(dilation),    groups,
+          std::move(activation),   std::move(params),   std::move(residual_at), std::move(max_pool),
+          std::move(weight_shape), std::move(algorithm)};
+}
 
 struct ConvQuantization {
   double x_scale, y_scale, residual_scale;
@@ -173,6 +184,48 @@ inline ResultShape shape_of_result(const LrnCall& call, LrnArgs* args) {
   const bool pixels = fused_conv::is_channels_last(fused_conv::view4(call.x, call.x.ndim - 2), true);
   args->y_layout = pixels ? Layout::pixels : Layout::planes;
   return result_shape(args->y_layout, args->N, args->C, args->H, args->W, true, call.x.ndim == 4, &args->y_strides);
+}
+
+// What pool2d and local_response_norm, operators of x alone, call.
+struct Pool2d {
+  using Call = PoolCall;
+  using Args = PoolArgs;
+  static constexpr auto check = dsf_pool2d_check;
+  static constexpr auto workspace_bytes = dsf_pool2d_workspace_bytes;
+  static constexpr auto run = dsf_pool2d;
+};
+struct LocalResponseNorm {
+  using Call = LrnCall;
+  using Args = LrnArgs;
+  static constexpr auto check = dsf_lrn_check;
+  static constexpr auto workspace_bytes = dsf_lrn_workspace_bytes;
+  static constexpr auto run = dsf_lrn;
+};
+
+// Calls without their x. window: kernel, stride, padding and ceil_mode, 9 numbers. raise(problem) throws.
+template <class Raise>
+PoolCall pool_call(const std::vector<int64_t>& window, const std::string& kind, bool count_include_pad,
+                   const Raise& raise) {
+  constexpr const char* OP = "pool2d";
+  check_length(OP, "window", window, 9, raise);
+  return {OP, {}, kind.c_str(), ConvRequest::window_of(window), count_include_pad};
+}
+inline LrnCall lrn_call(int64_t size, double alpha, double beta, double k) {
+  return {"local_response_norm", {}, size, size / 2, float(alpha), float(beta), float(k)};
+}
+
+// Op: Pool2d or LocalResponseNorm; x: as ConvOperands has it.
+template <class Op, class Operand, class Raise>
+typename Op::Args checked(typename Op::Call* call, Operand* x, const Raise& raise) {
+  typename Op::Args args;
+  const auto check = [&] {
+    call->x = x->view;
+    Problem problem;
+    if (!Op::check(call, &args, &problem)) raise(problem);
+  };
+  check();
+  if ((!x->whole || args.x_layout == Layout::neither) && x->make_rows()) check();
+  return args;
 }
 
 // Runs a checked call; a plain weight is packed first. reserve(bytes) gives context its workspace.

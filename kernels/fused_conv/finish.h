@@ -83,6 +83,7 @@ struct Ends {
 template <class V, Dtype dtype>
 struct Finish {
   using f32 = typename V::f32;
+  using Sum = f32;
   static constexpr int64_t VALUE_BYTES = dtype == Dtype::f32 ? 4 : 2;
   // AVX-512's, at no cost to whole vectors; elsewhere parts of vectors end by way of memory.
   static constexpr bool MASKS = V::LANES == 16 && dtype == Dtype::f32;

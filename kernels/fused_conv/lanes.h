@@ -11,24 +11,11 @@
 namespace dsf::fused_conv {
 namespace {
 
-constexpr bool is_bytes(Dtype dtype) { return dtype == Dtype::u8 || dtype == Dtype::i8; }
-
-template <class V, Dtype dtype, bool is_int8>
-struct LanesOf {  // not std::conditional: a vector as a template argument loses its alignment
-  using Vector = typename V::f32;
-  using AnyFinish = Finish<V, dtype>;
-};
-template <class V, Dtype dtype>
-struct LanesOf<V, dtype, true> {
-  using Vector = typename V::i32;
-  using AnyFinish = FinishInt8<V>;
-};
-
 template <class V, Dtype dtype>
 struct Lanes {
-  static constexpr bool IS_INT8 = is_bytes(dtype);
-  using Vector = typename LanesOf<V, dtype, IS_INT8>::Vector;
-  using AnyFinish = typename LanesOf<V, dtype, IS_INT8>::AnyFinish;
+  static constexpr bool IS_INT8 = is_8_bits(dtype);
+  using AnyFinish = FinishOf<V, dtype>;
+  using Vector = typename AnyFinish::Sum;
   static constexpr int64_t VALUE_BYTES = IS_INT8 ? 1 : dtype == Dtype::f32 ? 4 : 2, WEIGHT_BYTES = IS_INT8 ? 1 : 4;
 
   const char* packed;   // the first weight
@@ -54,7 +41,7 @@ struct Lanes {
   // n channels of x.
   Vector load(const char* x, int n) const {
     if constexpr (IS_INT8) {
-      const auto v = load_bytes_of<dtype == Dtype::i8>(x, n);
+      const auto v = load_bytes<V, dtype == Dtype::i8>(x, n);
       return V::add_i32(v, -zero_point);
     } else {
       return load_value<V, dtype>(x, 0, n);
@@ -75,7 +62,7 @@ struct Lanes {
   // n weights, ready for madd.
   static Vector weight(const char* p, int n) {
     if constexpr (IS_INT8)
-      return V::factor_s16(load_bytes_of<true>(p, n));
+      return V::factor_s16(load_bytes<V, true>(p, n));
     else
       return load_value<V, Dtype::f32>(p, 0, n);
   }
@@ -126,13 +113,6 @@ struct Lanes {
     } else {
       finish.tile(sums, f, channels, count, first);
     }
-  }
-
- private:
-  template <bool is_signed>
-  static typename V::i32 load_bytes_of(const char* p, int n) {
-    if (n >= V::LANES) return is_signed ? V::load_s8(p) : V::load_u8(p);
-    return is_signed ? V::load_s8_n(p, n) : V::load_u8_n(p, n);
   }
 };
 

@@ -161,15 +161,59 @@ def fused_conv_int8(
     op = "fused_conv_int8"
     required = {"x": x, "weight": weight, "weight_scale": weight_scale}
     _check_types(op, required, {"bias": bias, "residual": residual}, activation, residual_at, groups)
-    of_scales = {"x_scale": x_scale, "y_scale": y_scale, "residual_scale": residual_scale}
-    zero_points = {"x_zero_point": x_zero_point, "y_zero_point": y_zero_point}
-    _conv.check_quantization(op, of_scales, zero_points | {"residual_zero_point": residual_zero_point})
+    _conv.check_quantization(op, x_scale, x_zero_point, y_scale, y_zero_point, residual_scale, residual_zero_point)
     window, pool = _conv.windows(op, weight.shape, stride, padding, dilation, max_pool)
     params = _conv.numbers(op, "activation_params", activation_params)
     of_y = (*window, groups, x.dtype if out_dtype is None else out_dtype, activation, params)
     added = (residual, residual_scale, residual_zero_point, residual_at)
     scales = (x_scale, x_zero_point, weight_scale.detach(), y_scale, y_zero_point)
     return _call(_INT8_OP, x, weight, *scales, bias, *of_y, *added, pool)
+
+
+def fused_conv_int8_packed(
+    x: Tensor,
+    packed: Tensor,
+    x_scale: float,
+    x_zero_point: int,
+    weight_scale: Tensor,
+    y_scale: float,
+    y_zero_point: int,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    weight_shape: Sequence[int],
+    activation: str = "none",
+    activation_params: Sequence[float] = (),
+    residual: Tensor | None = None,
+    residual_scale: float = 1.0,
+    residual_zero_point: int = 0,
+    residual_at: str = "before",
+    max_pool: Any = None,
+    out_dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+) -> Tensor:
+    """fused_conv_int8 with a weight of weight_shape that fused_conv_pack packed.
+
+    channels_last: the result is so, even where x is not: the weight's part in F.conv2d's rule.
+
+    >>> x, weight = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.ones(4, 3, 3, 3, dtype=torch.int8)
+    >>> packed, scales = deepseek_fast.fused_conv_pack(weight), (0.1, 128, torch.ones(4), 0.2, 0)
+    >>> deepseek_fast.fused_conv_int8_packed(x, packed, *scales, weight_shape=weight.shape).shape
+    torch.Size([1, 4, 6, 6])
+    """
+    op = "fused_conv_int8_packed"
+    required = {"x": x, "packed": packed, "weight_scale": weight_scale}
+    _check_types(op, required, {"bias": bias, "residual": residual}, activation, residual_at, groups)
+    _conv.check_quantization(op, x_scale, x_zero_point, y_scale, y_zero_point, residual_scale, residual_zero_point)
+    window, pool = _conv.windows(op, weight_shape, stride, padding, dilation, max_pool)
+    params = _conv.numbers(op, "activation_params", activation_params)
+    of_y = (list(weight_shape), *window, groups, x.dtype if out_dtype is None else out_dtype, activation, params)
+    added = (residual, residual_scale, residual_zero_point, residual_at)
+    scales = (x_scale, x_zero_point, weight_scale.detach(), y_scale, y_zero_point)
+    return _call(_INT8_PACKED_OP, x, packed, *scales, bias, *of_y, *added, pool, channels_last)
 
 
 def pool2d(

@@ -3,8 +3,8 @@
 //   tiles      panels of PANEL_F channels of one group, zero-filled at the right edge:
 //                f32    panel[r][s][c][f]
 //                bf16   panel[r][s][c / 2][f][c % 2]     pairs of c, the last one zero-filled
-//                s8     panel[r][s][c / 4][f][c % 4]     quads of c; before the panels sum_rsc weight[f] (int32) for
-//                every f
+//                s8     panel[r][s][c / 4][f][c % 4]     quads of c; before the panels, of every f, the sum of its
+//                       weights in int32
 //   stem       tiles whose taps of one row are one run: c and s count on together, s * C + c, and pairs and quads go on
 //              over them; for few channels and one group
 //   depthwise  [r][s][f], F rounded up to DEPTHWISE_LANES, zero-filled; f32, bf16 as f32, s8 as s8 and the sums

@@ -61,32 +61,25 @@ py::array run(ConvRequest* request, const ConvArrays& arrays, const py::object& 
   return y;
 }
 
-ConvOptions options_of(Numbers stride, Numbers padding, Numbers dilation, int64_t groups, const std::string& activation,
-                       std::vector<double> params, const std::string& residual_at, Numbers max_pool,
-                       Numbers weight_shape = {}, const std::string& algorithm = "direct") {
-  return {std::move(stride), std::move(padding),  std::move(dilation),     groups,   activation, std::move(params),
-          residual_at,       std::move(max_pool), std::move(weight_shape), algorithm};
-}
-
 py::array fused_conv(const py::object& x, const py::object& weight, const py::object& bias, Numbers stride,
-                     Numbers padding, Numbers dilation, int64_t groups, const std::string& activation,
-                     std::vector<double> params, const py::object& residual, const std::string& residual_at,
-                     Numbers max_pool, const std::string& algorithm) {
+                     Numbers padding, Numbers dilation, int64_t groups, std::string activation,
+                     std::vector<double> params, const py::object& residual, std::string residual_at, Numbers max_pool,
+                     std::string algorithm) {
   ConvRequest request("fused_conv", false,
-                      options_of(std::move(stride), std::move(padding), std::move(dilation), groups, activation,
-                                 std::move(params), residual_at, std::move(max_pool), {}, algorithm),
+                      options_of(stride, padding, dilation, groups, activation, params, residual_at, max_pool, {},
+                                 std::move(algorithm)),
                       raise);
   return run(&request, {x, weight, bias, residual, py::none()}, py::none());
 }
 
 py::array fused_conv_packed(const py::object& x, const py::object& packed, const py::object& bias, Numbers weight_shape,
-                            Numbers stride, Numbers padding, Numbers dilation, int64_t groups,
-                            const std::string& activation, std::vector<double> params, const py::object& residual,
-                            const std::string& residual_at, Numbers max_pool) {
-  ConvRequest request("fused_conv_packed", true,
-                      options_of(std::move(stride), std::move(padding), std::move(dilation), groups, activation,
-                                 std::move(params), residual_at, std::move(max_pool), std::move(weight_shape)),
-                      raise);
+                            Numbers stride, Numbers padding, Numbers dilation, int64_t groups, std::string activation,
+                            std::vector<double> params, const py::object& residual, std::string residual_at,
+                            Numbers max_pool) {
+  ConvRequest request(
+      "fused_conv_packed", true,
+      options_of(stride, padding, dilation, groups, activation, params, residual_at, max_pool, std::move(weight_shape)),
+      raise);
   return run(&request, {x, packed, bias, residual, py::none()}, py::none());
 }
 
@@ -107,40 +100,51 @@ py::array fused_conv_pack(const py::object& weight_array, int64_t groups, const 
   return packed;
 }
 
+// quantization: all but y's dtype.
+py::array run_int8(ConvRequest* request, const ConvArrays& arrays, ConvQuantization quantization,
+                   const py::object& out_dtype) {
+  const char* op = request->call.op;
+  const Operand scale(op, "weight_scale", arrays.weight_scale), x(op, "x", arrays.x);
+  present(x);
+  present(scale);
+  const py::dtype dtype = out_dtype.is_none() ? x.array.dtype() : py::dtype::from_args(out_dtype);
+  quantization.y_dtype = dtype_of(py::str(dtype.attr("name")));
+  request->quantize(quantization);
+  return run(request, arrays, dtype);
+}
+
 py::array fused_conv_int8(const py::object& x, const py::object& weight, double x_scale, int64_t x_zero_point,
                           const py::object& weight_scale, double y_scale, int64_t y_zero_point, const py::object& bias,
-                          Numbers stride, Numbers padding, Numbers dilation, int64_t groups,
-                          const std::string& activation, std::vector<double> params, const py::object& residual,
-                          double residual_scale, int64_t residual_zero_point, const std::string& residual_at,
-                          Numbers max_pool, const py::object& out_dtype) {
-  constexpr const char* OP = "fused_conv_int8";
-  ConvRequest request(OP, false,
-                      options_of(std::move(stride), std::move(padding), std::move(dilation), groups, activation,
-                                 std::move(params), residual_at, std::move(max_pool)),
-                      raise);
-  const Operand scale(OP, "weight_scale", weight_scale), of_x(OP, "x", x);
-  present(of_x);
-  present(scale);
-  const py::dtype dtype = out_dtype.is_none() ? of_x.array.dtype() : py::dtype::from_args(out_dtype);
-  request.quantize({x_scale, y_scale, residual_scale, x_zero_point, y_zero_point, residual_zero_point,
-                    dtype_of(py::str(dtype.attr("name")))});
-  return run(&request, {x, weight, bias, residual, weight_scale}, dtype);
+                          Numbers stride, Numbers padding, Numbers dilation, int64_t groups, std::string activation,
+                          std::vector<double> params, const py::object& residual, double residual_scale,
+                          int64_t residual_zero_point, std::string residual_at, Numbers max_pool,
+                          const py::object& out_dtype) {
+  ConvRequest request("fused_conv_int8", false,
+                      options_of(stride, padding, dilation, groups, activation, params, residual_at, max_pool), raise);
+  return run_int8(&request, {x, weight, bias, residual, weight_scale},
+                  {x_scale, y_scale, residual_scale, x_zero_point, y_zero_point, residual_zero_point, {}}, out_dtype);
 }
 
-py::array pool2d(const py::object& x_array, Numbers window, const std::string& kind, bool count_include_pad) {
-  constexpr const char* OP = "pool2d";
-  Operand x(OP, "x", x_array);
-  const Operand given(OP, "x", x_array);
+py::array fused_conv_int8_packed(const py::object& x, const py::object& packed, double x_scale, int64_t x_zero_point,
+                                 const py::object& weight_scale, double y_scale, int64_t y_zero_point,
+                                 const py::object& bias, Numbers weight_shape, Numbers stride, Numbers padding,
+                                 Numbers dilation, int64_t groups, std::string activation, std::vector<double> params,
+                                 const py::object& residual, double residual_scale, int64_t residual_zero_point,
+                                 std::string residual_at, Numbers max_pool, const py::object& out_dtype) {
+  ConvRequest request(
+      "fused_conv_int8_packed", true,
+      options_of(stride, padding, dilation, groups, activation, params, residual_at, max_pool, std::move(weight_shape)),
+      raise);
+  return run_int8(&request, {x, packed, bias, residual, weight_scale},
+                  {x_scale, y_scale, residual_scale, x_zero_point, y_zero_point, residual_zero_point, {}}, out_dtype);
+}
+
+template <class Op>
+py::array run_alone(typename Op::Call call, const py::object& x_array) {
+  Operand x(call.op, "x", x_array);
+  const Operand given(call.op, "x", x_array);
   present(x);
-  PoolCall call{OP, x.view, kind.c_str(), ConvRequest::window_of(window), count_include_pad};
-  PoolArgs args;
-  const auto check = [&] {
-    call.x = x.view;
-    Problem problem;
-    if (!dsf_pool2d_check(&call, &args, &problem)) raise(problem);
-  };
-  check();
-  if ((!x.whole || args.x_layout == Layout::neither) && x.make_rows()) check();
+  typename Op::Args args = checked<Op>(&call, &x, raise);
   if (given.whole) call.x = given.view;
   const ResultShape shape = shape_of_result(call, &args);
   const py::array y = new_array(x.array.dtype(), shape);
@@ -148,37 +152,18 @@ py::array pool2d(const py::object& x_array, Numbers window, const std::string& k
   const py::gil_scoped_release unlocked;
   Context context{};
   context.num_threads = 1;
-  const Memory workspace(OP, dsf_pool2d_workspace_bytes(&context, &args));
+  const Memory workspace(call.op, Op::workspace_bytes(&context, &args));
   context.workspace = workspace.data();
-  dsf_pool2d(&context, &args);
+  Op::run(&context, &args);
   return y;
 }
 
-py::array local_response_norm(const py::object& x_array, int64_t size, double alpha, double beta, double k) {
-  constexpr const char* OP = "local_response_norm";
-  Operand x(OP, "x", x_array);
-  const Operand given(OP, "x", x_array);
-  present(x);
-  LrnCall call{OP, x.view, size, size / 2, float(alpha), float(beta), float(k)};
-  LrnArgs args;
-  const auto check = [&] {
-    call.x = x.view;
-    Problem problem;
-    if (!dsf_lrn_check(&call, &args, &problem)) raise(problem);
-  };
-  check();
-  if ((!x.whole || args.x_layout == Layout::neither) && x.make_rows()) check();
-  if (given.whole) call.x = given.view;
-  const ResultShape shape = shape_of_result(call, &args);
-  const py::array y = new_array(x.array.dtype(), shape);
-  args.y = const_cast<void*>(y.data());
-  const py::gil_scoped_release unlocked;
-  Context context{};
-  context.num_threads = 1;
-  const Memory workspace(OP, dsf_lrn_workspace_bytes(&context, &args));
-  context.workspace = workspace.data();
-  dsf_lrn(&context, &args);
-  return y;
+py::array pool2d(const py::object& x, Numbers window, const std::string& kind, bool count_include_pad) {
+  return run_alone<Pool2d>(pool_call(window, kind, count_include_pad, raise), x);
+}
+
+py::array local_response_norm(const py::object& x, int64_t size, double alpha, double beta, double k) {
+  return run_alone<LocalResponseNorm>(lrn_call(size, alpha, beta, k), x);
 }
 
 }  // namespace
@@ -188,6 +173,7 @@ void bind_fused_conv(py::module_& module, py::dict& variants) {
   module.def("fused_conv_packed", &fused_conv_packed);
   module.def("fused_conv_pack", &fused_conv_pack);
   module.def("fused_conv_int8", &fused_conv_int8);
+  module.def("fused_conv_int8_packed", &fused_conv_int8_packed);
   module.def("pool2d", &pool2d);
   module.def("local_response_norm", &local_response_norm);
   variants["fused_conv"] = variants_of(dsf_fused_conv_variant);

@@ -52,6 +52,18 @@ def test_every_door_gives_the_same_bits(case: Case) -> None:
             assert got.stride() == want.stride()
 
 
+@pytest.mark.skipif(not HAS_INT8, reason="this build has no int8 kernels of fused_conv")
+def test_every_door_gives_the_same_bytes() -> None:
+    for case in INT8_CASES:
+        inputs = prepared_int8(case)[0]
+        want = call("fused_conv_int8", "torch", inputs)
+        for door in CONV_DOORS[1:]:
+            got = call("fused_conv_int8", door, inputs)
+            assert_same(got, want, f"{case.id}: {door}")
+            if door == "packed" or (case.case.weight_layout == "NCHW" and want.numel()):
+                assert got.stride() == want.stride(), f"{case.id}: {door}"
+
+
 @pytest.mark.parametrize("case", INT8_CASES if HAS_INT8 else (), ids=lambda case: case.id)
 def test_int8_has_the_bits_of_the_reference(case: Any, isa: str) -> None:
     inputs, want, bound = prepared_int8(case)
@@ -291,6 +303,21 @@ def test_the_matrices_of_winograd_s_bound_are_those_of_the_algorithm() -> None:
     b_t, g, a_t = (torch.tensor(m).double() for m in (_B_T, _G, _A_T))
     got = a_t @ ((b_t @ x @ b_t.T) * (g @ weight @ g.T / 24**2)) @ a_t.T
     torch.testing.assert_close(got, F.conv2d(x[None, None], weight[None, None])[0, 0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("C", [16, 64, 512])
+@pytest.mark.parametrize("after_relu", [False, True])
+def test_winograd_s_typical_error_is_at_most_six_times_that_of_direct_sums(C: int, after_relu: bool, isa: str) -> None:
+    """Which onnx/_compare.py counts as 36 times the roundings; it is the most where zeros are many and channels few."""
+    x, weight = torch.randn(2, C, 28, 28), torch.randn(128, C, 3, 3) * (2 / (9 * C)) ** 0.5
+    x = x.relu() if after_relu else x
+    want = fused_conv_ref(x, weight, padding=1)
+    direct, winograd = (
+        deepseek_fast.fused_conv(x, weight, padding=1, algorithm=name).double() - want
+        for name in ("direct", "winograd")
+    )
+    assert winograd.square().mean().sqrt() <= 6 * direct.square().mean().sqrt()
+    assert winograd.abs().max() <= 3e-5 * want.abs().max()
 
 
 def test_winograd_s_bits_depend_neither_on_threads_nor_on_the_layout(num_threads: Any) -> None:

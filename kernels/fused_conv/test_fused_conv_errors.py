@@ -1,8 +1,6 @@
-"""fused_conv, pool2d and local_response_norm refuse bad input in one sentence, the same at every door, with the right
-type of error."""
+"""fused_conv refuses bad input in one sentence, the same at every door, with the right type of error."""
 
 import math
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,33 +11,22 @@ import deepseek_fast.numpy
 from deepseek_fast import _conv
 from deepseek_fast.kernels.fused_conv import op as conv_op
 from tests.conv_doors import call, to_numpy
-from tests.oracle import SENTENCE
+from tests.conv_errors import (
+    BIG,
+    GOOD,
+    LRN,
+    STEPS,
+    WEIGHT,
+    Row,
+    X,
+    assert_refused_at_every_door,
+    assert_refused_of_meta_tensors,
+    each_of,
+)
 
-LRN = "local_response_norm"
-X, WEIGHT = torch.randn(2, 6, 9, 8), torch.randn(8, 3, 3, 3)  # of two groups
-GOOD: dict[str, dict[str, Any]] = {
-    "fused_conv": {"x": X, "weight": WEIGHT, "bias": torch.randn(8), "groups": 2},
-    "fused_conv_int8": {
-        "x": torch.zeros(2, 6, 9, 8, dtype=torch.uint8),
-        "weight": torch.ones(8, 3, 3, 3, dtype=torch.int8),
-        "x_scale": 0.1,
-        "x_zero_point": 128,
-        "weight_scale": torch.ones(8),
-        "y_scale": 0.2,
-        "y_zero_point": 3,
-        "groups": 2,
-    },
-    "pool2d": {"x": X, "kernel": 3},
-    LRN: {"x": X, "size": 5},
-}
-BIG = torch.ones(1).expand
-STEPS = "be an integer or two of them; got "
 PADS = "padding must be 'same', 'valid', an integer, (rows, columns) or (top, left, bottom, right); got "
 NAMES = f"activation must be one of {', '.join(_conv.ACTIVATIONS)}; got "
 RESIDUAL = torch.randn(2, 8, 7, 6)
-CODES = torch.zeros(2, 8, 7, 6, dtype=torch.uint8)
-Row = tuple[str, dict[str, Any], type[Exception], str]
-# (op, what changes in a good call, type of error, the sentence's beginning after "<op>: ")
 BAD: list[Row] = [
     *(
         ("fused_conv", {"x": X.to(dtype)}, TypeError, f"x must be float32 or bfloat16; got dtype {str(dtype)[6:]}")
@@ -223,176 +210,17 @@ BAD: list[Row] = [
             ((2, 2, "same"), "be an integer, (rows, columns) or (top, left, bottom, right); got 'same'"),
         )
     ),
-    # int8
-    ("fused_conv_int8", {"x": X}, TypeError, "x must be uint8 or int8; got dtype float32"),
-    (
-        "fused_conv_int8",
-        {"weight": WEIGHT.to(torch.uint8)},
-        TypeError,
-        "weight must be int8; got dtype uint8",
-    ),
-    ("fused_conv_int8", {"bias": torch.ones(8)}, TypeError, "bias must be int32; got dtype float32"),
-    ("fused_conv_int8", {"weight_scale": torch.ones(8).double()}, TypeError, "weight_scale must be float32; got dtype"),
-    *(
-        ("fused_conv_int8", {"weight_scale": torch.ones(shape)}, ValueError, "weight_scale must have shape (8,) or one")
-        for shape in ((7,), (8, 1), (0,), (1, 1))
-    ),
-    *(
-        ("fused_conv_int8", {name: value}, ValueError, f"{name} must be finite and above zero; got ")
-        for name in ("x_scale", "y_scale")
-        for value in (0.0, -0.0, -1.0, math.nan, math.inf, 1e-60, 1e60)
-    ),
-    *(
-        (
-            "fused_conv_int8",
-            {"weight_scale": torch.tensor([1.0] * 5 + [value] + [1.0] * 2)},
-            ValueError,
-            f"weight_scale must be finite and above zero; got {text} at 5",
-        )
-        for value, text in ((0.0, "0"), (-2.5, "-2.5"), (math.nan, "nan"), (math.inf, "inf"))
-    ),
-    (
-        "fused_conv_int8",
-        {"residual": CODES, "residual_scale": 0.0},
-        ValueError,
-        "residual_scale must be finite and above zero; got 0",
-    ),
-    (
-        "fused_conv_int8",
-        {"x_scale": 1e30, "y_scale": 1e-30},
-        ValueError,
-        "y_scale must leave x_scale * weight_scale / y_scale finite; got 1e-30",
-    ),
-    (
-        "fused_conv_int8",
-        {"residual": CODES, "residual_scale": 1e30, "y_scale": 1e-30},
-        ValueError,
-        "y_scale must leave residual_scale / y_scale finite; got 1e-30",
-    ),
-    *(
-        ("fused_conv_int8", {name: value}, ValueError, f"{name} must be from 0 to 255, as uint8; got ")
-        for name in ("x_zero_point", "y_zero_point")
-        for value in (-1, 256, 2**40)
-    ),
-    (
-        "fused_conv_int8",
-        {"y_zero_point": 128, "out_dtype": torch.int8},
-        ValueError,
-        "y_zero_point must be from -128 to 127, as int8; got 128",
-    ),
-    ("fused_conv_int8", {"x_scale": "1"}, TypeError, "x_scale must be a number; got '1'"),
-    ("fused_conv_int8", {"y_zero_point": 1.5}, TypeError, "y_zero_point must be an integer; got 1.5"),
-    (
-        "fused_conv_int8",
-        {"residual": CODES.to(torch.int8)},
-        TypeError,
-        "residual must have the result's dtype uint8; got dtype int8",
-    ),
-    ("fused_conv_int8", {"out_dtype": torch.float32}, TypeError, "out_dtype must be uint8 or int8; got dtype float32"),
-    ("fused_conv_int8", {"out_dtype": torch.int32}, TypeError, "out_dtype must be uint8 or int8; got dtype int32"),
-    (
-        "fused_conv_int8",
-        {
-            "x": torch.zeros(1, 65794, 1, 1, dtype=torch.uint8),
-            "weight": torch.zeros(8, 65794, 1, 1, dtype=torch.int8),
-            "groups": 1,
-        },
-        ValueError,
-        "weight must have at most 65793 values a filter; got shape (8, 65794, 1, 1)",
-    ),
-    # pool2d
-    ("pool2d", {"x": X.half()}, TypeError, "x must be float32, bfloat16, uint8 or int8; got dtype float16"),
-    (
-        "pool2d",
-        {"x": X.to(torch.uint8), "kind": "average"},
-        TypeError,
-        "x must be float32 or bfloat16; got dtype uint8",
-    ),
-    ("pool2d", {"x": X[0, 0]}, ValueError, "x must have 3 or 4 dimensions; got shape (9, 8)"),
-    ("pool2d", {"x": X[:, :, :0]}, ValueError, "x must be empty in no dimension but the batch's; got shape (2, 6, 0"),
-    ("pool2d", {"kind": "mean"}, ValueError, "kind must be one of max, average; got 'mean'"),
-    ("pool2d", {"kind": None}, TypeError, "kind must be a name; got None"),
-    ("pool2d", {"kernel": 0}, ValueError, "kernel must be from 1 to 2^24; got (0, 0)"),
-    ("pool2d", {"stride": (1, -1)}, ValueError, "stride must be from 1 to 2^24; got (1, -1)"),
-    ("pool2d", {"padding": -1}, ValueError, "padding must be from 0 to 2^24; got (-1, -1, -1, -1)"),
-    ("pool2d", {"padding": 2}, ValueError, "padding must be at most half the kernel (3, 3); got (2, 2, 2, 2)"),
-    ("pool2d", {"kernel": (2, 9)}, ValueError, "kernel must be at most (9, 8), as what is pooled has with its padding"),
-    ("pool2d", {"kernel": "3"}, ValueError, f"kernel must {STEPS}'3'"),
-    ("pool2d", {"ceil_mode": 1}, ValueError, "ceil_mode must be True or False; got 1"),
-    ("pool2d", {"x": BIG(2**58, 2, 3, 3)}, ValueError, "x must have at most 2^58 elements; got shape"),
-    ("pool2d", {"x": BIG(2**50, 2, 3, 3)}, ValueError, "x must give an output that fits into memory; got shape"),
-    # local_response_norm
-    *(
-        (
-            "local_response_norm",
-            {"x": X.to(dtype)},
-            TypeError,
-            f"x must be float32 or bfloat16; got dtype {str(dtype)[6:]}",
-        )
-        for dtype in (torch.float64, torch.float16, torch.uint8)
-    ),
-    (LRN, {"x": X[0, 0]}, ValueError, "x must have 3 or 4 dimensions; got shape (9, 8)"),
-    (LRN, {"x": X[None]}, ValueError, "x must have 3 or 4 dimensions; got shape (1, 2, 6, 9, 8)"),
-    (
-        "local_response_norm",
-        {"x": X[:, :0]},
-        ValueError,
-        "x must be empty in no dimension but the batch's; got shape (2",
-    ),
-    (LRN, {"size": 0}, ValueError, "size must be from 1 to 2^24; got 0"),
-    (LRN, {"size": -5}, ValueError, "size must be from 1 to 2^24; got -5"),
-    (LRN, {"size": 2**24 + 1}, ValueError, "size must be from 1 to 2^24; got 16777217"),
-    (LRN, {"size": 5.0}, TypeError, "size must be an integer; got 5.0"),
-    (LRN, {"alpha": "a"}, TypeError, "alpha must be a number; got 'a'"),
-    (LRN, {"beta": None}, TypeError, "beta must be a number; got None"),
-    (LRN, {"k": True}, TypeError, "k must be a number; got True"),
-    (LRN, {"x": BIG(2**58, 2, 3, 3)}, ValueError, "x must have at most 2^58 elements; got shape"),
-    (
-        "local_response_norm",
-        {"x": BIG(2**50, 2, 3, 3)},
-        ValueError,
-        "x must give an output that fits into memory; got shape",
-    ),
 ]
 
 
-def ids(rows: list[Row]) -> list[str]:
-    return [f"{i}-{row[0]}-{row[3][:40]}" for i, row in enumerate(rows)]
+@each_of(BAD)
+def test_one_sentence_at_every_door(row: Row) -> None:
+    assert_refused_at_every_door(row)
 
 
-def numpy_has(value: Any) -> bool:
-    """Whether NumPy itself takes an array of such a size."""
-    return not isinstance(value, torch.Tensor) or math.prod(max(1, size) for size in value.shape) * 8 < 2**63
-
-
-@pytest.mark.parametrize(("name", "changes", "error", "sentence"), BAD, ids=ids(BAD))
-def test_one_sentence_at_every_door(name: str, changes: dict[str, Any], error: type[Exception], sentence: str) -> None:
-    inputs = GOOD[name] | changes
-    want = f"{name}: {sentence}"
-    for door in ("torch", "numpy"):
-        if door == "numpy" and not all(numpy_has(value) for value in inputs.values()):
-            continue
-        with pytest.raises(error) as raised:
-            call(name, door, inputs)
-        got = str(raised.value)
-        assert got.startswith(want), f"{door}: {got}"
-        assert SENTENCE.match(got), got
-
-
-COMPILED_ALONE = ("fits into memory", "at most 2^58", "2^58 rows", "NaN", "finite", "zero_point", "out_dtype", "65793")
-
-
-@pytest.mark.parametrize(("name", "changes", "error", "sentence"), BAD, ids=ids(BAD))
-def test_a_meta_tensor_is_refused_in_the_same_words(
-    name: str, changes: dict[str, Any], error: type[Exception], sentence: str
-) -> None:
-    """All but values, which it has not, and sizes beyond memory."""
-    if any(words in sentence for words in COMPILED_ALONE):
-        return
-    inputs = {n: v.to("meta") if isinstance(v, torch.Tensor) else v for n, v in (GOOD[name] | changes).items()}
-    with pytest.raises((error, RuntimeError)) as raised:
-        call(name, "torch", inputs)
-    assert f"{name}: {sentence}" in str(raised.value)
+@each_of(BAD)
+def test_a_meta_tensor_is_refused_in_the_same_words(row: Row) -> None:
+    assert_refused_of_meta_tensors(row)
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -420,82 +248,6 @@ def test_numpy_refuses_other_byte_orders() -> None:
     for x in (arrays["x"].astype(">f4"), arrays["x"].astype(object), arrays["x"].astype(ml_dtypes.float8_e4m3fn)):
         with pytest.raises(TypeError, match=r"^fused_conv: x must be float32 or bfloat16; got dtype "):
             deepseek_fast.numpy.fused_conv(**(arrays | {"x": x}))
-
-
-# --- packed weights ---------------------------------------------------------------------------------------------------
-
-
-def packed_call(packed: torch.Tensor, **changes: Any) -> torch.Tensor:
-    given = {"x": X, "packed": packed, "groups": 2, "weight_shape": (8, 3, 3, 3)} | changes
-    return deepseek_fast.fused_conv_packed(**given)
-
-
-PACKED = deepseek_fast.fused_conv_pack(WEIGHT, 2)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "sentence"),
-    [
-        ({"packed": PACKED.float()}, TypeError, "packed must be uint8; got dtype float32"),
-        ({"packed": PACKED[None]}, ValueError, "packed must have 1 dimension; got shape (1, "),
-        ({"packed": PACKED[::2]}, ValueError, "packed must be contiguous; got a strided tensor"),
-        ({"packed": PACKED[:63]}, ValueError, "packed must be a packed weight; got shape (63,)"),
-        ({"packed": PACKED[:0]}, ValueError, "packed must be a packed weight; got shape (0,)"),
-        ({"packed": PACKED[:-1]}, ValueError, "packed must be whole; got shape ("),
-        ({"packed": PACKED[1:]}, ValueError, "packed must be a packed weight of version 1; got other bytes"),
-        ({"packed": torch.cat([PACKED, PACKED[:1]])}, ValueError, "packed must be whole; got shape ("),
-        ({"x": X.bfloat16()}, TypeError, "packed must be packed from bfloat16; got dtype float32"),
-        ({"weight_shape": (8, 3, 3, 5)}, ValueError, "packed must hold weight_shape = (8, 3, 3, 5); got (8, 3, 3, 3)"),
-        ({"weight_shape": (8, 3)}, ValueError, "weight_shape must have 3 or 4 dimensions; got shape (8, 3)"),
-        ({"weight_shape": (8, 6, 3, 3)}, ValueError, "weight_shape must have 3 channels in its second dimension"),
-        ({"groups": 1, "x": X[:, :3]}, ValueError, "groups must be 2, as the weight was packed; got 1"),
-    ],
-    ids=str,
-)
-def test_a_packed_weight_that_is_none(changes: dict[str, Any], error: type[Exception], sentence: str) -> None:
-    with pytest.raises(error) as raised:
-        packed_call(**{"packed": PACKED} | changes)
-    assert str(raised.value).startswith(f"fused_conv_packed: {sentence}")
-
-
-@pytest.mark.parametrize(("F", "C", "groups"), [(8, 3, 2), (8, 1, 8), (40, 3, 2), (40, 3, 1), (33, 9, 1)])
-def test_a_header_that_lies_is_refused(F: int, C: int, groups: int) -> None:
-    """Each byte of it, changed, is refused or of no consequence: nothing outside the tensor is read."""
-    weight = torch.randn(F, C, 3, 3)
-    x = torch.randn(1, groups * weight.shape[1], 5, 5)
-    packed = deepseek_fast.fused_conv_pack(weight, groups)
-    shape = tuple(weight.shape)
-    want = packed_call(packed, x=x, groups=groups, weight_shape=shape)
-    for place in range(64):
-        for flip in (1, 2, 4, 8, 128, 255):
-            changed = packed.clone()
-            changed[place] ^= flip
-            try:
-                got = packed_call(changed, x=x, groups=groups, weight_shape=shape)
-            except (ValueError, TypeError) as error:
-                assert SENTENCE.match(str(error)), str(error)
-            else:
-                assert torch.equal(got, want), (place, flip)
-
-
-@pytest.mark.parametrize(
-    ("weight", "groups", "error", "sentence"),
-    [
-        (WEIGHT.half(), 2, TypeError, "weight must be float32, bfloat16 or int8; got dtype float16"),
-        (WEIGHT[0, 0], 1, ValueError, "weight must have 3 or 4 dimensions; got shape (3, 3)"),
-        (WEIGHT[:0], 1, ValueError, "weight must have no empty dimension; got shape (0, 3, 3, 3)"),
-        (WEIGHT[:7], 2, ValueError, "weight must have a first dimension that groups = 2 divides; got shape (7"),
-        (WEIGHT, 0, ValueError, "groups must be positive; got 0"),
-        (BIG(2**20, 2**20, 2**10, 3), 1, ValueError, "weight must fit into memory in its packed form; got shape"),
-        (BIG(2**20, 2**20, 2**19, 3), 1, ValueError, "weight must have at most 2^58 elements; got shape"),
-    ],
-    ids=str,
-)
-def test_pack_refuses(weight: torch.Tensor, groups: int, error: type[Exception], sentence: str) -> None:
-    for pack in (deepseek_fast.fused_conv_pack, lambda w, g: deepseek_fast.numpy.fused_conv_pack(to_numpy(w), g)):
-        with pytest.raises(error) as raised:
-            pack(weight, groups)
-        assert str(raised.value).startswith(f"fused_conv_pack: {sentence}")
 
 
 def test_lists_of_another_length_through_torch_ops() -> None:

@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from deepseek_fast.kernels.fused_conv import body
 from deepseek_fast.kernels.fused_conv.ref_int8 import CURVED, fused_conv_int8_ref
 from deepseek_fast.onnx._runtime import LIBRARY, STOCK, Runner
+from tests.onnx_models import each_opset
 
 OPSETS = (13, 17, 19, 21, 25)
 PARAMS: dict[str, tuple[float, ...]] = {"leaky_relu": (0.1,), "clip": (-0.5, 0.7), "hardsigmoid": (0.2, 0.5)}
@@ -103,7 +104,7 @@ def node_text(node: onnx.NodeProto, name: str) -> str:
     return next(a.s.decode() for a in node.attribute if a.name == name)
 
 
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("opset", each_opset(OPSETS))
 @pytest.mark.parametrize("types", TYPES, ids=str)
 def test_body_of_every_type(types, opset):
     check(opset, types)

@@ -1,5 +1,4 @@
-"""FusedConv, Pool2d and LocalResponseNorm in ONNX: torch's numbers from the kernel, and from the bodies in stock ONNX
-Runtime and in onnx's reference; what the kernel refuses, and when."""
+"""FusedConv in ONNX: torch's numbers from the kernel, and from the body in stock ONNX Runtime and onnx's reference."""
 
 from typing import Any
 
@@ -9,19 +8,16 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 import deepseek_fast
 from deepseek_fast.kernels.fused_conv import body
-from deepseek_fast.kernels.fused_conv.ref import lrn_ref
 from deepseek_fast.onnx._runtime import LIBRARY, STOCK, Runner
+from tests.conv_nodes import CLOSE, LAYOUTS, OPSETS, RUNTIMES, node_model, pixels, run
+from tests.onnx_models import each_opset
 
-OPSETS = (13, 15, 18, 20, 22, 25)
-RUNTIMES = (LIBRARY, STOCK, "reference")
-CLOSE = 1e-5  # float32 sums of a few dozen products of size 1, and a smooth activation of two runtimes
 PARAMS = {"leaky_relu": (0.1,), "clip": (-0.5, 0.75), "hardsigmoid": (0.2, 0.5)}
-LAYOUTS = [(x, y) for x in ("NCHW", "NHWC") for y in ("NCHW", "NHWC")]
+
+
 ACTS: dict[str, Any] = {
     "none": lambda z: z,
     "relu": F.relu,
@@ -36,42 +32,6 @@ ACTS: dict[str, Any] = {
     "clip": torch.clamp,
     "hardsigmoid": lambda z, alpha, beta: (alpha * z + beta).clamp(0, 1),
 }
-ONNX_TYPES: dict[Any, int] = {
-    np.dtype(np.float32): TensorProto.FLOAT,
-    np.dtype(ml_dtypes.bfloat16): TensorProto.BFLOAT16,
-    np.dtype(np.uint8): TensorProto.UINT8,
-    np.dtype(np.int8): TensorProto.INT8,
-}
-
-
-def node_model(
-    nodes: list[onnx.NodeProto], inputs: dict[str, np.ndarray], constants: dict[str, np.ndarray], opset: int = 18
-) -> onnx.ModelProto:
-    dtype = ONNX_TYPES[inputs["x"].dtype]
-    graph = helper.make_graph(
-        nodes,
-        "test",
-        [helper.make_tensor_value_info(name, dtype, array.shape) for name, array in inputs.items()],
-        [helper.make_tensor_value_info("y", dtype, [None] * 4)],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    imports = [helper.make_opsetid("", opset), helper.make_opsetid("ai.deepseek_fast", 1)]
-    functions = [body.function_proto(opset, op_type=nodes[0].op_type)]
-    ir_version = max(8, helper.find_min_ir_version_for(imports[:1]))
-    model = helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=ir_version)
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], runtime: str) -> np.ndarray:
-    if runtime == "reference":
-        outputs: Any = ReferenceEvaluator(model).run(None, feeds)
-        return outputs[0]
-    return Runner(model, runtime=runtime, threads=1).run(feeds)["y"]
-
-
-def pixels(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array.transpose(0, 2, 3, 1))
 
 
 def conv_case(seed: int, dtype: Any = np.float32, **attributes: Any) -> tuple[Any, ...]:
@@ -118,14 +78,14 @@ def check_conv(seed: int, opset: int = 18, runtimes: tuple[str, ...] = RUNTIMES,
         assert np.abs(got - want).max() <= CLOSE * np.abs(want).max(), runtime
 
 
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("opset", each_opset(OPSETS))
 @pytest.mark.parametrize("activation", ACTS)
 def test_body_with_every_activation(activation, opset):
     params = PARAMS.get(activation, ())
     check_conv(1, opset, activation=activation, activation_params=params, padding=(1, 0, 2, 1))
 
 
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("opset", each_opset(OPSETS))
 @pytest.mark.parametrize("layouts", LAYOUTS, ids=str)
 def test_body_in_every_layout(layouts, opset):
     x_layout, y_layout = layouts
@@ -186,230 +146,6 @@ def test_body_leaves_plain_nodes_to_stock_onnx_runtime(tmp_path):
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     op_types = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert op_types == ["FusedConv"] * 3 + ["Cast"]  # the last to the graph output's own name
-
-
-# Pool2d
-
-
-def pool_case(seed: int, dtype: Any = np.float32, **attributes: Any) -> tuple[Any, ...]:
-    rng = np.random.default_rng(seed)
-    options = body.DEFAULTS[body.POOL] | attributes
-    x = (rng.standard_normal((2, 3, 10, 11)) * 40).astype(dtype)
-    x64 = torch.tensor(x.astype(np.float64))
-    sizes = (options["kernel"], options["stride"], options["padding"][:2])
-    if options["kind"] == "max":
-        want = F.max_pool2d(x64, *sizes, ceil_mode=bool(options["ceil_mode"]))
-    else:
-        want = F.avg_pool2d(x64, *sizes, bool(options["ceil_mode"]), bool(options["count_include_pad"]))
-    array = want.numpy()
-    x = pixels(x) if options["x_layout"] == "NHWC" else x
-    array = pixels(array) if options["y_layout"] == "NHWC" else array
-    return body.pool_node("x", "y", **attributes), {"x": x}, {}, array
-
-
-def check_pool(runtimes: tuple[str, ...], opset: int, **attributes: Any) -> None:
-    node, inputs, constants, want = pool_case(6, **attributes)
-    model = node_model([node], inputs, constants, opset)
-    for runtime in runtimes:
-        got = run(model, inputs, runtime)
-        assert got.shape == want.shape and got.dtype == inputs["x"].dtype, runtime
-        assert np.abs(got.astype(np.float64) - want).max() <= CLOSE * np.abs(want).max(), runtime
-
-
-@pytest.mark.parametrize("opset", OPSETS)
-@pytest.mark.parametrize("kind", ["max", "average"])
-@pytest.mark.parametrize("layouts", LAYOUTS, ids=str)
-def test_pool_body(kind, layouts, opset):
-    x_layout, y_layout = layouts
-    options = {"kind": kind, "kernel": (3, 3), "x_layout": x_layout, "y_layout": y_layout, "padding": (1, 1, 1, 1)}
-    for stride in ((1, 1), (2, 2)):
-        check_pool(RUNTIMES, opset, stride=stride, **options)
-
-
-@pytest.mark.parametrize("opset", OPSETS)
-@pytest.mark.parametrize("kind", ["max", "average"])
-@pytest.mark.parametrize("count_include_pad", [0, 1])
-@pytest.mark.parametrize(
-    "window", [((3, 3), (2, 2), (1, 1)), ((2, 3), (3, 2), (1, 0)), ((4, 2), (3, 3), (2, 1))], ids=str
-)
-def test_pool_body_in_ceil_mode(window, kind, count_include_pad, opset):
-    """onnx 1.23's reference has other sizes and divisors in ceil_mode, so it is not asked."""
-    kernel, stride, (rows, columns) = window
-    options = {"kernel": kernel, "stride": stride, "padding": (rows, columns, rows, columns)}
-    check_pool((LIBRARY, STOCK), opset, kind=kind, ceil_mode=1, count_include_pad=count_include_pad, **options)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int8, ml_dtypes.bfloat16], ids=str)
-def test_pool_body_of_other_types(dtype):
-    for x_layout, y_layout in LAYOUTS:
-        check_pool(RUNTIMES, 18, dtype=dtype, kernel=(2, 2), stride=(2, 2), x_layout=x_layout, y_layout=y_layout)
-
-
-# LocalResponseNorm
-
-
-def lrn_case(size: int, dtype: Any = np.float32, **attributes: Any) -> tuple[Any, ...]:
-    """As many images as channels: onnx 1.23's reference counts the one for the other."""
-    options = body.DEFAULTS[body.LRN] | attributes
-    x = (np.random.default_rng(8).standard_normal((7, 7, 3, 4)) * 8).astype(dtype)
-    numbers = [options[name] for name in ("alpha", "beta", "k")]
-    want = lrn_ref(torch.tensor(x.astype(np.float64)), size, *numbers, before=(size - 1) // 2).numpy()
-    x = pixels(x) if options["x_layout"] == "NHWC" else x
-    want = pixels(want) if options["y_layout"] == "NHWC" else want
-    return body.lrn_node("x", "y", size=size, **attributes), {"x": x}, {}, want
-
-
-def check_lrn(size: int, runtimes: tuple[str, ...], opset: int, **attributes: Any) -> None:
-    node, inputs, constants, want = lrn_case(size, **attributes)
-    model = node_model([node], inputs, constants, opset)
-    for runtime in runtimes:
-        got = run(model, inputs, runtime)
-        assert got.shape == want.shape and got.dtype == inputs["x"].dtype, runtime
-        close = CLOSE if got.dtype == np.float32 else 2.0**-8
-        np.testing.assert_allclose(got.astype(np.float64), want, rtol=close, atol=CLOSE, err_msg=runtime)
-
-
-@pytest.mark.parametrize("opset", OPSETS)
-@pytest.mark.parametrize("layouts", LAYOUTS, ids=str)
-def test_lrn_body(layouts, opset):
-    x_layout, y_layout = layouts
-    for size, numbers in ((5, {}), (3, {"alpha": 0.3, "beta": 0.6, "k": 2.0}), (1, {"k": 0.5})):
-        check_lrn(size, RUNTIMES, opset, x_layout=x_layout, y_layout=y_layout, **numbers)
-
-
-def test_lrn_body_in_bfloat16():
-    check_lrn(5, RUNTIMES, 18, dtype=ml_dtypes.bfloat16, alpha=0.3)
-
-
-def test_windows_of_even_sizes_are_onnx_s(isa):
-    """Stock ONNX Runtime refuses them."""
-    for size in (2, 4, 6):
-        check_lrn(size, (LIBRARY, "reference"), 18, alpha=0.5)
-
-
-# The kernel alone
-
-
-def kernel_model(attributes: dict[str, Any], *, dtype: int = TensorProto.FLOAT, **shapes: Any) -> onnx.ModelProto:
-    """A FusedConv without a body; x (1, 4, 9, 9), a constant weight of (6, 4, 3, 3). shapes: others, of inputs too."""
-    weight = np.ones(shapes.pop("weight", (6, 4, 3, 3)), np.float32)
-    given = {"x": (1, 4, 9, 9), **shapes}
-    inputs = [helper.make_tensor_value_info(name, dtype, shape) for name, shape in given.items()]
-    names = ["x", "w", "b" if "b" in given else "", "r" if "r" in given else ""]
-    op_type = attributes.pop("op_type", "FusedConv")
-    if op_type in ("Pool2d", "LocalResponseNorm"):
-        names = names[:1]
-    node = helper.make_node(op_type, names, ["y"], domain="ai.deepseek_fast", **attributes)
-    outputs = [onnx.ValueInfoProto(name="y", type=onnx.TypeProto(tensor_type=onnx.TypeProto.Tensor(elem_type=dtype)))]
-    graph = helper.make_graph([node], "test", inputs, outputs, [numpy_helper.from_array(weight, "w")])
-    imports = [helper.make_opsetid("", 18), helper.make_opsetid("ai.deepseek_fast", 1)]
-    return helper.make_model(graph, opset_imports=imports, ir_version=8)
-
-
-@pytest.mark.parametrize(
-    ("attributes", "shapes", "sentence"),
-    [
-        ({"x_layout": "NHCW"}, {}, "fused_conv: x_layout must be one of NCHW, NHWC; got 'NHCW'"),
-        ({"y_layout": 3}, {}, "fused_conv: y_layout must be one of NCHW, NHWC; got '3'"),
-        ({"stride": [1]}, {}, "fused_conv: stride must be 2 numbers; got (1,)"),
-        ({"padding": [1, 1]}, {}, "fused_conv: padding must be 4 numbers; got (1, 1)"),
-        ({"pool_kernel": [2, 2, 2]}, {}, "fused_conv: pool_kernel must be 2 numbers; got (2, 2, 2)"),
-        ({"stride": [0, 1]}, {}, "fused_conv: stride must be from 1 to 2^"),
-        ({"dilation": [2**40, 1]}, {}, "fused_conv: dilation must be from 1 to 2^"),
-        ({"groups": 0}, {}, "fused_conv: groups must be positive; got 0"),
-        ({"groups": 4}, {}, "fused_conv: weight must have a first dimension that groups = 4 divides; got shape (6, 4"),
-        ({"activation": "selu"}, {}, "fused_conv: activation must be one of none, relu,"),
-        ({"activation": "clip"}, {}, "fused_conv: activation_params must be (smallest, largest) for clip; got 0"),
-        ({"residual_at": "never"}, {"r": (1, 6, 7, 7)}, "fused_conv: residual_at must be one of before, after; got"),
-        (
-            {"pool_kernel": [2, 2], "pool_padding": [2, 0, 0, 0]},
-            {},
-            "fused_conv: max_pool must have padding of at most",
-        ),
-        ({}, {"x": (1, 5, 9, 9)}, "fused_conv: weight must have 5 channels in its second dimension"),
-        ({}, {"x": ("n", 4, 2, 2)}, "fused_conv: x must have at least (3, 3) rows and columns with its padding"),
-        ({}, {"weight": (6, 4, 3)}, "fused_conv: weight must have 4 dimensions; got shape of 3"),
-        ({}, {"r": (1, 6, 9, 9)}, "fused_conv: residual must have shape (0, 6, 7, 7); got shape (0, 6, 9, 9)"),
-        ({}, {"dtype": TensorProto.FLOAT16}, "fused_conv: x must be float32 or bfloat16; got dtype float16"),
-        ({"op_type": "Pool2d", "kind": "min"}, {}, "pool2d: kind must be one of max, average; got 'min'"),
-        ({"op_type": "Pool2d", "kernel": [3]}, {}, "pool2d: kernel must be 2 numbers; got (3,)"),
-        ({"op_type": "Pool2d", "kernel": [10, 2]}, {}, "pool2d: kernel must be at most (9, 9)"),
-        ({"op_type": "LocalResponseNorm", "size": 0}, {}, "local_response_norm: size must be from 1 to 2^24; got 0"),
-        (
-            {"op_type": "LocalResponseNorm", "y_layout": "NCWH"},
-            {},
-            "local_response_norm: y_layout must be one of",
-        ),
-        (
-            {"op_type": "LocalResponseNorm", "size": 3},
-            {"dtype": TensorProto.DOUBLE},
-            "local_response_norm: x must be float32 or bfloat16; got dtype float64",
-        ),
-    ],
-    ids=str,
-)
-def test_refused_when_the_session_is_made(attributes, shapes, sentence):
-    model = kernel_model(dict(attributes), **shapes)
-    with pytest.raises(Exception) as raised:
-        Runner(model, runtime=LIBRARY)
-    assert sentence in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("shape", "sentence"),
-    [
-        ((1, 5, 9, 9), "fused_conv: weight_shape must have 5 channels in its second dimension"),
-        ((1, 4, 2, 9), "fused_conv: x must have at least (3, 3) rows and columns with its padding"),
-        ((4, 9, 9), "fused_conv: x must have 4 dimensions; got shape of 3"),
-    ],
-    ids=str,
-)
-def test_refused_at_a_run(shape, sentence):
-    runner = Runner(kernel_model({}, x=["a", "b", "c", "d"][: len(shape)]), runtime=LIBRARY)
-    with pytest.raises(Exception) as raised:
-        runner.run({"x": np.zeros(shape, np.float32)})
-    assert sentence in str(raised.value)
-
-
-@pytest.mark.parametrize("layouts", LAYOUTS, ids=str)
-@pytest.mark.parametrize(
-    ("attributes", "rows"),
-    [({}, 7), ({"padding": [2, 0, 1, 0], "stride": [2, 1]}, 5), ({"pool_kernel": [2, 2], "pool_ceil_mode": 1}, 4)],
-    ids=str,
-)
-def test_shapes_are_inferred(attributes, rows, layouts):
-    x_layout, y_layout = layouts
-    x = ["n", 4, 9, "w"] if x_layout == "NCHW" else ["n", 9, "w", 4]
-    model = kernel_model({**attributes, "x_layout": x_layout, "y_layout": y_layout}, x=x)
-    shape = Runner(model, runtime=LIBRARY).session.get_outputs()[0].shape
-    n, f, h, w = shape if y_layout == "NCHW" else [shape[i] for i in (0, 3, 1, 2)]
-    assert (n, f, h) == ("n", 6, rows) and isinstance(w, str)
-
-
-def test_a_batch_of_nothing():
-    y = Runner(kernel_model({}, x=["n", 4, 9, 9]), runtime=LIBRARY).run({"x": np.zeros((0, 4, 9, 9), np.float32)})["y"]
-    assert y.shape == (0, 6, 7, 7)
-
-
-def test_inputs_and_attributes_may_be_left_out():
-    x = np.random.default_rng(0).standard_normal((1, 4, 9, 9)).astype(np.float32)
-    y = Runner(kernel_model({}), runtime=LIBRARY).run({"x": x})["y"]
-    want = F.conv2d(torch.tensor(x), torch.ones(6, 4, 3, 3)).numpy()
-    np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4)
-
-
-def test_winograd_is_the_kernel_s_choice_only():
-    """The body knows one way to sum; a weight that Winograd is not for is refused."""
-    rng = np.random.default_rng(0)
-    x, weight = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 8, 12, 12), (16, 8, 3, 3)))
-    constants = {"w": weight, "b": np.zeros(16, np.float32), "r": np.zeros((1, 1, 1, 1), np.float32)}
-    node = body.conv_node("x", "w", "b", "r", "y", algorithm="winograd")
-    model = node_model([node], {"x": x}, constants)
-    want = F.conv2d(torch.tensor(x).double(), torch.tensor(weight).double()).numpy()
-    for runtime in RUNTIMES:
-        np.testing.assert_allclose(run(model, {"x": x}, runtime), want, rtol=1e-3, atol=1e-3, err_msg=runtime)
-    with pytest.raises(Exception, match="be 1 for algorithm winograd"):
-        Runner(kernel_model({"algorithm": "winograd", "stride": [2, 2]}), runtime=LIBRARY)
 
 
 @pytest.mark.parametrize("isa_layouts", LAYOUTS, ids=str)

@@ -12,10 +12,10 @@ from deepseek_fast.kernels.fused_conv import op as conv_op
 from deepseek_fast.kernels.fused_conv.cases import LAYOUTS, LRN_BETAS, LRN_CASES, laid_out
 from deepseek_fast.kernels.fused_conv.ref import lrn_bound, lrn_ref
 from tests.conv_doors import assert_close, assert_same, call
+from tests.conv_tensors import TORCH_S_OWN_WARNINGS
 from tests.oracle import assert_equal
 
 OP = "local_response_norm"
-TORCH_S_OWN_WARNINGS = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # see test_fused_conv_torch.py
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

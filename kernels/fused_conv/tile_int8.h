@@ -2,28 +2,14 @@
 // level multiplies u8 with s8 (VPDPBUSD), s8 has its sign bit turned, as u8 has where it multiplies s8 with s8 (SDOT):
 // 128 more or less, which the zero point takes up. Sums wrap modulo 2^32, and the true ones fit.
 #pragma once
+#include <cstring>
+
 #include "csrc/gemm/tile.h"
 #include "kernels/fused_conv/finish_int8.h"
+#include "kernels/fused_conv/runs.h"
 
 namespace dsf::fused_conv {
 namespace {
-
-// What a tile reads of x: runs[i * MR + r] is where the i-th run of pixel r begins.
-struct TileRuns {
-  const char* const* runs;
-  int64_t count;       // runs a pixel
-  int64_t first;       // value of each run that is the first to be read: of a group
-  int64_t length;      // values
-  const char* ahead;   // weights that will be read after this panel, and how far a step of x goes in them
-  int64_t ahead_step;  // bytes
-};
-
-// Asked for in L2 while the tiles of this panel run: else the first tile of a panel waits for memory, and the others
-// leave it idle.
-[[gnu::always_inline]] inline void read_weights_ahead(const char** ahead, int64_t step) {
-  __builtin_prefetch(*ahead, 0, 2);
-  *ahead += step;
-}
 
 // What the sums start with: bias - zero point * the weight's sum, of every channel.
 template <class V, Dtype dtype>
@@ -40,6 +26,8 @@ struct StartInt8 {
                                         : dtype == Dtype::i8 ? 128
                                                              : -128)) {}
 
+  // Whether a tap outside x, whose value is x's zero point, adds nothing to the sums.
+  bool adds_zero_outside() const { return zero_point == 0; }
   typename V::i32 of(int64_t f, int n) const {
     const auto load = [&](const int32_t* p) {
       return V::bits_of(load_value<V, Dtype::f32>(p, f, n));  // bits only
@@ -48,6 +36,17 @@ struct StartInt8 {
     return bias ? V::plus_i32(shift, load(bias)) : shift;
   }
 };
+
+// The last `count` bytes, fewer than four, of a run of `length` that ends at `end`, and zeros.
+inline uint32_t last_quad(const char* end, int64_t count, int64_t length) {
+  uint32_t quad = 0;
+  if (length >= 4) {
+    std::memcpy(&quad, end - 4, 4);
+    return quad >> (4 - count) * 8;  // the first byte is the lowest one
+  }
+  for (int64_t j = count; j > 0; --j) quad = quad << 8 | uint8_t(end[-1 - (count - j)]);
+  return quad;
+}
 
 template <class V, Dtype dtype, int MR>
 struct ConvTileInt8 {
@@ -85,11 +84,10 @@ struct ConvTileInt8 {
       const int64_t last = x.first + x.length;
       for (; c + 4 <= last; c += 4) step([&](int r) __attribute__((always_inline)) { return runs[r] + c; });
       if (c < last) {  // the weights behind are zero, but nothing behind a run may be read
-        char quads[rows][4] = {};
+        uint32_t quads[rows];
         DSF_UNROLL
-        for (int r = 0; r < rows; ++r)
-          for (int64_t j = 0; j < last - c; ++j) quads[r][j] = runs[r][c + j];
-        step([&](int r) __attribute__((always_inline)) { return quads[r]; });
+        for (int r = 0; r < rows; ++r) quads[r] = last_quad(runs[r] + last, last - c, last - x.first);
+        step([&](int r) __attribute__((always_inline)) { return reinterpret_cast<const char*>(&quads[r]); });
       }
     }
     keep_in_registers<V>(acc);

@@ -10,7 +10,9 @@
 #include "kernels/fused_conv/cpu_kernels.h"
 #include "kernels/fused_conv/finish.h"
 #include "kernels/fused_conv/packed.h"
+#include "kernels/fused_conv/runs.h"
 #include "kernels/fused_conv/tile_int8.h"
+#include "kernels/fused_conv/windows.h"
 
 namespace dsf::fused_conv {
 namespace {
@@ -18,7 +20,7 @@ namespace {
 // Pixels and vectors of channels of a tile.
 template <class V, Dtype dtype>
 struct TileSize {
-  static constexpr bool WIDE = V::LANES == 16, IS_INT8 = dtype == Dtype::i8 || dtype == Dtype::u8;
+  static constexpr bool WIDE = V::LANES == 16, IS_INT8 = is_8_bits(dtype);
   // No dot product of pairs or quads: they are two registers each, of x and of the weights.
   static constexpr bool HALVED = IS_INT8 ? !V::HAS_DOT_QUAD : dtype == Dtype::bf16 && V::PAIR_TILE_M < V::TILE_M;
   static constexpr bool SIXTEEN = IS_INT8 && V::LANES == 8;  // registers: 6 sums, 4 weights, 2 x, a mask, a sign bit
@@ -136,228 +138,98 @@ inline void run_conv_tile(int row_count, int vector_count, const TileRuns& x, co
   Tile::template run<rows, vectors>(x, panel, end);
 }
 
-// The pixels of a tile: where each one's first tap is, and where it ends. Those past `rows` are the last one, so that
-// loops over a tile's pixels have no end of their own.
-template <int MR>
-struct TilePixels {
-  int rows;
-  int64_t h[MR], w[MR];         // of x, under the first tap: outside x perhaps
-  int64_t at[MR];               // its address
-  int64_t y[MR], residual[MR];  // addresses; 0 without a residual
-
-  Ends ends(int i) const { return {reinterpret_cast<char*>(y[i]), reinterpret_cast<const char*>(residual[i])}; }
+// Sums of floats start with zeros.
+struct NoStart {
+  NoStart(const ConvArgs&, const void*) {}
+  static constexpr bool adds_zero_outside() { return true; }
 };
 
-// Takes the pixels of a block one after the other, row by row.
-template <class AnyFinish, int64_t bytes, int MR>
-class PixelWalk {
- public:
-  PixelWalk(const ConvArgs& args, const Block& block, const AnyFinish& finish, bool stem)
-      : Q_(args.Q),
-        h_(block.p.begin * args.stride.h - args.padding.top),
-        w_begin_(stem ? 0 : -args.padding.left),
-        h_step_(args.stride.h),
-        w_step_(stem ? 1 : args.stride.w),
-        x_step_(w_step_ * block.x.stride_w * bytes),
-        x_row_step_(h_step_ * block.x.stride_h * bytes),
-        y_step_(block.y_stride_w * AnyFinish::VALUE_BYTES),
-        residual_step_(block.residual.data ? block.residual.stride_w * AnyFinish::VALUE_BYTES : 0),
-        row_(reinterpret_cast<int64_t>(block.x.data) +
-             ((h_ - block.x.h_begin) * block.x.stride_h + w_begin_ * block.x.stride_w) * bytes),
-        p_(block.p.begin),
-        finish_(finish) {
-    begin_row();
-  }
-
-  // The next `rows` pixels.
-  void take(int rows, TilePixels<MR>* pixels) {
-    pixels->rows = rows;
-    if (q_ == Q_) next_row();
-    if (q_ + rows <= Q_) [[likely]] {
-      for (int i = 0; i < MR; ++i) put(pixels, i, i < rows ? i : rows - 1);
-      q_ += rows;
-      return;
-    }
-    for (int i = 0; i < rows; ++i) {
-      if (q_ == Q_) next_row();
-      put(pixels, i, 0);
-      ++q_;
-    }
-    for (int i = rows; i < MR; ++i) {
-      pixels->h[i] = pixels->h[rows - 1];
-      pixels->w[i] = pixels->w[rows - 1];
-      pixels->at[i] = pixels->at[rows - 1];
-      pixels->y[i] = pixels->y[rows - 1];
-      pixels->residual[i] = pixels->residual[rows - 1];
-    }
-  }
-
- private:
-  // The i-th pixel of a tile is `more` pixels on.
-  [[gnu::always_inline]] void put(TilePixels<MR>* pixels, int i, int64_t more) const {
-    const int64_t q = q_ + more;
-    pixels->h[i] = h_;
-    pixels->w[i] = w_begin_ + q * w_step_;
-    pixels->at[i] = row_ + q * x_step_;
-    pixels->y[i] = y_row_ + q * y_step_;
-    pixels->residual[i] = residual_row_ + q * residual_step_;
-  }
-  void next_row() {
-    ++p_;
-    h_ += h_step_;
-    row_ += x_row_step_;
-    begin_row();
-  }
-  void begin_row() {
-    q_ = 0;
-    const Ends first = finish_.ends(p_, 0);
-    y_row_ = reinterpret_cast<int64_t>(first.y);
-    residual_row_ = reinterpret_cast<int64_t>(first.residual);
-  }
-
-  const int64_t Q_;
-  int64_t h_;
-  const int64_t w_begin_, h_step_, w_step_;
-  const int64_t x_step_, x_row_step_, y_step_, residual_step_;  // bytes
-  int64_t row_, p_, q_, y_row_, residual_row_;
-  const AnyFinish& finish_;
-};
-
-// The table of one tile: runs[(r * S + s) * MR + i] of pixel i. A stem's row of taps is one run, which begins in the
-// padding that its copy of x has: S is 1 there.
-template <int MR, int64_t bytes>
-inline void fill_runs(const ConvArgs& args, const Block& block, const TilePixels<MR>& pixels, bool stem,
-                      const char** runs) {
-  const int64_t S = stem ? 1 : args.S, W = stem ? args.Q : args.W;
-  const int64_t tap_w = args.dilation.w * block.x.stride_w * bytes;
-  const int64_t tap_h = args.dilation.h * block.x.stride_h * bytes;
-  const int64_t last_h = (args.R - 1) * args.dilation.h, last_w = (S - 1) * args.dilation.w;
-  int64_t outside_taps = 0;
-  for (int i = 0; i < MR; ++i)  // negative: outside
-    outside_taps |= pixels.h[i] | pixels.w[i] | (args.H - 1 - last_h - pixels.h[i]) | (W - 1 - last_w - pixels.w[i]);
-  auto* table = reinterpret_cast<int64_t*>(runs);
-  for (int64_t r = 0; r < args.R; ++r)
-    for (int64_t s = 0; s < S; ++s, table += MR) {
-      const int64_t offset = r * tap_h + s * tap_w;
-      if (outside_taps >= 0) [[likely]] {
-        for (int i = 0; i < MR; ++i) table[i] = pixels.at[i] + offset;
-        continue;
-      }
-      const int64_t h = r * args.dilation.h, w = s * args.dilation.w;
-      for (int i = 0; i < MR; ++i) {
-        const int64_t tap_outside =
-            (pixels.h[i] + h) | (pixels.w[i] + w) | (args.H - 1 - h - pixels.h[i]) | (W - 1 - w - pixels.w[i]);
-        table[i] = tap_outside < 0 ? reinterpret_cast<int64_t>(block.outside) : pixels.at[i] + offset;
-      }
-    }
-}
-
-// What a tile ends with, by x's dtype.
-template <class V, Dtype dtype, class Pixels>
+// What the sums of a tile start with, of bytes, and where they go.
+template <class V, Dtype dtype>
 struct TileEnd {
-  using AnyFinish = Finish<V, dtype>;
+  using AnyFinish = FinishOf<V, dtype>;
+  using Starts = std::conditional_t<is_8_bits(dtype), StartInt8<V, dtype>, NoStart>;
   const AnyFinish& finish;
-  const Pixels& pixels;
+  const Starts& starts;
+  const TilePixels<TileSize<V, dtype>::MR>& pixels;
   int64_t f, channels;
-
-  template <int rows, int vectors>
-  [[gnu::always_inline]] void take(const typename V::f32 (&acc)[rows][vectors]) const {
-    finish.tile(acc, f, channels, rows, [&](int r) __attribute__((always_inline)) { return pixels.ends(r); });
-  }
-};
-
-template <class V, Dtype dtype, class Pixels>
-struct TileEndInt8 {
-  using AnyFinish = FinishInt8<V>;
-  const AnyFinish& finish;
-  const Pixels& pixels;
-  int64_t f, channels;
-  const StartInt8<V, dtype>& starts;
 
   typename V::i32 start(int v) const {
     const int64_t left = channels - v * V::LANES;
     return starts.of(f + v * V::LANES, left < V::LANES ? int(left) : V::LANES);
   }
   template <int rows, int vectors>
-  [[gnu::always_inline]] void take(const typename V::i32 (&acc)[rows][vectors]) const {
+  [[gnu::always_inline]] void take(const typename AnyFinish::Sum (&acc)[rows][vectors]) const {
     finish.tile(acc, f, channels, rows, [&](int r) __attribute__((always_inline)) { return pixels.ends(r); });
   }
 };
 
-// The lines that the end of a tile reads and writes arrive while it runs: they are too far apart for the hardware.
-template <int64_t tile_bytes, int MR>
-inline void ask_for_ends(const TilePixels<MR>& pixels, int64_t f_bytes, int64_t y_f_bytes) {
-  const auto ask = [](int64_t address, bool writes) __attribute__((always_inline)) {
-    for (int64_t line = 0; line < tile_bytes; line += CACHE_LINE) {
-      if (writes)
-        __builtin_prefetch(reinterpret_cast<const char*>(address + line), 1);
-      else
-        __builtin_prefetch(reinterpret_cast<const char*>(address + line));
-    }
+// The next rows of the block, from rows.end on, whose windows have the same rows of taps inside x; and those. All the
+// others would add zeros: a third of a 3x3 window's in the first and the last row. Tiles of fewer pixels than FEW wait
+// for their own sums, whatever they leave out.
+inline Range next_rows(const ConvArgs& args, const Block& block, bool leaves_out, Range* rows) {
+  constexpr int64_t FEW = 4;
+  *rows = {rows->end, block.p.end};
+  if (!leaves_out || args.Q < FEW) return {0, args.R};
+  const auto taps_of = [&](int64_t p) {
+    return taps_inside(p * args.stride.h - args.padding.top, args.R, args.dilation.h, args.H);
   };
-  DSF_UNROLL
-  for (int i = 0; i < MR; ++i) ask(pixels.y[i] + y_f_bytes, true);
-  if (!pixels.residual[0]) return;
-  DSF_UNROLL
-  for (int i = 0; i < MR; ++i) ask(pixels.residual[i] + f_bytes, false);
+  const Range taps = taps_of(rows->begin);
+  for (int64_t p = rows->begin + 1; p < block.p.end; ++p) {
+    const Range next = taps_of(p);
+    if (next.begin == taps.begin && next.end == taps.end) continue;
+    rows->end = p;
+    break;
+  }
+  return taps;
 }
 
 template <class V, Dtype dtype>
 void tiles(const ConvArgs& args, const Block& block) {
   using Size = TileSize<V, dtype>;
   using Tile = TileOf<V, dtype>;
-  using End = std::conditional_t<Size::IS_INT8, TileEndInt8<V, dtype, TilePixels<Size::MR>>,
-                                 TileEnd<V, dtype, TilePixels<Size::MR>>>;
+  using End = TileEnd<V, dtype>;
   using AnyFinish = typename End::AnyFinish;
   constexpr int MR = Size::MR, NV = Size::NV;
   const auto* header = static_cast<const PackedHeader*>(args.packed);
   const bool stem = Path(header->path) == Path::stem;
   const int64_t group_F = args.F / args.groups, group_C = args.C / args.groups;
-  const int64_t run_length = stem ? args.S * args.C : group_C, run_count = stem ? args.R : args.R * args.S;
-  const int64_t panel_bytes = run_count * ((run_length + Tile::C_GROUP - 1) / Tile::C_GROUP) * PANEL_F * 4;
-  const int64_t group_panels = (group_F + PANEL_F - 1) / PANEL_F;
+  const int64_t run_length = stem ? args.S * args.C : group_C, runs_a_row = stem ? 1 : args.S;
+  const int64_t row_bytes = runs_a_row * divide_up(run_length, Tile::C_GROUP) * PANEL_F * 4;
+  const int64_t panel_bytes = args.R * row_bytes;
+  const int64_t group_panels = divide_up(group_F, PANEL_F);
   const char* sums = static_cast<const char*>(args.packed) + sizeof(PackedHeader);
-  const char* panels = Size::IS_INT8 ? sums + round_up(args.F, DEPTHWISE_LANES) * 4 : sums;
+  const char* panels = is_8_bits(dtype) ? sums + round_up(args.F, DEPTHWISE_LANES) * 4 : sums;
   const AnyFinish finish(args, block);
-  const auto end_of = [&, starts = StartInt8<V, dtype>(args, sums)](const TilePixels<MR>& pixels, int64_t f,
-                                                                    int64_t channels) {
-    if constexpr (Size::IS_INT8)
-      return End{finish, pixels, f, channels, starts};
-    else
-      return End{finish, pixels, f, channels};
-  };
+  const typename End::Starts starts(args, sums);
 
-  const int64_t count = (block.p.end - block.p.begin) * args.Q;
-  int64_t tiles_left = (count + MR - 1) / MR;
-  const int64_t steps_of_panel = panel_bytes / (PANEL_F * 4), all_tiles = tiles_left;
-  const int64_t share = panel_bytes / (all_tiles > 0 ? all_tiles : 1),
-                weights_ahead = (block.f.end - block.f.begin + PANEL_F - 1) / PANEL_F * panel_bytes;
+  // Of the block that comes next, each tile asks for its share.
+  const int64_t share = panel_bytes / most(1, divide_up((block.p.end - block.p.begin) * args.Q, MR));
+  const int64_t steps = panel_bytes / (PANEL_F * 4), ahead_step = steps ? share / steps : 0;
+  int64_t ahead = divide_up(block.f.end - block.f.begin, PANEL_F) * panel_bytes;
   PixelWalk<AnyFinish, value_bytes(dtype), MR> walk(args, block, finish, stem);
   TilePixels<MR> pixels;
-  for (int64_t i = 0; i < count; i += pixels.rows, --tiles_left) {
-    const int64_t tile = all_tiles - tiles_left;
-    walk.take(int((count - i + tiles_left - 1) / tiles_left), &pixels);
-    fill_runs<MR, value_bytes(dtype)>(args, block, pixels, stem, block.runs);
-    for (int64_t f = block.f.begin; f < block.f.end;) {
-      const int64_t group = f / group_F, f_of_group = f - group * group_F;
-      int64_t columns = group_F - f_of_group < PANEL_F ? group_F - f_of_group : PANEL_F;
-      if (columns > block.f.end - f) columns = block.f.end - f;
-      const char* panel = panels + (group * group_panels + f_of_group / PANEL_F) * panel_bytes;
-      // Of the block that comes next, each tile asks for its share.
-      const TileRuns runs{block.runs,
-                          run_count,
-                          group * group_C,
-                          run_length,
-                          panel + weights_ahead + tile * share,
-                          steps_of_panel ? share / steps_of_panel : 0};
-      for (int64_t column = 0; column < columns; column += NV * V::LANES) {
-        const int left = int((columns - column + V::LANES - 1) / V::LANES), vectors = left < NV ? left : NV;
-        constexpr int64_t y_bytes = AnyFinish::VALUE_BYTES;
-        ask_for_ends<NV * V::LANES * y_bytes>(pixels, (f + column) * y_bytes, (f + column - block.f.begin) * y_bytes);
-        run_conv_tile<Tile, MR, NV>(pixels.rows, vectors, runs, panel + column * 4,
-                                    end_of(pixels, f + column, columns - column));
+  for (Range rows{0, block.p.begin}; rows.end < block.p.end;) {
+    const Range taps = next_rows(args, block, starts.adds_zero_outside(), &rows);
+    int64_t left = (rows.end - rows.begin) * args.Q;
+    for (int64_t tiles_left = divide_up(left, MR); tiles_left > 0; --tiles_left, left -= pixels.rows, ahead += share) {
+      walk.take(int(divide_up(left, tiles_left)), &pixels);
+      fill_runs<MR, value_bytes(dtype)>(args, block, pixels, stem, taps, block.runs);
+      for (int64_t f = block.f.begin; f < block.f.end;) {
+        const int64_t group = f / group_F, f_of_group = f - group * group_F;
+        const int64_t columns = least(least(group_F - f_of_group, PANEL_F), block.f.end - f);
+        const char* panel = panels + (group * group_panels + f_of_group / PANEL_F) * panel_bytes;
+        const TileRuns runs{
+            block.runs, (taps.end - taps.begin) * runs_a_row, group * group_C, run_length, panel + ahead, ahead_step};
+        for (int64_t column = 0; column < columns; column += NV * V::LANES) {
+          const int vectors = int(least(NV, divide_up(columns - column, V::LANES)));
+          constexpr int64_t y_bytes = AnyFinish::VALUE_BYTES;
+          ask_for_ends<NV * V::LANES * y_bytes>(pixels, (f + column) * y_bytes, (f + column - block.f.begin) * y_bytes);
+          run_conv_tile<Tile, MR, NV>(pixels.rows, vectors, runs, panel + taps.begin * row_bytes + column * 4,
+                                      End{finish, starts, pixels, f + column, columns - column});
+        }
+        f += columns;
       }
-      f += columns;
     }
   }
 }

@@ -38,16 +38,8 @@ Tensor fused_conv(const Tensor& x, const Tensor& weight, const MaybeTensor& bias
                   Numbers dilation, int64_t groups, std::string activation, std::vector<double> activation_params,
                   const MaybeTensor& residual, std::string residual_at, Numbers max_pool, std::string algorithm) {
   ConvRequest request("fused_conv", false,
-                      {std::move(stride),
-                       std::move(padding),
-                       std::move(dilation),
-                       groups,
-                       std::move(activation),
-                       std::move(activation_params),
-                       std::move(residual_at),
-                       std::move(max_pool),
-                       {},
-                       std::move(algorithm)},
+                      options_of(stride, padding, dilation, groups, activation, activation_params, residual_at,
+                                 max_pool, {}, std::move(algorithm)),
                       raise);
   return run(&request, {x, weight, bias, residual, std::nullopt}, x.scalar_type());
 }
@@ -56,11 +48,10 @@ Tensor fused_conv_packed(const Tensor& x, const Tensor& packed, const MaybeTenso
                          Numbers stride, Numbers padding, Numbers dilation, int64_t groups, std::string activation,
                          std::vector<double> activation_params, const MaybeTensor& residual, std::string residual_at,
                          Numbers max_pool, bool channels_last) {
-  ConvRequest request(
-      "fused_conv_packed", true,
-      {std::move(stride), std::move(padding), std::move(dilation), groups, std::move(activation),
-       std::move(activation_params), std::move(residual_at), std::move(max_pool), std::move(weight_shape)},
-      raise);
+  ConvRequest request("fused_conv_packed", true,
+                      options_of(stride, padding, dilation, groups, activation, activation_params, residual_at,
+                                 max_pool, std::move(weight_shape)),
+                      raise);
   return run(&request, {x, packed, bias, residual, std::nullopt}, x.scalar_type(), channels_last);
 }
 
@@ -82,17 +73,9 @@ Tensor fused_conv_int8(const Tensor& x, const Tensor& weight, double x_scale, in
                        Numbers stride, Numbers padding, Numbers dilation, int64_t groups, ScalarType out_dtype,
                        std::string activation, std::vector<double> activation_params, const MaybeTensor& residual,
                        double residual_scale, int64_t residual_zero_point, std::string residual_at, Numbers max_pool) {
-  ConvRequest request("fused_conv_int8", false,
-                      {std::move(stride),
-                       std::move(padding),
-                       std::move(dilation),
-                       groups,
-                       std::move(activation),
-                       std::move(activation_params),
-                       std::move(residual_at),
-                       std::move(max_pool),
-                       {}},
-                      raise);
+  ConvRequest request(
+      "fused_conv_int8", false,
+      options_of(stride, padding, dilation, groups, activation, activation_params, residual_at, max_pool), raise);
   request.quantize(
       {x_scale, y_scale, residual_scale, x_zero_point, y_zero_point, residual_zero_point, dtype_of(out_dtype)});
   return run(&request, {x, weight, bias, residual, weight_scale}, out_dtype);
@@ -104,60 +87,36 @@ Tensor fused_conv_int8_packed(const Tensor& x, const Tensor& packed, double x_sc
                               ScalarType out_dtype, std::string activation, std::vector<double> activation_params,
                               const MaybeTensor& residual, double residual_scale, int64_t residual_zero_point,
                               std::string residual_at, Numbers max_pool, bool channels_last) {
-  ConvRequest request(
-      "fused_conv_int8_packed", true,
-      {std::move(stride), std::move(padding), std::move(dilation), groups, std::move(activation),
-       std::move(activation_params), std::move(residual_at), std::move(max_pool), std::move(weight_shape)},
-      raise);
+  ConvRequest request("fused_conv_int8_packed", true,
+                      options_of(stride, padding, dilation, groups, activation, activation_params, residual_at,
+                                 max_pool, std::move(weight_shape)),
+                      raise);
   request.quantize(
       {x_scale, y_scale, residual_scale, x_zero_point, y_zero_point, residual_zero_point, dtype_of(out_dtype)});
   return run(&request, {x, packed, bias, residual, weight_scale}, out_dtype, channels_last);
 }
 
-// window: kernel, stride, padding and ceil_mode, 9 numbers.
-Tensor pool2d(const Tensor& x_tensor, Numbers window, std::string kind, bool count_include_pad) {
-  constexpr const char* OP = "pool2d";
-  Operand x(OP, "x", x_tensor);
-  check_length(OP, "window", window, 9, raise);
-  const PoolCall given{OP, x.view, kind.c_str(), ConvRequest::window_of(window), count_include_pad};
-  PoolCall call = given;
-  PoolArgs args;
-  const auto check = [&] {
-    call.x = x.view;
-    Problem problem;
-    if (!dsf_pool2d_check(&call, &args, &problem)) raise(problem);
-  };
-  check();
-  if (args.x_layout == Layout::neither && x.make_rows()) check();
-  const ResultShape shape = shape_of_result(given, &args);
+template <class Op>
+Tensor run_alone(typename Op::Call call, const Tensor& x_tensor) {
+  Operand x(call.op, "x", x_tensor);
+  const TensorView given = x.view;
+  typename Op::Args args = checked<Op>(&call, &x, raise);
+  call.x = given;
+  const ResultShape shape = shape_of_result(call, &args);
   const Tensor y = new_tensor(shape.sizes, shape.strides, x_tensor.scalar_type());
   args.y = y.mutable_data_ptr();
   CallContext context;
-  context.reserve(OP, dsf_pool2d_workspace_bytes(context.get(), &args));
-  dsf_pool2d(context.get(), &args);
+  context.reserve(call.op, Op::workspace_bytes(context.get(), &args));
+  Op::run(context.get(), &args);
   return y;
 }
 
-Tensor local_response_norm(const Tensor& x_tensor, int64_t size, double alpha, double beta, double k) {
-  constexpr const char* OP = "local_response_norm";
-  Operand x(OP, "x", x_tensor);
-  const LrnCall given{OP, x.view, size, size / 2, float(alpha), float(beta), float(k)};
-  LrnCall call = given;
-  LrnArgs args;
-  const auto check = [&] {
-    call.x = x.view;
-    Problem problem;
-    if (!dsf_lrn_check(&call, &args, &problem)) raise(problem);
-  };
-  check();
-  if (args.x_layout == Layout::neither && x.make_rows()) check();
-  const ResultShape shape = shape_of_result(given, &args);
-  const Tensor y = new_tensor(shape.sizes, shape.strides, x_tensor.scalar_type());
-  args.y = y.mutable_data_ptr();
-  CallContext context;
-  context.reserve(OP, dsf_lrn_workspace_bytes(context.get(), &args));
-  dsf_lrn(context.get(), &args);
-  return y;
+Tensor pool2d(const Tensor& x, Numbers window, std::string kind, bool count_include_pad) {
+  return run_alone<Pool2d>(pool_call(window, kind, count_include_pad, raise), x);
+}
+
+Tensor local_response_norm(const Tensor& x, int64_t size, double alpha, double beta, double k) {
+  return run_alone<LocalResponseNorm>(lrn_call(size, alpha, beta, k), x);
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ from deepseek_fast.kernels.int4_matmul import body, cases, ref
 from deepseek_fast.onnx import export, optimize, verify
 from tests import ort_nodes
 from tests.doors import call, from_numpy, to_numpy
-from tests.onnx_models import counts, run_everywhere
+from tests.onnx_models import counts, each_opset, run_everywhere
 from tests.oracle import assert_equal, assert_matches
 
 TENSORS = ("q", "scale", "zeros", "bias", "residual")
@@ -52,7 +52,7 @@ def check_everywhere(opset: int, inputs: dict[str, Any], what: str) -> None:
         assert_matches(y, want, bound + more, f"{what}, {runtime}, opset {opset}")
 
 
-@pytest.mark.parametrize("opset", range(body.MIN_OPSET, 26))
+@pytest.mark.parametrize("opset", each_opset(range(body.MIN_OPSET, 26)))
 @pytest.mark.parametrize("mode", cases.MODES)
 def test_the_body_is_the_definition(opset: int, mode: str) -> None:
     for i, (group_size, zeros) in enumerate(cases.GROUPS):
@@ -129,7 +129,7 @@ class Block(torch.nn.Module):
 
 
 @LEAVES
-@pytest.mark.parametrize("opset", [18, 23, 25])
+@pytest.mark.parametrize("opset", each_opset([18, 23, 25]))
 def test_an_exported_module_is_bit_equal_in_every_runtime(opset: int) -> None:
     module, x = Block().eval(), torch.randn(5, 41)
     batch = torch.export.Dim("batch", min=1, max=64)
