@@ -1,6 +1,7 @@
 // One channel a group: vectors over channels, a run of output pixels of two rows at a time. A value of x is loaded once
 // for all the taps that read it; sums are in registers, in the order r, s.
 #pragma once
+#include "kernels/fused_conv/depthwise_strips.h"
 #include "kernels/fused_conv/lanes.h"
 #include "kernels/fused_conv/unrolled.h"
 #include "kernels/fused_conv/windows.h"
@@ -177,6 +178,10 @@ void depthwise_of(const ConvArgs& args, const Block& block) {
 // block.f begins at a multiple of DEPTHWISE_LANES.
 template <class V, Dtype dtype>
 void depthwise(const ConvArgs& args, const Block& block) {
+  if constexpr (V::LANES == 16 && !is_8_bits(dtype))
+    if (strips_serve<V>(args, block))
+      return args.stride.w == 1 ? depthwise_strips<V, dtype, 1>(args, block)
+                                : depthwise_strips<V, dtype, 2>(args, block);
   const bool plain = args.dilation.h == 1 && args.dilation.w == 1 && args.padding.left < args.S;
   const int64_t stride = plain ? args.stride.w : 0;
   if (args.S == 3 && stride == 1) return depthwise_of<V, dtype, 3, 1>(args, block);

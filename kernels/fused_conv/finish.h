@@ -1,5 +1,5 @@
 // The end of a convolution, shared by every path: sums -> + bias -> + residual -> activation -> + residual -> y.
-// The usual is finished in registers; curved activations, edges and a residual after the activation by way of memory.
+// The usual is finished in registers; curved activations, and a residual after the activation by way of memory.
 // An absent bias is +0, and is added: -0 becomes +0 with or without one.
 #pragma once
 #include <cstdint>
@@ -85,6 +85,8 @@ struct Finish {
   using f32 = typename V::f32;
   using Sum = f32;
   static constexpr int64_t VALUE_BYTES = dtype == Dtype::f32 ? 4 : 2;
+  // AVX-512's, at no cost to whole vectors; elsewhere parts of vectors end by way of memory.
+  static constexpr bool MASKS = V::LANES == 16 && dtype == Dtype::f32;
 
   const Block& block;
   const float* params;
@@ -113,9 +115,11 @@ struct Finish {
   template <int pixels, int vectors, class EndsOf>
   [[gnu::always_inline]] void tile(const f32 (&sums)[pixels][vectors], int64_t f, int64_t channels, int count,
                                    const EndsOf& ends_of) const {
-    if (channels >= vectors * V::LANES && !curve && !residual_after) {
-      if (residual_before) return limited<true>(sums, f, count, ends_of);
-      return limited<false>(sums, f, count, ends_of);
+    if ((MASKS || channels >= vectors * V::LANES) && !curve && !residual_after) {
+      const int64_t y_channel = f - block.f.begin, left = channels - (vectors - 1) * V::LANES;
+      const int last = left < V::LANES ? int(left) : V::LANES;
+      if (residual_before) return limited<true>(sums, f, y_channel, last, count, ends_of);
+      return limited<false>(sums, f, y_channel, last, count, ends_of);
     }
     alignas(64) float scratch[pixels * vectors * V::LANES];
     Ends places[pixels];
@@ -143,17 +147,17 @@ struct Finish {
     });
   }
 
- private:
-  // What almost every layer is: whole vectors, a residual before the activation or none.
+  // What almost every layer is: no curve, a residual before the activation or none. y_channel: f, counted from where
+  // the ends' y is; last: channels of the last vector, LANES unless MASKS.
   template <bool with_residual, int pixels, int vectors, class EndsOf>
-  [[gnu::always_inline]] void limited(const f32 (&sums)[pixels][vectors], int64_t f, int count,
-                                      const EndsOf& ends_of) const {
+  [[gnu::always_inline]] void limited(const f32 (&sums)[pixels][vectors], int64_t f, int64_t y_channel, int last,
+                                      int count, const EndsOf& ends_of) const {
+    const auto channels_of = [&](int v) { return MASKS && v + 1 == vectors ? last : V::LANES; };
     const f32 lowest = V::set1(limits.lowest), highest = V::set1(limits.highest);
-    const int64_t y_channel = f - block.f.begin;
     f32 biases[vectors];
     DSF_UNROLL
     for (int v = 0; v < vectors; ++v)
-      biases[v] = bias ? load_value<V, dtype>(bias, f + v * V::LANES, V::LANES) : V::zero();
+      biases[v] = bias ? load_value<V, dtype>(bias, f + v * V::LANES, channels_of(v)) : V::zero();
     DSF_UNROLL
     for (int i = 0; i < pixels; ++i) {
       if (i >= count) break;
@@ -161,13 +165,17 @@ struct Finish {
       DSF_UNROLL
       for (int v = 0; v < vectors; ++v) {
         f32 z = V::add(sums[i][v], biases[v]);
-        if (with_residual) z = V::add(z, load_value<V, dtype>(at.residual, f + v * V::LANES, V::LANES));
+        if (with_residual) z = V::add(z, load_value<V, dtype>(at.residual, f + v * V::LANES, channels_of(v)));
         z = V::at_most(V::at_least(z, lowest), highest);
-        store_value<V, dtype>(at.y, y_channel + v * V::LANES, z, V::LANES);
+        if constexpr (MASKS)  // whatever n: no test of it
+          V::store_n(reinterpret_cast<float*>(at.y) + y_channel + v * V::LANES, z, channels_of(v));
+        else
+          store_value<V, dtype>(at.y, y_channel + v * V::LANES, z, channels_of(v));
       }
     }
   }
 
+ private:
   // Sums in memory, `stride` from pixel to pixel, a multiple of LANES.
   [[gnu::noinline]] void any(float* sums, int64_t stride, const Ends* places, int count, int64_t f,
                              int64_t channels) const {

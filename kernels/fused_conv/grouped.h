@@ -88,15 +88,15 @@ template <class V, Dtype dtype, Spread spread, int C_, int pixels>
   }
 }
 
-// The sums of windows of S columns without dilation that begin less than S before x: what is loaded and permuted once
-// serves all taps that read it. Its weights are vectors side by side.
+// The sums of `pixels` windows of S columns without dilation, of which the first or the last one alone may be outside
+// x: what is loaded and permuted once serves all taps that read it. Its weights are vectors side by side.
 template <class V, Dtype dtype, int C, int S, int stride, int pixels>
 [[gnu::always_inline]] inline void add_columns(const GroupedRun& run, const Lanes<V, dtype>& lanes,
                                                typename Lanes<V, dtype>::Vector (&sums)[pixels][1]) {
   using L = Lanes<V, dtype>;
   constexpr int64_t STEP = V::LANES * 4;
-  const int64_t begin = -run.column, last = run.W - run.column, needed = (run.count - 1) * stride + S;
-  const int64_t end = last < needed ? last : needed;
+  constexpr int COLUMNS = (pixels - 1) * stride + S;
+  const bool has_first = run.column >= 0, has_last = run.column + COLUMNS <= run.W;
   typename V::i32 lane[C];
   unrolled<C>([&](auto c) __attribute__((always_inline)) {
     lane[c] = V::add_i32(V::load_i32(run.first), c);
@@ -105,24 +105,21 @@ template <class V, Dtype dtype, int C, int S, int stride, int pixels>
   const char* row = run.x;
   const char* weight = run.weight;
   for (int64_t r = run.rows; r > 0; --r, row += run.x_row, weight += S * C * STEP) {
-    const char* x = row;
-    unrolled_while<(pixels - 1) * stride + S>([&](auto j) __attribute__((always_inline)) {
-      if (j >= end) return false;
-      if (j >= S - 1 || j >= begin) {
-        const auto values = lanes.load(x, V::LANES);
-        unrolled<C>([&](auto c) __attribute__((always_inline)) {
-          auto v = L::permute(values, lane[c]);
-          V::keep(v);
-          unrolled<S>([&](auto s) __attribute__((always_inline)) {
-            constexpr int i = (j - s) / stride;
-            if constexpr (j >= s && (j - s) % stride == 0 && i < pixels)
-              sums[i][0] = L::madd(v, L::load_ready(weight + (s * C + c) * STEP), sums[i][0]);
-          });
+    Steps<const char> columns(row, run.x_column);
+    unrolled<COLUMNS>([&](auto j) __attribute__((always_inline)) {
+      const char* column = columns.at(j);
+      if (j == 0 && !has_first) return;
+      if (j == COLUMNS - 1 && !has_last) return;
+      const auto values = lanes.load(column, V::LANES);
+      unrolled<C>([&](auto c) __attribute__((always_inline)) {
+        auto v = L::permute(values, lane[c]);
+        V::keep(v);
+        unrolled<S>([&](auto s) __attribute__((always_inline)) {
+          constexpr int i = (j - s) / stride;
+          if constexpr (j >= s && (j - s) % stride == 0 && i < pixels)
+            sums[i][0] = L::madd(v, L::load_ready(weight + (s * C + c) * STEP), sums[i][0]);
         });
-      }
-      x += run.x_column;
-      asm("" : "+r"(x));  // one pointer, not an offset in memory for every column
-      return true;
+      });
     });
     unrolled<pixels>([&](auto i) __attribute__((always_inline)) { V::keep(sums[i][0]); });
   }
@@ -133,13 +130,14 @@ template <class V, Dtype dtype, Spread spread, int C_, int stride, int pixels>
                                    const typename Lanes<V, dtype>::AnyFinish& finish, int64_t f, const Ends& ends) {
   using L = Lanes<V, dtype>;
   typename L::Vector sums[pixels][1];
-  const auto start = lanes.start(f, run.n);
+  const int n = spread == Spread::whole ? V::LANES : run.n;
+  const auto start = lanes.start(f, n);
   unrolled<pixels>([&](auto i) __attribute__((always_inline)) { sums[i][0] = start; });
   if constexpr (stride > 0)
     add_columns<V, dtype, C_, 3, stride>(run, lanes, sums);
   else
     add_taps<V, dtype, spread, C_>(run, lanes, sums);
-  L::finish_tile(finish, sums, f, run.n, run.count, ends);
+  L::finish_tile(finish, sums, f, n, stride > 0 ? pixels : run.count, ends);
 }
 
 template <class V, Dtype dtype, Spread spread, int C_>
@@ -149,9 +147,11 @@ template <class V, Dtype dtype, Spread spread, int C_>
   constexpr int PIXELS = V::TILE_M * V::TILE_NV >= 24 ? 7 : 4;
   constexpr int64_t VALUE_BYTES = L::VALUE_BYTES, STEP = V::LANES * 4;
   constexpr bool MAY_COLUMNS = spread == Spread::whole;
-  const int64_t runs = divide_up(args.Q, PIXELS);  // of equal lengths, or one less
-  const bool columns =
-      MAY_COLUMNS && args.S == 3 && args.R <= 3 && args.dilation.w == 1 && args.stride.w <= 2 && args.padding.left < 3;
+  const int64_t runs = divide_up(args.Q, PIXELS);
+  const int64_t end = (args.Q - 1) * args.stride.w - args.padding.left + args.S;  // of the last window
+  const bool columns = MAY_COLUMNS && args.S == 3 && args.R <= 3 && args.dilation.w == 1 && args.stride.w <= 2 &&
+                       args.padding.left <= 1 && end <= args.W + 1 && args.Q >= PIXELS &&
+                       (args.Q % PIXELS == 0 || !block.residual.data);  // which y may be
   alignas(64) char side_by_side[MAY_COLUMNS ? 9 * C_ * STEP : 1];
   if (columns) {
     for (int64_t tap = 0; tap < args.R * 3 * C_; ++tap)
@@ -168,8 +168,10 @@ template <class V, Dtype dtype, Spread spread, int C_>
     run.rows = taps.end - taps.begin;
     run.weight = weight + taps.begin * args.S * run.C * run.weight_step;
     for (int64_t i = 0; i < runs; ++i) {
-      const int64_t q = args.Q * i / runs;
-      run.count = int(args.Q * (i + 1) / runs - q);
+      // Columns want whole runs, of which the last may begin in the one before; others are of equal lengths, or one
+      // less.
+      const int64_t q = columns ? least(i * PIXELS, args.Q - PIXELS) : args.Q * i / runs;
+      run.count = columns ? PIXELS : int(args.Q * (i + 1) / runs - q);
       run.column = q * args.stride.w - args.padding.left;
       run.x = channel + (first_row * block.x.stride_h + run.column * block.x.stride_w) * VALUE_BYTES;
       const Ends ends = finish.ends(p, q);
