@@ -59,6 +59,10 @@ struct Vec {
     _mm_store_si128(reinterpret_cast<__m128i*>(buffer), packed);
     for (int i = 0; i < n; ++i) p[i] = buffer[i];
   }
+  static void store_bf16_pair(uint16_t* p, f32 a, f32 b) {
+    store_bf16_n(p, a, LANES);
+    store_bf16_n(p + LANES, b, LANES);
+  }
 
   static constexpr bool WIDENS_F16 = true;  // in one instruction
   static f32 load_f16(const uint16_t* p) {

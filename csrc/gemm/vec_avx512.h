@@ -67,6 +67,17 @@ struct Vec {
     _mm256_mask_storeu_epi16(p, mask_of(n), v_bf16x16);
   }
 
+  // Two vectors side by side that arithmetic gave: where the CPU is told to take subnormals for zeros, it has done so.
+  static void store_bf16_pair(uint16_t* p, f32 a, f32 b) {
+#ifdef __AVX512BF16__
+    constexpr int SUBNORMAL = 0x20;
+    if (!(_mm512_fpclass_ps_mask(a, SUBNORMAL) | _mm512_fpclass_ps_mask(b, SUBNORMAL))) [[likely]]
+      return _mm512_storeu_si512(p, __m512i(_mm512_cvtne2ps_pbh(b, a)));
+#endif
+    store_bf16_n(p, a, LANES);
+    store_bf16_n(p + LANES, b, LANES);
+  }
+
   static constexpr bool WIDENS_F16 = true;  // in one instruction
   static f32 load_f16(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

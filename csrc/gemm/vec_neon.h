@@ -58,6 +58,10 @@ struct Vec {
     const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));
     store_u16_n(p, vshrn_n_u32(vbslq_u32(vceqq_f32(v, v), rounded, quiet), 16), n);
   }
+  static void store_bf16_pair(uint16_t* p, f32 a, f32 b) {
+    store_bf16_n(p, a, LANES);
+    store_bf16_n(p + LANES, b, LANES);
+  }
   static constexpr bool WIDENS_F16 = true;  // in one instruction
   static f32 load_f16(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
   static f32 load_f16_n(const uint16_t* p, int n) { return vcvt_f32_f16(vreinterpret_f16_u16(load_u16_n(p, n))); }

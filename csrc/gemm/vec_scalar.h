@@ -63,6 +63,10 @@ struct Vec {
     for (int i = 0; i < n; ++i)
       p[i] = v[i] != v[i] ? uint16_t(bits[i] >> 16 | 0x40) : uint16_t((bits[i] + 0x7FFF + (bits[i] >> 16 & 1)) >> 16);
   }
+  static void store_bf16_pair(uint16_t* p, f32 a, f32 b) {
+    store_bf16_n(p, a, LANES);
+    store_bf16_n(p + LANES, b, LANES);
+  }
 
   static constexpr bool WIDENS_F16 = false;  // in one instruction
   // Exact. Subnormal numbers come from a difference of normal ones, so that no flag of the machine flushes them.

@@ -162,16 +162,19 @@ struct Finish {
     for (int i = 0; i < pixels; ++i) {
       if (i >= count) break;
       const Ends at = ends_of(i);
+      f32 z[vectors];
       DSF_UNROLL
       for (int v = 0; v < vectors; ++v) {
-        f32 z = V::add(sums[i][v], biases[v]);
-        if (with_residual) z = V::add(z, load_value<V, dtype>(at.residual, f + v * V::LANES, channels_of(v)));
-        z = V::at_most(V::at_least(z, lowest), highest);
+        z[v] = V::add(sums[i][v], biases[v]);
+        if (with_residual) z[v] = V::add(z[v], load_value<V, dtype>(at.residual, f + v * V::LANES, channels_of(v)));
+        z[v] = V::at_most(V::at_least(z[v], lowest), highest);
         if constexpr (MASKS)  // whatever n: no test of it
-          V::store_n(reinterpret_cast<float*>(at.y) + y_channel + v * V::LANES, z, channels_of(v));
-        else
-          store_value<V, dtype>(at.y, y_channel + v * V::LANES, z, channels_of(v));
+          V::store_n(reinterpret_cast<float*>(at.y) + y_channel + v * V::LANES, z[v], channels_of(v));
+        else if (dtype != Dtype::bf16 || vectors != 2)
+          store_value<V, dtype>(at.y, y_channel + v * V::LANES, z[v], channels_of(v));
       }
+      if constexpr (dtype == Dtype::bf16 && vectors == 2)
+        V::store_bf16_pair(reinterpret_cast<uint16_t*>(at.y) + y_channel, z[0], z[1]);
     }
   }
 
