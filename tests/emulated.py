@@ -69,9 +69,11 @@ class AsItLies:
 
 
 class Emulated:
-    """One process at one level, which answers one call after another; place: of tensors, as runner.cc has it."""
+    """One process at one level, which answers one call after another; place: of tensors, as runner.cc has it; threads:
+    that work is cut for, one thread does it.
+    """
 
-    def __init__(self, cpu: Cpu, level: str, place: str = "end") -> None:
+    def __init__(self, cpu: Cpu, level: str, place: str = "end", threads: int = 1) -> None:
         if cpu.architecture == "x86_64":
             place = "near"  # see runner.cc
         command = [*emulator(cpu), str(runner(cpu.architecture)), str(library(cpu.architecture)), place]
@@ -79,7 +81,7 @@ class Emulated:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by __exit__)
         self.process = subprocess.Popen(
             command,
-            env={"DSF_MAX_ISA": level},
+            env={"DSF_MAX_ISA": level, "THREADS": str(threads)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -94,11 +94,11 @@ def test_no_byte_outside_an_operand_is_read(level: str) -> None:
     assert done.returncode == 0, f"{last}: {done.returncode} {done.stderr[-600:]}"
 
 
-@pytest.mark.parametrize("place", ["end", "begin"])
+@pytest.mark.parametrize(("place", "threads"), [("end", 1), ("begin", 1), ("end", 2)])
 @pytest.mark.parametrize("level", each_level())
-def test_no_byte_outside_the_result_or_the_workspace_is_touched(level: str, place: str) -> None:
+def test_no_byte_outside_the_result_or_the_workspace_is_touched(level: str, place: str, threads: int) -> None:
     try:
-        process = Emulated(THIS, level, place)
+        process = Emulated(THIS, level, place, threads)
     except Unavailable as missing:
         pytest.skip(str(missing))
     with process:

@@ -234,6 +234,7 @@ WINOGRAD = (
     (1, 8, 7, 31, 20, (2, 0, 1, 3)),
     (1, 3, 40, 9, 9, 1),
     (0, 8, 8, 8, 8, 1),
+    (2, 72, 76, 46, 8, 1),  # cut for two threads: blocks of 20 rows, 12 of which at a time, and of 16, all at a time
 )
 # local_response_norm: (N, C, H, W) or (N, C, W), size. Channels one either side of the vectors, windows of the two
 # unrolled sizes, even ones, and such as reach beyond x on both sides; strips of pixels that do not fill.

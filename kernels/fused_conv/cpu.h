@@ -4,7 +4,8 @@
 //                   x[n, g C/G + c, p stride - padding + r dilation, q stride - padding + s dilation]
 //
 // f32, bf16:   sums in f32, started at zero, in the order r, s, c (bf16 pairs of c in one VDPBF16PS or BFDOT where the
-//              level has it, which reads subnormal inputs as zero); a tap outside x is 0. Then in f32, in this order:
+//              level has it, which reads subnormal inputs as zero); a tap outside x is 0, or is left out: with weights
+//              that are inf or NaN this differs, between paths and levels. Then in f32, in this order:
 //              + bias, + residual ("before"), activation, + residual ("after"), one rounding to y's dtype.
 // u8, s8:      sums of (x - x_zero_point) * weight + bias in int32, exact for C/G * R * S <= 65,793; a tap outside x is
 //              x_zero_point. Then in f32, each operation rounded:

@@ -53,15 +53,19 @@ inline constexpr int64_t WINOGRAD_OUT = 4, WINOGRAD_POINTS = 36;
 // then as many tiles as may take of that. At least a register tile of them.
 inline constexpr int64_t WINOGRAD_L2_BYTES = 512 << 10, WINOGRAD_L3_BYTES = 4 << 20;
 inline constexpr int64_t WINOGRAD_MIN_L2_TILES = 32, WINOGRAD_MIN_TILES = 14;
-inline constexpr int64_t winograd_rows(int64_t C, int64_t per_row, int64_t rows) {
+inline constexpr int64_t winograd_most_rows(int64_t C, int64_t per_row) {  // of tiles
   const int64_t tile_bytes = WINOGRAD_POINTS * 4 * (C > 0 ? C : 1);
   const int64_t of_l2 = WINOGRAD_L2_BYTES / tile_bytes;
   const int64_t tiles = of_l2 >= WINOGRAD_MIN_L2_TILES ? of_l2 : WINOGRAD_L3_BYTES / tile_bytes;
   const int64_t fitting = tiles / per_row, fewest = (WINOGRAD_MIN_TILES + per_row - 1) / per_row;
-  const int64_t wanted = fitting > fewest ? fitting : fewest;
-  if (wanted >= rows) return rows;
-  const int64_t steps = (rows + wanted - 1) / wanted;
-  return (rows + steps - 1) / steps;  // even ones
+  return fitting > fewest ? fitting : fewest;
+}
+// Even shares of `rows`. Fewer rows may have larger ones: what is sized for all of them goes by winograd_most_rows.
+inline constexpr int64_t winograd_rows(int64_t C, int64_t per_row, int64_t rows) {
+  const int64_t most_rows = winograd_most_rows(C, per_row);
+  if (most_rows >= rows) return rows;
+  const int64_t steps = (rows + most_rows - 1) / most_rows;
+  return (rows + steps - 1) / steps;
 }
 // From one point to the next, of so many tiles: an odd number of cache lines, or all points share few places of L1.
 inline constexpr int64_t winograd_point_values(int64_t C, int64_t tiles) { return ((C * tiles + 15) / 16 | 1) * 16; }

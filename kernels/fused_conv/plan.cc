@@ -93,7 +93,8 @@ Plan plan_of(const Context& context, const ConvArgs& args) {
   plan.runs_bytes = round_up(args.R * args.S * MAX_TILE_PIXELS * int64_t(sizeof(char*)), CACHE_LINE);
   if (plan.path == Path::winograd) {
     const int64_t per_row = divide_up(args.Q, WINOGRAD_OUT);
-    const int64_t tiles = per_row * winograd_rows(args.C, per_row, divide_up(p_rows, WINOGRAD_OUT));
+    const int64_t rows = least(divide_up(p_rows, WINOGRAD_OUT), winograd_most_rows(args.C, per_row));
+    const int64_t tiles = per_row * rows;
     const int64_t values = winograd_point_values(args.C, tiles) + winograd_product_values(tiles);
     plan.winograd_bytes = round_up(WINOGRAD_POINTS * values * 4, CACHE_LINE);
   }
