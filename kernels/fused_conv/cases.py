@@ -154,7 +154,10 @@ PATHS = (
     Case((2, 9, 8, 9), 9, (3, 3), padding=2, dilation=2, groups=9),
     Case((1, 18, 7, 1), 18, (3, 3), padding=1, groups=18),
     # columns that share sets of L1: channels take turns
-    *(Case((1, C, 9, 15), C, (3, 3), stride=s, padding=1, groups=C) for C, s in ((512, 1), (1024, 1), (512, 2))),
+    *(
+        Case((1, C, 9, W), C, (3, 3), stride=stride, padding=1, groups=C)
+        for C, W, stride in ((512, 13, 1), (1024, 13, 1), (512, 25, 2))
+    ),
     Case((1, 40, 6, 9), 40, (1, 1), groups=40),
     Case((1, 6, 9, 8), 6, (2, 3), padding=(1, 0, 0, 2), groups=6),
     Case((1, 12, 10, 10), 24, (3, 3), padding=1, groups=12),  # two filters a channel

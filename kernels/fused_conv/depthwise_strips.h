@@ -192,13 +192,15 @@ inline int64_t rows_of_visit(int lines, int stride, int64_t out_rows) {
 }
 
 // What depthwise_strips serves: whole vectors of channels and strips, of which the last ones may begin in those
-// before, and which miss the first or last column of x at most. No residual: y may be the same.
+// before, and which miss the first or last column of x at most. No residual: y may be the same. Beyond a fifth of
+// columns computed twice the tiles of depthwise.h take less time (8x8x512 f32: 1.7 times less; of 12x12 as much).
 template <class V>
 bool strips_serve(const ConvArgs& args, const Block& block) {
   if (args.R != STRIP_TAPS || args.S != STRIP_TAPS || block.residual.data) return false;
   if (args.dilation.h != 1 || args.dilation.w != 1 || args.stride.h != args.stride.w || args.stride.w > 2) return false;
   const int64_t end = (args.Q - 1) * args.stride.w - args.padding.left + STRIP_TAPS;
-  return args.Q >= STRIP_PIXELS && args.padding.left <= 1 && end <= args.W + 1 &&
+  const int64_t computed = divide_up(args.Q, STRIP_PIXELS) * STRIP_PIXELS;
+  return args.Q >= STRIP_PIXELS && computed * 5 <= args.Q * 6 && args.padding.left <= 1 && end <= args.W + 1 &&
          block.f.end - block.f.begin >= V::LANES;
 }
 
