@@ -131,7 +131,7 @@ struct AttentionArgs {
   Dtype offsets_dtype, listed_dtype;
   const int32_t* tables;
   const uint64_t* bits;
-  int32_t mask_is_a_group_s;  // a head of the mask serves the heads of q that share one of k
+  int64_t mask_heads;  // H, H_kv or 1
   // Backward:
   Heads dout, forward_out;
   const float* forward_lse;

@@ -55,7 +55,7 @@ def block_sparse_attention_ref(
         cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_k=cu_seqlens_k,
     )
-    out, lse = attention(q, k, v, seen, scale, token_bias, sink_logits)
+    out, lse = attention(q, k, v, seen, scale, token_bias, of_heads(sink_logits))
     return (out, lse) if return_lse else out
 
 
@@ -66,14 +66,14 @@ def attention(
     seen: Tensor,
     scale: float | None = None,
     token_bias: Tensor | None = None,
-    sink_logits: Tensor | None = None,
+    sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse) of the keys that `seen` (B, H, S_q, S_k) allows, in float64."""
+    """(out, lse) of the keys that `seen` (B, H, S_q, S_k) allows, in float64; sink broadcasts to (B, H, S_q)."""
     z = scores(q, k, seen, scale, token_bias)
     nothing = z.isneginf().all(-1)
     some = z.masked_fill(nothing[..., None], 0.0)  # so that autograd has no NaN of an empty row
     lse = some.logsumexp(-1).masked_fill(nothing, -math.inf) if z.shape[-1] else z.new_full(z.shape[:-1], -math.inf)
-    total = lse if sink_logits is None else torch.logaddexp(lse, sink_logits.double()[:, None])
+    total = lse if sink is None else torch.logaddexp(lse, sink.double())
     return weights(z, total) @ values(v, seen), lse
 
 
@@ -121,35 +121,55 @@ def block_sparse_attention_backward_ref(
     enable_gqa: bool = True,
     **mask_options: Any,
 ) -> Gradients:
-    """Gradients in float64 of sum(out * dout) + sum(lse * dlse), in the closed form that the kernels take.
+    """Gradients in float64 of sum(out * dout) + sum(lse * dlse)."""
+    seen = visible(sizes_of(q, k), block_mask, **mask_options)
+    dq, dk, dv, dsink = gradients(dout, q, k, v, seen, dlse, scale, token_bias, of_heads(sink_logits))
+    dsink = None if dsink is None else dsink.sum((0, 2))
+    return Gradients(dq, over_group(dk, k.shape[1]), over_group(dv, k.shape[1]), dsink)
+
+
+def gradients(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor,
+    dlse: Tensor | None = None,
+    scale: float | None = None,
+    token_bias: Tensor | None = None,
+    sink: Tensor | None = None,
+) -> Gradients:
+    """Those of attention in the closed form that the kernels take: dk, dv for every head of q, dsink for every query.
 
     p = exp(z - lse), f = the share of a row's weight that is not the sink's, delta = rowsum(dout * out)
-    dv = (f p)^T dout;  dz = p * (f * (dout v^T) - (f * delta - dlse));  dsink = -sum over queries of (1 - f) delta
+    dv = (f p)^T dout;  dz = p * (f * (dout v^T) - (f * delta - dlse));  dsink = -(1 - f) delta
     dq = scale dz k;  dk = scale dz^T q
     """
-    seen = visible(sizes_of(q, k), block_mask, **mask_options)
     z = scores(q, k, seen, scale, token_bias)
-    out, lse = attention(q, k, v, seen, scale, token_bias, sink_logits)
-    p, f = weights(z, lse), share_of_keys(lse, sink_logits)[..., None]
+    out, lse = attention(q, k, v, seen, scale, token_bias, sink)
+    p, f = weights(z, lse), share_of_keys(lse, sink)[..., None]
     delta = (dout.double() * out).sum(-1, keepdim=True)
     dp = dout.double() @ values(v, seen).transpose(-1, -2)
     shift = f * delta if dlse is None else f * delta - dlse.double()[..., None]
-    dz = torch.where(seen, p * (f * dp - shift), 0.0)
-    factor = scale_of(q, scale)
+    dz = scale_of(q, scale) * torch.where(seen, p * (f * dp - shift), 0.0)
     return Gradients(
-        factor * dz @ keys(k, seen),
-        over_group(factor * dz.transpose(-1, -2) @ queries(q, seen), k.shape[1]),
-        over_group((f * p).transpose(-1, -2) @ dout.double(), k.shape[1]),
-        None if sink_logits is None else -((1 - f) * delta).sum((0, 2, 3)),
+        dz @ keys(k, seen),
+        dz.transpose(-1, -2) @ queries(q, seen),
+        (f * p).transpose(-1, -2) @ dout.double(),
+        None if sink is None else -((1 - f) * delta)[..., 0],
     )
 
 
-def share_of_keys(lse: Tensor, sink_logits: Tensor | None) -> Tensor:
+def of_heads(sink_logits: Tensor | None) -> Tensor | None:
+    """A logit a head, for every query."""
+    return None if sink_logits is None else sink_logits[:, None]
+
+
+def share_of_keys(lse: Tensor, sink: Tensor | None) -> Tensor:
     """f (B, H, S_q): 1 without a sink, 0 where it takes all; 1 where nothing is seen, whose gradients are 0 anyway."""
-    if sink_logits is None:
-        return torch.ones_like(lse)
-    sink = sink_logits.double()[:, None]
-    return torch.where(lse.isneginf(), 1.0, torch.sigmoid(lse - sink))
+    return (
+        torch.ones_like(lse) if sink is None else torch.where(lse.isneginf(), 1.0, torch.sigmoid(lse - sink.double()))
+    )
 
 
 def keys(k: Tensor, seen: Tensor) -> Tensor:

@@ -41,7 +41,6 @@ class Forward(NamedTuple):
     e_out: Tensor  # before the store
     lse: Tensor
     e_lse: Tensor
-    steps: int
 
 
 def bound(*, return_lse: bool = False, **inputs: Any) -> Any:
@@ -54,15 +53,28 @@ def bound(*, return_lse: bool = False, **inputs: Any) -> Any:
 
 def forward(inputs: dict[str, Any]) -> Forward:
     q, k, v, bias = inputs["q"], inputs["k"], inputs["v"], inputs.get("token_bias")
-    seen = ref.seen_of(inputs)
-    sink, scale = inputs.get("sink_logits"), inputs.get("scale")
-    z = ref.scores(q, k, seen, scale, bias)
-    e_z = score_error(q, k, seen, scale, bias)
-    out, lse = ref.attention(q, k, v, seen, scale, bias, sink)
     size_k = pair(inputs.get("block_size", KEY_STEP))[1]
     steps = k.shape[2] // KEY_STEP + -(-k.shape[2] // size_k) + 1
+    sink = ref.of_heads(inputs.get("sink_logits"))
+    return attention_error(q, k, v, ref.seen_of(inputs), inputs.get("scale"), bias, sink, steps)
+
+
+def attention_error(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor,
+    scale: float | None,
+    token_bias: Tensor | None,
+    sink: Tensor | None,
+    steps: int,
+) -> Forward:
+    """ref.attention and how far a kernel of so many steps may be from it."""
+    z = ref.scores(q, k, seen, scale, token_bias)
+    e_z = score_error(q, k, seen, scale, token_bias)
+    out, lse = ref.attention(q, k, v, seen, scale, token_bias, sink)
     e_out, e_lse = softmax_error(z, e_z, ref.values(v, seen), out, lse, steps, q.dtype, sink)
-    return Forward(seen, z, e_z, out, e_out, lse, e_lse, steps)
+    return Forward(seen, z, e_z, out, e_out, lse, e_lse)
 
 
 def score_error(
@@ -99,7 +111,7 @@ def softmax_error(
     lse: Tensor,
     steps: int,
     dtype: torch.dtype,
-    sink_logits: Tensor | None = None,
+    sink: Tensor | None = None,
     v_error: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(of out before it is stored, of lse) from the errors of the scores and of v (B, H, S_k, D_v)."""
@@ -111,8 +123,8 @@ def softmax_error(
     e_lse = e_lse / (1 - e_lse) + LOG_ERROR * (1 + count[..., 0].clamp_min(1).log()) + U * lse.abs()
     e_lse = torch.where(lse.isinf(), 0.0, torch.where(e_lse < 0.5, e_lse, math.inf))
 
-    if sink_logits is not None:  # a last key of its own, without a value
-        column = sink_logits.double()[:, None, None].expand(*z.shape[:-1], 1)
+    if sink is not None:  # a last key of its own, without a value
+        column = sink.double()[..., None].expand(*z.shape[:-1], 1)
         z, e_z = torch.cat([z, column], -1), torch.cat([e_z, torch.zeros_like(column)], -1)
         v = torch.nn.functional.pad(v, (0, 0, 0, 1))
         v_error = None if v_error is None else torch.nn.functional.pad(v_error, (0, 0, 0, 1))
@@ -128,7 +140,7 @@ def softmax_error(
     b = denominator_error(z, e_z, p, count, steps)[..., None]
     e_out = (numerator + out.abs() * b) / (1 - b)
     e_out = torch.where(b < 0.5, e_out + 3 * U * (out.abs() + e_out) + F32_MIN_SUBNORMAL, math.inf)
-    nothing = lse.isneginf() if sink_logits is None else lse.isneginf() | sink_logits.isposinf()[:, None]
+    nothing = lse.isneginf() if sink is None else lse.isneginf() | sink.isposinf()
     return torch.where(nothing[..., None], 0.0, e_out), e_lse
 
 
@@ -156,7 +168,34 @@ def gamma(n: Any) -> Any:
 
 
 def backward_bound(dout: Tensor, *, dlse: Tensor | None = None, **inputs: Any) -> ref.Gradients:
-    """Largest |kernel - block_sparse_attention_backward_ref|, reading out and lse as forward stored them.
+    """Largest |kernel - block_sparse_attention_backward_ref|, reading out and lse as forward stored them."""
+    q, k, v, scale = inputs["q"], inputs["k"], inputs["v"], inputs.get("scale")
+    state, sink = forward(inputs), inputs.get("sink_logits")
+    group = q.shape[1] // k.shape[1]
+    errors = gradient_error(dout, q, k, v, state, dlse, scale, ref.of_heads(sink), group)
+    got = ref.block_sparse_attention_backward_ref(dout, dlse=dlse, **inputs)
+    dk, dv = (ref.over_group(e, k.shape[1]) for e in (errors.dk, errors.dv))
+    dsink = None
+    if errors.dsink_logits is not None:
+        f, delta = ref.share_of_keys(state.lse, ref.of_heads(sink)), (dout.double() * state.out).sum(-1)
+        count = q.shape[0] * q.shape[2] + 4
+        dsink = (errors.dsink_logits + gamma(count) * ((1 - f) * delta.abs() + errors.dsink_logits)).sum((0, 2))
+    pairs = ((got.dq, errors.dq), (got.dk, dk), (got.dv, dv))
+    return ref.Gradients(*(stored(g, e, q.dtype) for g, e in pairs), dsink)  # type: ignore[call-arg]
+
+
+def gradient_error(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: Forward,
+    dlse: Tensor | None,
+    scale: float | None,
+    sink: Tensor | None,
+    group: int,
+) -> ref.Gradients:
+    """Error of ref.gradients before the store; a chain of dk, dv is `group` times as long as its queries.
 
     p       exp(z - lse): e_z + e_lse + u |z - lse| + 3 u; bf16 rounds f p for dv
     f       1 / (1 + exp(sink - lse)): (e_lse + u |sink - lse| + 3 u) (1 - f) + 3 u
@@ -164,8 +203,7 @@ def backward_bound(dout: Tensor, *, dlse: Tensor | None = None, **inputs: Any) -
     dz      p (f dp - shift): the errors of all; bf16 rounds it for dq and dk
     sums    gamma(n + 2) of n products, for dk and dv over the queries of the group's heads
     """
-    q, k, v, sink = inputs["q"], inputs["k"], inputs["v"], inputs.get("sink_logits")
-    state, dtype, factor = forward(inputs), q.dtype, abs(ref.scale_of(q, inputs.get("scale")))
+    dtype, factor = q.dtype, abs(ref.scale_of(q, scale))
     rounding = WEIGHT_ROUNDING.get(dtype, 0.0)
     do, lse = dout.double(), torch.where(state.lse.isinf(), 0.0, state.lse)
     p, f = ref.weights(state.z, state.lse), ref.share_of_keys(state.lse, sink)
@@ -192,26 +230,21 @@ def backward_bound(dout: Tensor, *, dlse: Tensor | None = None, **inputs: Any) -
     e_w = f * e_p + e_f * (p + e_p)
     e_w = e_w + (U + rounding) * (w + e_w)
 
-    group = q.shape[1] // k.shape[1]
-    dq, dk, dv, dsink = ref.block_sparse_attention_backward_ref(dout, dlse=dlse, **inputs)
     across, across_e, down, down_e = (t.transpose(-1, -2) for t in (dz, e_dz, w, e_w))
-    e_dq = factor * product_error(dz, e_dz, ref.keys(k, state.seen).abs(), dtype)
-    e_dk = factor * product_error(across, across_e, ref.queries(q, state.seen).abs(), dtype, group)
+    rounded = factor * (1 + 2 * U)  # one rounding of * scale
+    e_dq = rounded * product_error(dz, e_dz, ref.keys(k, state.seen).abs(), dtype) + F32_MIN_SUBNORMAL
+    e_dk = rounded * product_error(across, across_e, ref.queries(q, state.seen).abs(), dtype, group) + F32_MIN_SUBNORMAL
     e_dv = product_error(down, down_e, do.abs(), dtype, group)
-    e_dk, e_dv = (ref.over_group(e, k.shape[1]) for e in (e_dk, e_dv))
     e_dsink = None
-    if dsink is not None:
-        of_sink = (1 - f) + e_f
-        e = of_sink * e_delta[..., None] + e_f * delta.abs()[..., None]
-        count = q.shape[0] * q.shape[2]
-        e_dsink = e.sum((0, 2, 3)) + gamma(count + 4) * (of_sink * (delta.abs() + e_delta)[..., None]).sum((0, 2, 3))
-    e_dq, e_dk = (e + 2 * U * (g.abs() + e) + F32_MIN_SUBNORMAL for g, e in ((dq, e_dq), (dk, e_dk)))
-    return ref.Gradients(stored(dq, e_dq, dtype), stored(dk, e_dk, dtype), stored(dv, e_dv, dtype), e_dsink)
+    if sink is not None:
+        e_dsink = ((1 - f) + e_f)[..., 0] * e_delta + e_f[..., 0] * delta.abs() + 2 * U * delta.abs()
+    dq_abs, dk_abs = factor * dz @ ref.keys(k, state.seen).abs(), factor * across @ ref.queries(q, state.seen).abs()
+    return ref.Gradients(e_dq + 2 * U * dq_abs, e_dk + 2 * U * dk_abs, e_dv, e_dsink)
 
 
-def share_error(f: Tensor, lse: Tensor, e_lse: Tensor, sink_logits: Tensor) -> Tensor:
+def share_error(f: Tensor, lse: Tensor, e_lse: Tensor, sink: Tensor) -> Tensor:
     """Absolute error of f, which is that of 1 - f, too."""
-    distance = (sink_logits.double()[:, None] - lse).abs()
+    distance = (sink.double() - lse).abs()
     carried = torch.where(distance.isinf(), 0.0, torch.expm1(e_lse + U * distance + EXP_ERROR))
     return f * (1 - f) * carried + 3 * U * f + F32_MIN_NORMAL
 
