@@ -171,6 +171,10 @@ def _cases() -> Iterator[Case]:
         yield Case(100, 140, 24, B=2, H=4, H_kv=2, dtype=DTYPES[i % 3], mask="random", form=form, mask_shape=shape)
     for i, (H, H_kv) in enumerate(((1, 1), (4, 1), (8, 2), (6, 3), (16, 1), (71, 1))):
         yield Case(20, 77, 16, H=H, H_kv=H_kv, dtype=DTYPES[i % 2], mask="random", is_causal=i % 2 == 0, q_offset=57)
+    a_group: dict[str, Any] = {"H": 8, "H_kv": 2, "mask": "random", "mask_shape": ("B", "H_kv"), "form": "lists"}
+    for dtype in DTYPES:
+        yield Case(1, 300, 128, dtype=dtype, block_size=(1, 1), **a_group)  # a token-sparse decoder's
+        yield Case(40, 200, 32, dtype=dtype, block_size=(1, 64), is_causal=True, q_offset="end", **a_group)  # NSA's
     windows = (1, 2, 64, 65, 1000, (0, 0), (10, None), (None, 10), (-1, 0), (5, 70), (200, 200))
     for i, (window, (S_q, S_k)) in enumerate(product(windows, ((190, 190), (40, 170)))):
         offset: int | str = "end" if i % 2 else 0

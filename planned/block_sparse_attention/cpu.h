@@ -10,14 +10,18 @@
 // beginning of their sequence. Head h of q reads head h / (H / H_kv) of k and v.
 //
 // Storage f32, bf16 or f16; sums, exp and lse in f32. Order, the same whatever tiles and threads a level takes:
-//   key steps  Each kept block in ascending order, cut into steps of KEY_STEP keys from the block's first; without a
-//              mask the sequence is one block. A step of which a query sees nothing leaves its row as it is.
+//   key steps  Kept blocks of the row in ascending order. One of more than KEY_STEP keys is cut into steps of KEY_STEP
+//   from
+//              its first; of smaller ones KEY_STEP / block_k whole blocks make a step, kept ones one after the other,
+//              so that lists of single keys go 64 at a time. Without a mask the sequence is one block. A step of which
+//              a query sees nothing leaves its row as it is.
 //   dot        one chain over d = 0, 1 ... of fused multiply-adds from 0 (bf16: pairs in VDPBF16PS or BFDOT, which read
 //              and write subnormals as zero); * scale, one rounding; + token_bias, one rounding; hidden keys -inf
 //   m          max(m, the step's largest);  r = exp(m_before - m), exactly 1 where m stays
 //   p          exp(z - m), the difference rounded once; 0 below -87; exp within 1 ULP (csrc/gemm/activation.h)
-//   l          l[j % 16] = l[j % 16] * r + p[j], j from the step's first key; in the end halves are added: 8, 4, 2, 1
-//   acc        acc * r, then one chain of fused multiply-adds over the step's keys; bf16: pairs of p rounded to bf16, p
+//   l          l[j % 16] = l[j % 16] * r + p[j], j from the step's first key (a hidden one has p 0); in the end halves
+//   are added: 8, 4, 2, 1 acc        acc * r, then one chain of fused multiply-adds over the step's keys; bf16: pairs
+//   of p rounded to bf16, p
 //              as it was in l
 //   end        a sink logit is a last step: m, r as above, exp(sink - m) added to the sum; lse is without it.
 //              out = acc * (1 / l), rounded once to q's dtype;  lse = m + log(l)
@@ -112,6 +116,7 @@ struct AttentionArgs {
   float scale;
   int32_t is_causal, q_at_end;
   int64_t left, right, sinks, q_offset;
+  int64_t key_stride;  // key j stands at (j + 1) * key_stride - 1: 1, or for means of blocks the block's size
   Heads q, k, v;
   Heads token_bias;          // data null: none
   const float* sink_logits;  // or null

@@ -54,7 +54,8 @@ def bound(*, return_lse: bool = False, **inputs: Any) -> Any:
 def forward(inputs: dict[str, Any]) -> Forward:
     q, k, v, bias = inputs["q"], inputs["k"], inputs["v"], inputs.get("token_bias")
     size_k = pair(inputs.get("block_size", KEY_STEP))[1]
-    steps = k.shape[2] // KEY_STEP + -(-k.shape[2] // size_k) + 1
+    blocks = -(-k.shape[2] // size_k) + len(inputs.get("cu_seqlens_q", ()))
+    steps = -(-blocks // max(KEY_STEP // size_k, 1)) * -(-size_k // KEY_STEP) + k.shape[2] // KEY_STEP + 1
     sink = ref.of_heads(inputs.get("sink_logits"))
     return attention_error(q, k, v, ref.seen_of(inputs), inputs.get("scale"), bias, sink, steps)
 

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from planned.block_sparse_attention import ref
-from planned.block_sparse_attention.ref_masks import KEY_STEP, pair, sequences, sizes_of
+from planned.block_sparse_attention.ref_masks import (
+    KEY_STEP,
+    block_matrix,
+    flex_blocks,
+    pair,
+    sequences,
+    sizes_of,
+    spread_over_heads,
+)
 
 LANES = 16  # partial sums of a row's weights
 
@@ -25,12 +33,51 @@ class Sums(NamedTuple):
 def forward(inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """(out in q's dtype, lse f32)."""
     q, v = inputs["q"], inputs["v"]
-    values = ref.values(v, ref.seen_of(inputs)).float()
-    sums = accumulated(scores(inputs), values, key_steps(inputs), q.dtype)
+    z, values = scores(inputs), ref.values(v, ref.seen_of(inputs)).float()
+    kept = small_kept_blocks(inputs)
+    if kept is None:
+        sums = accumulated(z, values[..., None, :, :], key_steps(inputs), q.dtype)
+    else:
+        size_k = pair(inputs["block_size"])[1]
+        step = max(KEY_STEP // size_k, 1) * size_k
+        z, values = strung(z, values, kept, size_k)
+        sums = accumulated(z, values, [slice(j, j + step) for j in range(0, z.shape[-1], step)], q.dtype)
     return finished(sums, ref.of_heads(inputs.get("sink_logits")), q.dtype)
 
 
+def small_kept_blocks(inputs: dict[str, Any]) -> Tensor | None:
+    """bool (B, H, S_q, columns), where blocks are smaller than a step and several make one."""
+    mask, sizes = inputs.get("block_mask"), sizes_of(inputs["q"], inputs["k"])
+    size_q, size_k = pair(inputs.get("block_size", KEY_STEP))
+    if mask is None or size_k >= KEY_STEP or "cu_seqlens_q" in inputs:
+        return None
+    rows, columns = -(-sizes.S_q // size_q), -(-sizes.S_k // size_k)
+    if hasattr(mask, "BLOCK_SIZE"):
+        shape = (*mask.kv_num_blocks.shape[:2], rows, columns)
+        kept = flex_blocks(mask.kv_num_blocks, mask.kv_indices, shape)
+        if mask.full_kv_num_blocks is not None:
+            kept = kept | flex_blocks(mask.full_kv_num_blocks, mask.full_kv_indices, shape)
+    else:
+        kept = block_matrix(mask, rows, columns)
+    kept = spread_over_heads(kept, sizes.H)[:, :, torch.arange(sizes.S_q) // size_q]
+    return kept.expand(sizes.B, sizes.H, sizes.S_q, columns)
+
+
+def strung(z: Tensor, values: Tensor, kept: Tensor, size_k: int) -> tuple[Tensor, Tensor]:
+    """Each row's scores and values (..., S_q, n, D_v) in the order of its kept blocks, hidden ones behind them."""
+    width = kept.shape[-1] * size_k - z.shape[-1]
+    z, values = (
+        torch.nn.functional.pad(z, (0, width), value=-torch.inf),
+        torch.nn.functional.pad(values, (0, 0, 0, width)),
+    )
+    order = (~kept).byte().argsort(dim=-1, stable=True)
+    place = (order[..., None] * size_k + torch.arange(size_k)).flatten(-2)
+    index = place[..., None].expand(*place.shape, values.shape[-1])
+    return z.gather(-1, place), values[..., None, :, :].expand(*index.shape[:3], -1, -1).gather(-2, index)
+
+
 def accumulated(z: Tensor, values: Tensor, steps: list[slice], dtype: torch.dtype) -> Sums:
+    """values: (..., S_q or 1, keys, D_v)."""
     m = torch.full(z.shape[:-1], -torch.inf)
     lanes, acc = torch.zeros(*z.shape[:-1], LANES), torch.zeros(*z.shape[:-1], values.shape[-1])
     for keys in steps:
@@ -41,7 +88,7 @@ def accumulated(z: Tensor, values: Tensor, steps: list[slice], dtype: torch.dtyp
         multiplied = p.to(dtype).float() if dtype == torch.bfloat16 else p
         for j in range(part.shape[-1]):
             lanes[..., j % LANES] += p[..., j]
-            acc = fma(multiplied[..., j, None], values[..., keys, :][..., j, :][..., None, :], acc)
+            acc = fma(multiplied[..., j, None], values[..., keys, :][..., j, :], acc)
     return Sums(m, lanes, acc)
 
 
@@ -121,7 +168,7 @@ def products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def key_steps(inputs: dict[str, Any]) -> list[slice]:
-    """Of each sequence every block, kept or not: a step of which a row sees nothing leaves it as it is."""
+    """Of blocks of a step or more, kept or not: a step of which a row sees nothing leaves it as it is."""
     size_q, size_k = pair(inputs.get("block_size", KEY_STEP))
     mask = inputs.get("block_mask")
     if mask is None:

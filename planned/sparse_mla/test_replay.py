@@ -20,7 +20,7 @@ def forward(arguments: dict[str, Any], split: int) -> tuple[Tensor, Tensor]:
     scale = torch.tensor(attention.scale_of(options["q"], options.pop("scale")), dtype=torch.float32)
     g = ref.gather(**options)
     z = (scale * replay.products(g.q.float(), g.k.float())).masked_fill(~g.seen, -torch.inf)
-    values, topk = attention.values(g.v, g.seen).float(), z.shape[-1]
+    values, topk = attention.values(g.v, g.seen).float()[..., None, :, :], z.shape[-1]
     sums = None
     for begin in range(0, max(topk, 1), split):
         end = min(begin + split, topk)
