@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from planned.sparse_mla import caches, ref
-from planned.sparse_mla.cases import CASES, DECODE_CASES, Case, DecodeCase
+from deepseek_fast.kernels.sparse_mla import caches, ref
+from deepseek_fast.kernels.sparse_mla.cases import CASES, DECODE_CASES, Case, DecodeCase
 
 BY_ID = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 DECODE_BY_ID = pytest.mark.parametrize("case", DECODE_CASES, ids=lambda case: case.id)

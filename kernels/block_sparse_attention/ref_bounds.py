@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from deepseek_fast.kernels.block_sparse_attention import ref
+from deepseek_fast.kernels.block_sparse_attention.ref_masks import KEY_STEP, pair
 from deepseek_fast.kernels.fused_matmul import ref as linear
-from planned.block_sparse_attention import ref
-from planned.block_sparse_attention.ref_masks import KEY_STEP, pair
 
 U, F32_MIN_NORMAL, F32_MIN_SUBNORMAL = linear.U, linear.F32_MIN_NORMAL, linear.F32_MIN_SUBNORMAL
 EXP_ERROR = 3 * U  # relative; csrc/gemm/activation.h's exp is within 1 ULP

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from planned.block_sparse_attention import ref, ref_bounds, replay
-from planned.block_sparse_attention.cases import CASES, Case
+from deepseek_fast.kernels.block_sparse_attention import ref, ref_bounds, replay
+from deepseek_fast.kernels.block_sparse_attention.cases import CASES, Case
 
 
 def share(got: Tensor, want: Tensor, bound: Tensor) -> float:

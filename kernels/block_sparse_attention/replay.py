@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from planned.block_sparse_attention import ref
-from planned.block_sparse_attention.ref_masks import (
+from deepseek_fast.kernels.block_sparse_attention import ref
+from deepseek_fast.kernels.block_sparse_attention.ref_masks import (
     KEY_STEP,
     block_matrix,
     flex_blocks,

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deepseek_fast.kernels.block_sparse_attention import ref, ref_bounds
+from deepseek_fast.kernels.block_sparse_attention.ref_bounds import KEY_STEP, U, gamma
+from deepseek_fast.kernels.block_sparse_attention.ref_builders import block_means
+from deepseek_fast.kernels.block_sparse_attention.ref_masks import position_mask, spread_over_heads
 from deepseek_fast.kernels.fused_matmul.ref import SIGNIFICANT_BITS, half_ulp
-from planned.block_sparse_attention import ref, ref_bounds
-from planned.block_sparse_attention.ref_bounds import KEY_STEP, U, gamma
-from planned.block_sparse_attention.ref_builders import block_means
-from planned.block_sparse_attention.ref_masks import position_mask, spread_over_heads
 
 
 class Branch(NamedTuple):

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deepseek_fast.kernels.block_sparse_attention.ref_bounds import U, gamma
 from deepseek_fast.kernels.fused_matmul.ref import half_ulp
-from planned.block_sparse_attention.ref_bounds import U, gamma
 
 SCALE_BYTES = 4  # of a token in the paged cache: an f32
 SORTED_BY = (None, "index", "value")

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from planned.sparse_mla import caches
+from deepseek_fast.kernels.sparse_mla import caches
 
 JUNK = (-(2**31), -123456, -1, 114514, 2**31 - 1)  # indices of nothing, FlashMLA's own; s_kv itself is one more
 LAYOUTS = ("plain", "v32", "v4")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planned.block_sparse_attention.ref import per_head, scale_of
-from planned.block_sparse_attention.ref_bounds import F32_MIN_SUBNORMAL, gamma
-from planned.block_sparse_attention.ref_masks import pair, position_mask
+from deepseek_fast.kernels.block_sparse_attention.ref import per_head, scale_of
+from deepseek_fast.kernels.block_sparse_attention.ref_bounds import F32_MIN_SUBNORMAL, gamma
+from deepseek_fast.kernels.block_sparse_attention.ref_masks import pair, position_mask
 
 
 def sliding_window_blocks_ref(

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from planned.block_sparse_attention import ref as attention
-from planned.block_sparse_attention import replay
-from planned.block_sparse_attention.ref_masks import KEY_STEP
-from planned.block_sparse_attention.test_replay import share
-from planned.sparse_mla import ref
-from planned.sparse_mla.cases import CASES, DECODE_CASES, Case, DecodeCase
+from deepseek_fast.kernels.block_sparse_attention import ref as attention
+from deepseek_fast.kernels.block_sparse_attention import replay
+from deepseek_fast.kernels.block_sparse_attention.ref_masks import KEY_STEP
+from deepseek_fast.kernels.block_sparse_attention.test_replay import share
+from deepseek_fast.kernels.sparse_mla import ref
+from deepseek_fast.kernels.sparse_mla.cases import CASES, DECODE_CASES, Case, DecodeCase
 
 
 def forward(arguments: dict[str, Any], split: int) -> tuple[Tensor, Tensor]:

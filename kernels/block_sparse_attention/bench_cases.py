@@ -51,7 +51,7 @@ class Bench:
 
     def elements(self, inputs: dict[str, Any]) -> int:
         """Scores that count, over all heads."""
-        from planned.block_sparse_attention.ref import seen_of
+        from deepseek_fast.kernels.block_sparse_attention.ref import seen_of
 
         return int(seen_of(inputs).sum())
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from planned.block_sparse_attention.ref_masks import sizes_of, visible
+from deepseek_fast.kernels.block_sparse_attention.ref_masks import sizes_of, visible
 
 MASK_OPTIONS = ("block_size", "is_causal", "window", "sinks", "q_offset", "cu_seqlens_q", "cu_seqlens_k")
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 
-from planned.block_sparse_attention import ref, ref_bounds, ref_masks
-from planned.block_sparse_attention.cases import CASES, Case
+from deepseek_fast.kernels.block_sparse_attention import ref, ref_bounds, ref_masks
+from deepseek_fast.kernels.block_sparse_attention.cases import CASES, Case
 
 BY_ID = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 # FlashMLA's criterion for out in bf16: either holds.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from planned.lightning_indexer import ref
+from deepseek_fast.kernels.lightning_indexer import ref
 
 WINDOWS = ("none", "causal", "random", "empty", "outside")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from planned.block_sparse_attention import ref_builders as builders
-from planned.block_sparse_attention import ref_nsa
-from planned.block_sparse_attention.ref_masks import position_mask
+from deepseek_fast.kernels.block_sparse_attention import ref_builders as builders
+from deepseek_fast.kernels.block_sparse_attention import ref_nsa
+from deepseek_fast.kernels.block_sparse_attention.ref_masks import position_mask
 
 
 def test_window_blocks_hold_what_the_window_sees() -> None:

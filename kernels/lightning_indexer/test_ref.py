@@ -3,8 +3,16 @@
 import pytest
 import torch
 
-from planned.lightning_indexer import ref
-from planned.lightning_indexer.cases import CASES, PAGED_CASES, TOPK_CASES, LogitsCase, PagedCase, TopkCase, codes
+from deepseek_fast.kernels.lightning_indexer import ref
+from deepseek_fast.kernels.lightning_indexer.cases import (
+    CASES,
+    PAGED_CASES,
+    TOPK_CASES,
+    LogitsCase,
+    PagedCase,
+    TopkCase,
+    codes,
+)
 
 BY_ID = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 

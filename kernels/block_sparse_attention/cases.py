@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
-from planned.block_sparse_attention import ref_masks
-from planned.block_sparse_attention.bench_cases import BENCH as BENCH
+from deepseek_fast.kernels.block_sparse_attention import ref_masks
+from deepseek_fast.kernels.block_sparse_attention.bench_cases import BENCH as BENCH
 
 DTYPES = ("float32", "bfloat16", "float16")
 MASKS = ("none", "random", "diagonal", "empty_rows", "full", "first_column")

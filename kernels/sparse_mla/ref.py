@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planned.block_sparse_attention import ref as attention
-from planned.block_sparse_attention import ref_bounds
-from planned.block_sparse_attention.ref_bounds import KEY_STEP, Forward, stored
-from planned.sparse_mla import caches
+from deepseek_fast.kernels.block_sparse_attention import ref as attention
+from deepseek_fast.kernels.block_sparse_attention import ref_bounds
+from deepseek_fast.kernels.block_sparse_attention.ref_bounds import KEY_STEP, Forward, stored
+from deepseek_fast.kernels.sparse_mla import caches
 
 SPLIT = 512  # entries of a list that a decoder sums apart; fixed, so that the merge does not depend on the threads
 
