@@ -65,15 +65,58 @@ struct KeyRows {
   float* at(int r) const { return rows[r] + column; }
 };
 
-// sums[r][c] = sums[r][c] * factors[r], then + sum_key weights[r, key] * panel[key][c]
+// Where a value tile's columns are: in a panel, or in the rows themselves, whose pairs are made on the way.
+template <class V, Dtype dtype>
+struct PanelColumns {
+  const char* first;
+
+  template <int vectors, class Words>
+  [[gnu::always_inline]] void load(int64_t key, Words (&words)[vectors]) const {
+    const char* at = first + key * (dtype == Dtype::bf16 ? PANEL_N * 2 : PANEL_N * 4);
+    DSF_UNROLL
+    for (int v = 0; v < vectors; ++v) {
+      if constexpr (dtype == Dtype::bf16)
+        words[v] = V::load_pair(reinterpret_cast<const uint16_t*>(at) + v * V::LANES * 2);
+      else
+        words[v] = V::load(reinterpret_cast<const float*>(at) + v * V::LANES);
+    }
+  }
+};
+template <class V, Dtype dtype>
+struct RowColumns {
+  const char* const* rows;  // none is null; of an even number of keys
+  int64_t first;            // bytes
+
+  template <int vectors, class Words>
+  [[gnu::always_inline]] void load(int64_t key, Words (&words)[vectors]) const {
+    const char* at = rows[key] + first;
+    if constexpr (dtype == Dtype::bf16) {
+      static_assert(vectors % 2 == 0);
+      const char* partner = rows[key + 1] + first;
+      DSF_UNROLL
+      for (int v = 0; v < vectors; v += 2) {
+        typename V::i32 a, b;
+        V::interleave_halves(at + v * V::LANES * 2, partner + v * V::LANES * 2, a, b);
+        words[v] = V::pair_of_words(a);
+        words[v + 1] = V::pair_of_words(b);
+      }
+    } else {
+      DSF_UNROLL
+      for (int v = 0; v < vectors; ++v)
+        words[v] = V::f32_of_bits(load_words<V, dtype, true>(at + v * V::LANES * value_bytes(dtype), 0, 0));
+    }
+  }
+};
+
+// sums[r][c] = sums[r][c] * factors[r], then + sum_key weights[r, key] * value[key][c]
 template <class V, Dtype dtype>
 struct ValueTile {
   using X = typename RowOf<dtype>::Value;
   static constexpr int MR = dtype == Dtype::bf16 ? V::PAIR_TILE_M : V::TILE_M;
   static constexpr int NV = dtype == Dtype::bf16 ? V::PAIR_TILE_NV : V::TILE_NV;
 
-  template <int rows, int vectors, class Sums>
-  [[gnu::noinline]] static void run(int64_t n, const X* weights, const char* panel, const Sums& sums) {
+  template <int rows, int vectors, class Columns, class Sums>
+  [[gnu::noinline]] static void run(int64_t n, const X* weights, const Columns& columns, const Sums& sums) {
     typename V::f32 acc[rows][vectors];
     DSF_UNROLL
     for (int r = 0; r < rows; ++r) {
@@ -86,11 +129,9 @@ struct ValueTile {
       }
     }
     if constexpr (dtype == Dtype::bf16) {
-      for (int64_t key = 0; key < n; key += 2, panel += PANEL_N * 4) {
+      for (int64_t key = 0; key < n; key += 2) {
         typename V::pair w[vectors];
-        DSF_UNROLL
-        for (int v = 0; v < vectors; ++v)
-          w[v] = V::load_pair(reinterpret_cast<const uint16_t*>(panel) + v * V::LANES * 2);
+        columns.load(key, w);
         DSF_UNROLL
         for (int r = 0; r < rows; ++r) {
           uint32_t bits;
@@ -101,10 +142,9 @@ struct ValueTile {
         }
       }
     } else {
-      for (int64_t key = 0; key < n; ++key, panel += PANEL_N * 4) {
+      for (int64_t key = 0; key < n; ++key) {
         typename V::f32 w[vectors];
-        DSF_UNROLL
-        for (int v = 0; v < vectors; ++v) w[v] = V::load(reinterpret_cast<const float*>(panel) + v * V::LANES);
+        columns.load(key, w);
         DSF_UNROLL
         for (int r = 0; r < rows; ++r) {
           const auto a = V::set1(weights[r * STEP_KEYS + key]);
@@ -129,6 +169,14 @@ inline void run_value_tile(int row_count, int vector_count, const Args&... args)
   if constexpr (vectors > 1)
     if (vector_count < vectors) return run_value_tile<Tile, rows, vectors - 1>(row_count, vector_count, args...);
   Tile::template run<rows, vectors>(args...);
+}
+
+// The same on all vectors of the tile.
+template <class Tile, int rows, class... Args>
+inline void run_whole_value_tile(int row_count, const Args&... args) {
+  if constexpr (rows > 1)
+    if (row_count < rows) return run_whole_value_tile<Tile, rows - 1>(row_count, args...);
+  Tile::template run<rows, Tile::NV>(args...);
 }
 
 // Sums under way of up to MAX_ROWS rows.
@@ -183,6 +231,22 @@ struct Tile {
     });
   }
 
+  // The second half for the rows of one register tile, which read each value once: without panels of them.
+  static bool takes_rows(int64_t rows, int64_t D_v) { return rows <= Product::MR && D_v % PANEL_N == 0; }
+  static void add_rows(const X* weights, const float* factors, int64_t rows, int n, int64_t D_v,
+                       const char* const* values, const TileSums& sums) {
+    constexpr int BLOCK = Values::NV * V::LANES;
+    const char* at[STEP_KEYS];
+    for (int t = 0; t < n; ++t) at[t] = row_or_zeros(values[t]);
+    if (n % 2) at[n] = ZEROS;
+    for (int64_t column = 0; column < D_v; column += BLOCK) {
+      float* first = sums.values + column / PANEL_N * MAX_ROWS * PANEL_N + column % PANEL_N;
+      run_whole_value_tile<Values, Values::MR>(int(rows), int64_t{n}, weights,
+                                               RowColumns<V, dtype>{at, column * value_bytes(dtype)},
+                                               TileRows{first, factors});
+    }
+  }
+
   // take(first row, count) of the fewest register tiles, as even as can be.
   template <class Take>
   [[gnu::always_inline]] static void for_each_row_tile(int64_t rows, const Take& take) {
@@ -232,7 +296,7 @@ struct Tile {
     for (int64_t c = 0; c < columns && c < PANEL_N; c += BLOCK) {
       const int64_t left = (columns - c + V::LANES - 1) / V::LANES;
       run_value_tile<Values, Values::MR, Values::NV>(int(rows), left < Values::NV ? int(left) : Values::NV, int64_t{n},
-                                                     weights, panel + c * 4, sums_of(c));
+                                                     weights, PanelColumns<V, dtype>{panel + c * 4}, sums_of(c));
     }
   }
 
