@@ -52,6 +52,11 @@ inline bool is_contiguous(const TensorView& view) {
   return follows;
 }
 
+// Whether the values of the last dimension do, whatever the others' strides.
+inline bool has_rows(const TensorView& view) {
+  return !view.strides || view.ndim == 0 || view.sizes[view.ndim - 1] <= 1 || view.strides[view.ndim - 1] == 1;
+}
+
 // Whether so many bytes can be had at all. Small requests are not tried: the allocation itself tells.
 extern "C" DSF_API int32_t dsf_fits_memory(int64_t bytes);
 

@@ -45,9 +45,7 @@ void Operand::read() {
           int64_t(array.ndim()),           sizes.data(),         strides.data()};
 }
 
-bool Operand::make_rows() {
-  return present && !(whole && (view.ndim == 0 || dsf_row_stride(&view) >= 0)) && copy();
-}
+bool Operand::make_rows() { return present && !(whole && (view.ndim == 0 || dsf_row_stride(&view) >= 0)) && copy(); }
 
 bool Operand::make_contiguous() { return present && !(whole && is_contiguous(view)) && copy(); }
 

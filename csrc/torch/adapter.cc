@@ -103,9 +103,7 @@ Operand::Operand(const char* op, const char* arg, const std::optional<Tensor>& t
   view = view_of(*tensor);
 }
 
-bool Operand::make_rows() {
-  return tensor && view.ndim > 0 && dsf_row_stride(&view) < 0 && copy();
-}
+bool Operand::make_rows() { return tensor && view.ndim > 0 && dsf_row_stride(&view) < 0 && copy(); }
 
 bool Operand::make_contiguous() { return tensor && !is_contiguous(view) && copy(); }
 
