@@ -22,8 +22,8 @@ def flex_block_lists(block_mask: Any, lengths: Any = None) -> tuple[Tensor, Tens
     block_mask: torch.nn.attention.flex_attention.BlockMask. mask_mod is asked for the tokens of the partial blocks
     alone, by torch.vmap, without a compile step. lengths: (S_q, S_k), the mask's own if left out; mask_mod is asked for
     no position beyond.
-    Returns (row_offsets (B, H, rows + 1), columns (entries,), tables (entries,), bits (partial blocks, queries, words)),
-    int32 but for the bits' int64: what block_sparse_attention takes as block_mask, with the mask's BLOCK_SIZE as
+    Returns (row_offsets (B, H, rows + 1), columns (entries,), tables (entries,), bits (blocks, queries, words)), int32
+    but for the bits' int64: what block_sparse_attention takes as block_mask, with the mask's BLOCK_SIZE as
     block_size. Raises ValueError for indices outside the mask.
 
     >>> mask = create_block_mask(lambda b, h, i, j: j <= i, 1, 1, 512, 512, device="cpu")

@@ -39,14 +39,14 @@ def block_sparse_attention(
     q: (B, H, S_q, D), k: (B, H_kv, S_k, D), v: (B, H_kv, S_k, D_v), float32, bfloat16 or float16; values of a head
     side by side, other strides any. H_kv divides H; enable_gqa False: H_kv is H.
     block_mask: bool (B or 1, H, H_kv or 1, rows, columns) or (rows, columns) of blocks of block_size (an integer or
-    (queries, keys)); or lists (row_offsets (B or 1, H, H_kv or 1, rows + 1), columns (entries,)), int32 or int64, ascending
-    in a row; or FlexAttention's BlockMask, whose mask_mod is asked once a call, for its partial blocks alone
+    (queries, keys)); or lists (row_offsets (B or 1, H, H_kv or 1, rows + 1), columns (entries,)), int32 or int64,
+    ascending in a row; or FlexAttention's BlockMask, whose mask_mod is asked once a call, for its partial blocks alone
     (flex_block_lists asks it once for all calls, and for torch.compile); or None, all blocks.
     is_causal: keys at or before the query's position, i + q_offset, with q_offset "end" i + S_k - S_q.
     window: w, which is (w - 1, w - 1), or (left, right) keys before and after the own, None or -1 without a limit.
     sinks: as many first tokens the window does not hide. sink_logits: (H,) float32, a logit a head in the denominator.
     token_bias: (B or 1, H or 1, S_q or 1, S_k), float32 or q's dtype, added to the scores; -inf hides; no gradient.
-    cu_seqlens_q, cu_seqlens_k: (N + 1,) int32 or int64, ends of sequences side by side in B = 1; k's are q's if left out.
+    cu_seqlens_q, cu_seqlens_k: (N + 1,) int32 or int64, ends of sequences side by side in B = 1; k's default to q's.
     Returns out (B, H, S_q, D_v) of q's dtype, with return_lse (out, lse (B, H, S_q) float32, without sink_logits).
     A query that sees nothing has out 0 and lse -inf. Differentiable once in q, k, v and sink_logits.
     Raises ValueError for shapes and values, TypeError for dtypes. Numerics: sums, exp and lse in float32, one rounding
