@@ -20,16 +20,20 @@ struct AttentionRequestOf {
     call.kept = arguments.tensor("block_mask");
     call.token_bias = arguments.tensor("token_bias"), call.sink_logits = arguments.tensor("sink_logits");
     call.cu_seqlens_q = arguments.tensor("cu_seqlens_q"), call.cu_seqlens_k = arguments.tensor("cu_seqlens_k");
-    const AttentionOptions options{*scale ? std::optional<double>(std::atof(scale)) : std::nullopt,
-                                   number("is_causal", 0) != 0,
-                                   number("left", NO_LIMIT),
-                                   number("right", NO_LIMIT),
-                                   number("sinks", 0),
-                                   number("q_offset", 0),
-                                   number("q_at_end", 0) != 0,
-                                   number("enable_gqa", 1) != 0,
-                                   number("block_q", 128),
-                                   number("block_k", 128)};
+    AttentionOptions options{0.0,
+                             number("is_causal", 0) != 0,
+                             number("left", NO_LIMIT),
+                             number("right", NO_LIMIT),
+                             number("sinks", 0),
+                             number("q_offset", 0),
+                             number("q_at_end", 0) != 0,
+                             number("enable_gqa", 1) != 0,
+                             number("block_q", 128),
+                             number("block_k", 128)};
+    if (*scale)
+      options.scale = std::atof(scale);
+    else
+      options.scale.reset();
     set_options(&call, options);
     if (!arguments.tensor("row_offsets")) return;
     lists = {options.block_q,
