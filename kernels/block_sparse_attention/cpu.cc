@@ -25,17 +25,28 @@ constexpr Variant VARIANTS[] = {
 
 constexpr uint32_t NEGATIVE_INFINITY_BITS = 0xFF800000;
 
+// A step that waits for its turn: its rows are on their way from memory while the one before it is computed.
+struct Planned {
+  uint64_t seen[TILE_ROWS];
+  alignas(64) float bias[TILE_ROWS * KEY_STEP];
+  const char *k[KEY_STEP], *v[KEY_STEP];
+  KeyStep keys;  // n 0: there is none
+};
+
 // What a tile needs beside its kernel's memory.
 struct Scratch {
-  uint64_t seen[TILE_ROWS];
   Sight sights[TILE_ROWS];
-  alignas(64) float bias[TILE_ROWS * KEY_STEP];
   const char* q[TILE_ROWS];
   char* out[TILE_ROWS];
   const float* sink[TILE_ROWS];
   float* lse[TILE_ROWS];
-  const char *k[KEY_STEP], *v[KEY_STEP];
+  Planned planned[2];
 };
+
+// Asks L2 for the lines of a row.
+void read_ahead(const char* row, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += CACHE_LINE) __builtin_prefetch(row + at, 0, 2);
+}
 
 // One tile of queries: forward.
 class Tile {
@@ -60,49 +71,62 @@ class Tile {
       some = {least(some.begin, sight.begin), most(some.end, sight.end), most(some.sinks, sight.sinks)};
       every = {most(every.begin, sight.begin), least(every.end, sight.end), least(every.sinks, sight.sinks)};
     }
+    int turn = 0;
+    Planned* waiting = nullptr;
     for_each_step(args_, place, some, [&](const KeptBlocks& blocks, const Run* runs, int64_t count) {
-      step(shape, place, blocks, runs, count, every);
+      Planned& planned = scratch_.planned[turn];
+      if (!plan(place, blocks, runs, count, every, planned)) return;
+      if (waiting) kernel_.step(shape, waiting->keys, memory_);
+      waiting = &planned;
+      turn ^= 1;
     });
+    if (waiting) kernel_.step(shape, waiting->keys, memory_);
     kernel_.finish(shape, scratch_.out, args_.sink_logits ? scratch_.sink : nullptr, args_.lse ? scratch_.lse : nullptr,
                    memory_);
   }
 
  private:
-  void step(const Shape& shape, const Place& place, const KeptBlocks& blocks, const Run* runs, int64_t count,
-            const Sight& every) const {
-    const int64_t n = runs[count - 1].slot + runs[count - 1].count;
-    uint64_t filled = 0;
-    bool whole = true;
-    for (int64_t r = 0; r < count; ++r) {
-      filled |= bits_below(runs[r].count) << runs[r].slot;
-      whole = whole && every.all_of(runs[r].key, runs[r].count) && !blocks.is_partial(runs[r].entry);
-    }
-    whole = whole && filled == bits_below(n);
-    uint64_t some = whole ? filled : mask_rows(place, blocks, runs, count);
-    KeyStep keys{scratch_.k, scratch_.v, int(n), whole ? nullptr : scratch_.seen, nullptr, 0};
+  // Returns whether any row sees anything of it.
+  bool plan(const Place& place, const KeptBlocks& blocks, const Run* runs, int64_t count, const Sight& every,
+            Planned& planned) const {
+    const Run& last = runs[count - 1];
+    const int64_t n = last.slot + last.count;
+    int64_t filled = 0;
+    bool whole = !args_.tables && every.all_of(runs[0].key, last.key + last.count - runs[0].key);
+    for (int64_t r = 0; r < count; ++r) filled += runs[r].count;
+    whole = whole && filled == n;
+    uint64_t some = whole ? bits_below(n) : mask_rows(place, blocks, runs, count, planned.seen);
+    planned.keys = {planned.k, planned.v, int(n), whole ? nullptr : planned.seen, nullptr, 0};
     if (args_.token_bias.data) {
-      some &= fill_bias(place, runs, count, n);
-      keys.bias = scratch_.bias;
-      keys.bias_stride = bias_rows(place) == 1 ? 0 : KEY_STEP;
+      some &= fill_bias(place, runs, count, n, planned.bias);
+      planned.keys.bias = planned.bias;
+      planned.keys.bias_stride = bias_rows(place) == 1 ? 0 : KEY_STEP;
     }
-    if (!some) return;
-    const int64_t head = place.head / (args_.H / args_.H_kv);
-    for (int64_t t = 0; t < n; ++t) scratch_.k[t] = scratch_.v[t] = nullptr;
+    if (!some) return false;
+    const int64_t head = place.head / (args_.H / args_.H_kv), bytes = value_bytes(args_.dtype);
+    const char* k = at_of(args_.k, place.b, head, place.sequence.k_begin);
+    const char* v = at_of(args_.v, place.b, head, place.sequence.k_begin);
+    const int64_t k_step = args_.k.strides.s * bytes, v_step = args_.v.strides.s * bytes;
+    if (filled != n)
+      for (int64_t t = 0; t < n; ++t) planned.k[t] = planned.v[t] = nullptr;
     for (int64_t r = 0; r < count; ++r) {
       const Run& run = runs[r];
-      const int64_t key = place.sequence.k_begin + run.key, bytes = value_bytes(args_.dtype);
-      const char *k = at_of(args_.k, place.b, head, key), *v = at_of(args_.v, place.b, head, key);
       for (int64_t t = 0; t < run.count; ++t) {
-        if (!(some >> (run.slot + t) & 1)) continue;
-        scratch_.k[run.slot + t] = k + t * args_.k.strides.s * bytes;
-        scratch_.v[run.slot + t] = v + t * args_.v.strides.s * bytes;
+        const int64_t slot = run.slot + t;
+        const bool seen = some >> slot & 1;
+        planned.k[slot] = seen ? k + (run.key + t) * k_step : nullptr;
+        planned.v[slot] = seen ? v + (run.key + t) * v_step : nullptr;
+        if (!seen) continue;
+        read_ahead(planned.k[slot], args_.D * bytes);
+        read_ahead(planned.v[slot], args_.D_v * bytes);
       }
     }
-    kernel_.step(shape, keys, memory_);
+    return true;
   }
 
   // Fills seen, and returns what any row sees.
-  uint64_t mask_rows(const Place& place, const KeptBlocks& blocks, const Run* runs, int64_t count) const {
+  uint64_t mask_rows(const Place& place, const KeptBlocks& blocks, const Run* runs, int64_t count,
+                     uint64_t* seen_rows) const {
     uint64_t some = 0;
     for (int64_t i = 0; i < place.count; ++i) {
       uint64_t seen = 0;
@@ -114,7 +138,7 @@ class Tile {
         seen |= bits << run.slot;
       }
       some |= seen;
-      for (int64_t h = 0; h < place.heads; ++h) scratch_.seen[h * place.count + i] = seen;
+      for (int64_t h = 0; h < place.heads; ++h) seen_rows[h * place.count + i] = seen;
     }
     return some;
   }
@@ -125,13 +149,13 @@ class Tile {
   }
 
   // Fills bias, and returns the keys that it does not hide from every row.
-  uint64_t fill_bias(const Place& place, const Run* runs, int64_t count, int64_t n) const {
+  uint64_t fill_bias(const Place& place, const Run* runs, int64_t count, int64_t n, float* rows) const {
     uint32_t shown[KEY_STEP] = {};
     for (int64_t row = 0; row < bias_rows(place); ++row) {
       const int64_t head = place.head + row / place.count, i = place.sequence.q_begin + place.i + row % place.count;
       const Heads& bias = args_.token_bias;
       const int64_t first = place.b * bias.strides.b + head * bias.strides.h + i * bias.strides.s;
-      float* target = scratch_.bias + row * KEY_STEP;
+      float* target = rows + row * KEY_STEP;
       for (int64_t t = 0; t < KEY_STEP; ++t) target[t] = 0.0f;
       for (int64_t r = 0; r < count; ++r) {
         const int64_t key = first + place.sequence.k_begin + runs[r].key;

@@ -37,7 +37,8 @@ void begin(const Shape& shape, const char* const* q, char* tile) {
     auto* target = memory.q + row * memory.q_stride;
     if constexpr (dtype == Dtype::f16) {
       for (int64_t d = 0; d < shape.D; d += Vec::LANES)
-        Vec::store_i32(reinterpret_cast<int32_t*>(target + d), attention::load_words<Vec, dtype>(q[row], d, shape.D));
+        Vec::store_i32(reinterpret_cast<int32_t*>(target + d),
+                       attention::load_words<Vec, dtype, false>(q[row], d, shape.D));
     } else {
       __builtin_memcpy(target, q[row], size_t(shape.D) * sizeof *target);
     }
