@@ -56,6 +56,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "q_offset": 0,
         "q_at_end": 0,  # 1: the last query stands on the last key
         "enable_gqa": 1,
+        "key_stride": 1,  # key j stands at (j + 1) * key_stride - 1
     },
     TOP_K: {
         "num_blocks": 1,

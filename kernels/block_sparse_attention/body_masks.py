@@ -82,7 +82,8 @@ class Masks:
         lengths = body.op("Sub", *(body.op("Gather", side.lengths, queries.sequence) for side in (keys, queries)))
         offset = body.op("Where", body.flag("q_at_end"), lengths, body.integer("q_offset"))
         at = self._upright(body.op("Add", queries.place, offset))
-        j = keys.place
+        stride, one = body.integer("key_stride"), self.sizes.one
+        j = body.op("Sub", body.op("Mul", body.op("Add", keys.place, one), stride), one)
         window, far = body.integers("window"), body.constant([FAR], "int64")
         left, right = (body.op("Gather", window, body.constant([i], "int64")) for i in (0, 1))
         left, right = (body.op("Where", body.op("Less", side, self.zero), far, side) for side in (left, right))
@@ -91,7 +92,7 @@ class Masks:
             body.op("GreaterOrEqual", j, body.op("Sub", at, left)),
             body.op("LessOrEqual", j, body.op("Add", at, right)),
         )
-        near = body.op("Or", near, body.op("Less", j, body.integer("sinks")))
+        near = body.op("Or", near, body.op("Less", keys.place, body.integer("sinks")))
         before = body.op("Or", body.op("LessOrEqual", j, at), body.op("Not", body.flag("is_causal")))
         same = body.op("Equal", self._upright(queries.sequence), keys.sequence)
         return body.op("And", same, body.op("And", near, before))

@@ -122,7 +122,9 @@ struct Mask {
     strides = strides_of(view, true);
     outer = view.sizes[0], heads = view.sizes[1], rows = view.sizes[2], columns = view.sizes[3];
   }
-  const uint8_t* row(int64_t b, int64_t h, int64_t r) const { return data + b * strides.b + h * strides.h + r * strides.s; }
+  const uint8_t* row(int64_t b, int64_t h, int64_t r) const {
+    return data + b * strides.b + h * strides.h + r * strides.s;
+  }
 };
 
 }  // namespace

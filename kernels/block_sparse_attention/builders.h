@@ -1,9 +1,10 @@
-// Builders of block masks: lists of patterns that depend on sizes alone, lists of a boolean mask, and the blocks with the
-// largest scores. ref_builders.py has their meaning.
+// Builders of block masks: lists of patterns that depend on sizes alone, lists of a boolean mask, and the blocks with
+// the largest scores. ref_builders.py has their meaning.
 //
 //   lists   row_offsets (rows + 1), columns (entries), int32; the columns of a row ascend. Time and memory are those of
 //           the lists: O(rows * (local + first + log n)), never rows * columns.
-//   scores  scale * dot(mean of a block's queries, mean of a block's keys), in f32. A mean is one chain over its tokens,
+//   scores  scale * dot(mean of a block's queries, mean of a block's keys), in f32. A mean is one chain over its
+//   tokens,
 //           divided by their number; a dot product one chain over d, multiplied, then added, the same on every level. A
 //           score that is NaN counts as -inf. Of equal scores the lower column is taken.
 #pragma once

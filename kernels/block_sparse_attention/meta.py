@@ -168,10 +168,13 @@ def _check(
     enable_gqa: bool = True,
     block_q: Any = 128,
     block_k: Any = 128,
+    key_stride: Any = 1,
 ) -> None:
     """In the compiled check's order."""
     _check_qkv(op, q, k, v, enable_gqa)
     _check_positions(op, left, right, sinks)
+    if not 1 <= key_stride <= 2**30:
+        raise ValueError(f"{op}: key_stride must be from 1 to 2^30; got {key_stride}")
     _check_bias_and_sink(op, q, k, token_bias, sink_logits)
     _check_sequences(op, q, k, cu_seqlens_q, cu_seqlens_k)
     _check_mask(op, q, k, kept, row_offsets, columns, cu_seqlens_q is not None, (block_q, block_k))
