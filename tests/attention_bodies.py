@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from deepseek_fast import _load
 from deepseek_fast.kernels.block_sparse_attention import body, ref_masks
 from deepseek_fast.onnx._runtime import LIBRARY, library_problem
 from tests.doors import from_numpy, to_numpy
@@ -93,6 +94,7 @@ def run_body(call: dict[str, Any], opset: int = 18, *, static: bool = False) -> 
 
 def has_node(name: str = "block_sparse_attention") -> bool:
     """Whether our library has the operator; without it the body runs there, too."""
+    _load.load_torch()
     return hasattr(torch.ops.deepseek_fast, name)
 
 

@@ -35,7 +35,7 @@ def select(
     cu_seqlens: Tensor | None,
 ) -> Tensor:
     """block_indices (B, T, H, S): the query's own block, then those with the largest sums over the group's heads of the
-    compressed branch's weights; the number of blocks where there are fewer."""
+    compressed branch's weights; T, which is no block, where there are fewer."""
     count = int(block_counts.amax()) if isinstance(block_counts, Tensor) else block_counts
     scale = q.shape[3] ** -0.5 if scale is None else scale
     if cu_seqlens is None:
@@ -63,8 +63,8 @@ def _select(q: Tensor, k: Tensor, count: int, block_size: int, scale: float) -> 
         own = at // block_size
         weights = torch.where(column == own, float("inf"), weights.masked_fill(column > own, -1.0))
         largest, order = weights.topk(min(count, blocks), -1)
-        order = torch.where(largest >= 0, order, blocks)
-        order = torch.nn.functional.pad(order, (0, count - order.shape[-1]), value=blocks)
+        order = torch.where(largest >= 0, order, T)
+        order = torch.nn.functional.pad(order, (0, count - order.shape[-1]), value=T)
         found.append(order.transpose(1, 2))
     return torch.cat(found, 1)
 
