@@ -10,11 +10,16 @@ from torch import Tensor
 _SCORES_AT_ONCE = 2**24
 
 
+def blocks_of(tokens: Any, block_size: int) -> Any:
+    """Rounded up; not by a negated floor division, which torch's ONNX exporter rounds towards zero."""
+    return (tokens + block_size - 1) // block_size
+
+
 def means(x: Tensor, block_size: int, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """(B, H, blocks, D) of x's dtype: each block's mean in float32; and where each sequence's blocks end."""
     T = x.shape[2]
     if cu_seqlens is None:
-        blocks = -(-T // block_size)
+        blocks = blocks_of(T, block_size)
         padded = torch.nn.functional.pad(x.float(), (0, 0, 0, blocks * block_size - T))
         counts = (T - torch.arange(blocks) * block_size).clamp_max(block_size)
         sums = padded.unflatten(2, (blocks, block_size)).sum(3)
@@ -41,32 +46,31 @@ def select(
     if cu_seqlens is None:
         return _select(q, k, count, block_size, scale)
     ends = cu_seqlens.tolist()
-    parts = [
-        _select(q[:, :, begin:end], k[:, :, begin:end], count, block_size, scale)
-        for begin, end in pairwise(ends)
-    ]
+    parts = [_select(q[:, :, begin:end], k[:, :, begin:end], count, block_size, scale) for begin, end in pairwise(ends)]
     return torch.cat(parts, 1) if parts else _select(q, k, count, block_size, scale)
 
 
 def _select(q: Tensor, k: Tensor, count: int, block_size: int, scale: float) -> Tensor:
     B, HQ, T, _ = q.shape
-    H, blocks = k.shape[1], -(-T // block_size)
+    H, blocks = k.shape[1], blocks_of(T, block_size)
     keys = means(k, block_size, None)[0].float().transpose(-1, -2)[:, :, None]  # (B, H, 1, K, blocks)
-    at_once = T if torch.compiler.is_compiling() else max(1, _SCORES_AT_ONCE // max(1, B * HQ * blocks))
-    column = torch.arange(blocks)
-    found = [torch.empty(B, 0, H, count, dtype=torch.int64)]
-    for begin in range(0, T, max(1, at_once)):
-        rows = q[:, :, begin : begin + at_once].float().unflatten(1, (H, HQ // H))
-        at = torch.arange(begin, begin + rows.shape[3])[:, None]
-        scores = (scale * (rows @ keys)).masked_fill((column + 1) * block_size - 1 > at, -torch.inf)
+
+    def chosen(begin: Any, rows: Tensor) -> Tensor:
+        """(B, rows, H, count) of some queries, from `begin` on."""
+        scores = scale * (rows.float().unflatten(1, (H, HQ // H)) @ keys)
+        at, column = (begin + torch.arange(rows.shape[2]))[:, None], torch.arange(blocks)
+        scores = scores.masked_fill((column + 1) * block_size - 1 > at, -torch.inf)
         weights = torch.nan_to_num(scores.softmax(-1), nan=0.0).sum(2)  # of a query without a whole block: 0
         own = at // block_size
-        weights = torch.where(column == own, float("inf"), weights.masked_fill(column > own, -1.0))
-        largest, order = weights.topk(min(count, blocks), -1)
-        order = torch.where(largest >= 0, order, T)
-        order = torch.nn.functional.pad(order, (0, count - order.shape[-1]), value=T)
-        found.append(order.transpose(1, 2))
-    return torch.cat(found, 1)
+        weights = torch.where(column == own, torch.inf, weights.masked_fill(column > own, -1.0))
+        largest, order = torch.nn.functional.pad(weights, (0, count), value=-1.0).topk(count, -1)
+        return torch.where(largest >= 0, order, T).transpose(1, 2)
+
+    if torch.compiler.is_compiling():  # any number of queries: no loop over them
+        return chosen(0, q)
+    at_once = max(1, _SCORES_AT_ONCE // max(1, B * HQ * blocks))
+    nothing = torch.empty(B, 0, H, count, dtype=torch.int64)
+    return torch.cat([nothing, *(chosen(i, q[:, :, i : i + at_once]) for i in range(0, T, at_once))], 1)
 
 
 def mask_of(block_indices: Tensor, block_counts: Any, block_size: int, cu_seqlens: Tensor | None) -> tuple[Any, ...]:
@@ -75,12 +79,12 @@ def mask_of(block_indices: Tensor, block_counts: Any, block_size: int, cu_seqlen
     B, T, H, S = block_indices.shape
     indices = block_indices.transpose(1, 2).long()
     counts = block_counts.transpose(1, 2)[..., None] if isinstance(block_counts, Tensor) else block_counts
-    columns = -(-T // block_size)
+    columns = blocks_of(T, block_size)
     blocks: Any = columns
     if cu_seqlens is not None:
         lengths = cu_seqlens.long().diff()
-        columns = -(-int(lengths.amax()) // block_size) if len(lengths) else 0
-        blocks = (-(-lengths // block_size)).repeat_interleave(lengths, output_size=T)[:, None]
+        columns = blocks_of(int(lengths.amax()), block_size) if len(lengths) else 0
+        blocks = blocks_of(lengths, block_size).repeat_interleave(lengths, output_size=T)[:, None]
     real = (torch.arange(S) < counts) & (indices >= 0) & (indices < blocks)
     indices = torch.where(real, indices, columns)
     if torch.compiler.is_compiling():
@@ -98,7 +102,7 @@ def mask_of(block_indices: Tensor, block_counts: Any, block_size: int, cu_seqlen
 def _blocks_of_tokens(block_size: int, cu_seqlens: Tensor, T: int) -> tuple[Tensor, Tensor]:
     """Where each sequence's blocks end (N + 1,), and the block of each token (T,)."""
     lengths = cu_seqlens.long().diff()
-    blocks = -(-lengths // block_size)
+    blocks = blocks_of(lengths, block_size)
     ends = torch.cat([blocks.new_zeros(1), blocks.cumsum(0)])
     sequence = torch.arange(len(lengths)).repeat_interleave(lengths, output_size=T)
     place = torch.arange(T) - cu_seqlens.long()[sequence]
