@@ -51,11 +51,8 @@ struct BackwardTile {
   static void step(const StepMask& mask, const X* q, int64_t q_stride, const X* dout, int64_t dout_stride, int64_t rows,
                    int64_t D, int64_t D_v, float scale, const RowGradients& row_gradients, const StepPanels& panels,
                    const RowPanels& row_panels, const TileSums* dq, const KeySums* sums, Scratch& scratch) {
-    constexpr int64_t MR = Forward::Product::MR;
     for (int i = 0; i < 16; ++i) scratch.ones[i] = 1.0f;
-    const int64_t tiles = (rows + MR - 1) / MR;
-    for (int64_t i = 0, row = 0; i < tiles; ++i) {
-      const int64_t count = (rows - row + (tiles - i) - 1) / (tiles - i);
+    Forward::for_each_row_tile(rows, [&](int64_t row, int64_t count) {
       Forward::score(q + row * q_stride, q_stride, count, mask.n, D, scale, panels.k_keys, scratch.scores);
       Forward::score(dout + row * dout_stride, dout_stride, count, mask.n, D_v, 1.0f, panels.v_keys, scratch.dp);
       for (int64_t r = 0; r < count; ++r)
@@ -64,8 +61,7 @@ struct BackwardTile {
       if (dq)
         Forward::add_values(scratch.dz_rows + row * STEP_KEYS, scratch.ones, count, mask.n, D, panels.k_values,
                             dq->values + row * PANEL_N);
-      row += count;
-    }
+    });
     if (!sums) return;
     clear_rows(rows, scratch.dz);
     clear_rows(rows, scratch.w);
@@ -142,17 +138,13 @@ struct BackwardTile {
   // sums[key][c] += sum_row weights[key][row] * panel[row][c]
   static void add_to_keys(const X* weights, int64_t rows, int64_t n, int64_t D, const char* panels, float* const* sums,
                           Scratch& scratch) {
-    constexpr int64_t MR = Forward::Values::MR;
-    const int64_t tiles = (n + MR - 1) / MR;
     for (int64_t p = 0; p < num_value_panels(D); ++p) {
-      for (int64_t i = 0, key = 0; i < tiles; ++i) {
-        const int64_t count = (n - key + (tiles - i) - 1) / (tiles - i);
+      Forward::for_each_row_tile(n, [&](int64_t key, int64_t count) {
         float* at[MAX_TILE_ROWS];
         for (int64_t r = 0; r < count; ++r) at[r] = sums[key + r] ? sums[key + r] + p * PANEL_N : scratch.nobody;
         Forward::add_panel(weights + key * STEP_KEYS, count, int(rows), D - p * PANEL_N,
                            panels + p * value_panel_bytes(dtype), [&](int64_t c) { return KeyRows{at, c}; });
-        key += count;
-      }
+      });
     }
   }
 };

@@ -78,39 +78,49 @@ inline void pack_keys(const char* const* rows, int64_t n, int64_t D, char* panel
   }
 }
 
+// `columns` values of a row, or of a pair of rows side by side, to one row of a panel; zeros after them.
+template <class V, Dtype dtype, bool whole>
+[[gnu::always_inline]] inline void pack_panel_row(const char* row, const char* partner, int64_t columns, char* target) {
+  if constexpr (dtype == Dtype::bf16) {
+    constexpr int64_t STEP = 2 * V::LANES;
+    char edges[2][whole ? 1 : PANEL_N * 2];
+    if constexpr (!whole) {
+      __builtin_memset(edges, 0, sizeof edges);
+      __builtin_memcpy(edges[0], row, size_t(columns) * 2);
+      __builtin_memcpy(edges[1], partner, size_t(columns) * 2);
+      row = edges[0];
+      partner = edges[1];
+    }
+    DSF_UNROLL
+    for (int64_t c = 0; c < PANEL_N; c += STEP) {
+      typename V::i32 first, second;
+      V::interleave_halves(row + c * 2, partner + c * 2, first, second);
+      V::store_i32(reinterpret_cast<int32_t*>(target + c * 4), first);
+      V::store_i32(reinterpret_cast<int32_t*>(target + (c + V::LANES) * 4), second);
+    }
+  } else {
+    DSF_UNROLL
+    for (int64_t c = 0; c < PANEL_N; c += V::LANES) {
+      const auto words = whole || columns > c ? load_words<V, dtype, whole>(row, c, columns) : V::zero_i32();
+      V::store_i32(reinterpret_cast<int32_t*>(target + c * 4), words);
+    }
+  }
+}
+
 // rows[0] ... [n - 1], D values each, to panels of values. Rows that are null are zeros.
 template <class V, Dtype dtype>
 inline void pack_values(const char* const* rows, int64_t n, int64_t D, char* panels) {
-  constexpr int64_t PANEL_BYTES = value_panel_bytes(dtype), ROW_BYTES = PANEL_N * 4;  // of a key, or a pair of them
-  constexpr bool PAIRS = dtype == Dtype::bf16;
-  constexpr int64_t COLUMNS = PAIRS ? 2 * V::LANES : V::LANES;  // at a time
-  const int64_t columns = num_value_panels(D) * PANEL_N;
-  for (int64_t key = 0; key < n; key += PAIRS ? 2 : 1) {
-    const char* row = row_or_zeros(rows[key]);
-    const char* next = row_or_zeros(PAIRS && key + 1 < n ? rows[key + 1] : nullptr);
-    char* at = panels + key / (PAIRS ? 2 : 1) * ROW_BYTES;
-    for (int64_t c = 0; c < columns; c += COLUMNS) {
-      auto* target = reinterpret_cast<int32_t*>(at + c / PANEL_N * PANEL_BYTES + c % PANEL_N * 4);
-      if constexpr (PAIRS) {
-        char edges[2][COLUMNS * 2];  // of the last columns: zeros after them
-        const char *a = row + c * 2, *b = next + c * 2;
-        if (D - c < COLUMNS) {
-          const size_t bytes = D > c ? size_t(D - c) * 2 : 0;
-          __builtin_memset(edges, 0, sizeof edges);
-          __builtin_memcpy(edges[0], a, bytes);
-          __builtin_memcpy(edges[1], b, bytes);
-          a = edges[0];
-          b = edges[1];
-        }
-        typename V::i32 first, second;
-        V::interleave_halves(a, b, first, second);
-        V::store_i32(target, first);
-        V::store_i32(target + V::LANES, second);
-      } else {
-        V::store_i32(target, D - c >= COLUMNS ? load_words<V, dtype, true>(row, c, D)
-                             : D > c          ? load_words<V, dtype, false>(row, c, D)
-                                              : V::zero_i32());
-      }
+  constexpr int64_t KEYS = dtype == Dtype::bf16 ? 2 : 1, ROW_BYTES = PANEL_N * 4;
+  for (int64_t c = 0; c < D; c += PANEL_N, panels += value_panel_bytes(dtype)) {
+    const int64_t at = c * value_bytes(dtype), columns = D - c;
+    char* target = panels;
+    for (int64_t key = 0; key < n; key += KEYS, target += ROW_BYTES) {
+      const char* row = row_or_zeros(rows[key]) + at;
+      const char* partner = row_or_zeros(KEYS == 2 && key + 1 < n ? rows[key + 1] : nullptr) + at;
+      if (columns >= PANEL_N)
+        pack_panel_row<V, dtype, true>(row, partner, PANEL_N, target);
+      else
+        pack_panel_row<V, dtype, false>(row, partner, columns, target);
     }
   }
 }

@@ -160,19 +160,48 @@ struct Tile {
   // Rows q[row * q_stride ...], D values each, against a step's panels.
   static void step(const StepMask& mask, const X* q, int64_t q_stride, int64_t rows, int64_t D, int64_t D_v,
                    float scale, const char* keys, const char* values, const TileSums& sums) {
-    constexpr int64_t MR = Product::MR;
-    static_assert(MR <= MAX_TILE_ROWS && Values::MR == MR && Values::NV == Product::NV);
-    alignas(64) float scores[MAX_TILE_ROWS * STEP_KEYS];
     alignas(64) X weights[MAX_TILE_ROWS * STEP_KEYS];
     alignas(64) float factors[16];
+    for_each_row_tile(rows, [&](int64_t row, int64_t count) {
+      weigh_rows(mask, q, q_stride, row, count, D, scale, keys, sums, weights, factors);
+      add_values(weights, factors, count, mask.n, D_v, values, sums.values + row * PANEL_N);
+    });
+  }
+
+  // The two halves of a step, for panels that take turns in one place: what the second needs waits in weights (MAX_ROWS
+  // x STEP_KEYS) and factors (MAX_ROWS + 16).
+  static void weigh(const StepMask& mask, const X* q, int64_t q_stride, int64_t rows, int64_t D, float scale,
+                    const char* keys, const TileSums& sums, X* weights, float* factors) {
+    for_each_row_tile(rows, [&](int64_t row, int64_t count) {
+      weigh_rows(mask, q, q_stride, row, count, D, scale, keys, sums, weights + row * STEP_KEYS, factors + row);
+    });
+  }
+  static void add(const X* weights, const float* factors, int64_t rows, int n, int64_t D_v, const char* values,
+                  const TileSums& sums) {
+    for_each_row_tile(rows, [&](int64_t row, int64_t count) {
+      add_values(weights + row * STEP_KEYS, factors + row, count, n, D_v, values, sums.values + row * PANEL_N);
+    });
+  }
+
+  // take(first row, count) of the fewest register tiles, as even as can be.
+  template <class Take>
+  [[gnu::always_inline]] static void for_each_row_tile(int64_t rows, const Take& take) {
+    constexpr int64_t MR = Product::MR;
+    static_assert(MR <= MAX_TILE_ROWS && Values::MR == MR && Values::NV == Product::NV);
     const int64_t tiles = (rows + MR - 1) / MR;
     for (int64_t i = 0, row = 0; i < tiles; ++i) {
       const int64_t count = (rows - row + (tiles - i) - 1) / (tiles - i);
-      score(q + row * q_stride, q_stride, count, mask.n, D, scale, keys, scores);
-      softmax_step<V, dtype>(mask, row, count, scores, sums.m + row, sums.l + row * SUM_LANES, factors, weights);
-      add_values(weights, factors, count, mask.n, D_v, values, sums.values + row * PANEL_N);
+      take(row, count);
       row += count;
     }
+  }
+
+  // Weights of the register tile of rows [row, row + count), and what the sums of their values are multiplied by.
+  static void weigh_rows(const StepMask& mask, const X* q, int64_t q_stride, int64_t row, int64_t count, int64_t D,
+                         float scale, const char* keys, const TileSums& sums, X* weights, float* factors) {
+    alignas(64) float scores[MAX_TILE_ROWS * STEP_KEYS];
+    score(q + row * q_stride, q_stride, count, mask.n, D, scale, keys, scores);
+    softmax_step<V, dtype>(mask, row, count, scores, sums.m + row, sums.l + row * SUM_LANES, factors, weights);
   }
 
   // scores[row][key] = scale * dot(q[row], key) of up to MR rows.

@@ -6,27 +6,50 @@
 namespace dsf::block_sparse_attention {
 namespace {
 
+constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Parts of a tile's memory, one after the other: pointers to them, or their bytes in all.
+struct Parts {
+  mutable char* at;
+  char* operator()(int64_t bytes) const { return (at += round_up(bytes, 64)) - round_up(bytes, 64); }
+};
+struct PartsBytes {
+  mutable int64_t total = 0;
+  char* operator()(int64_t bytes) const {
+    total += round_up(bytes, 64);
+    return nullptr;
+  }
+};
+
+template <class M>
+int64_t bytes_of(int64_t D, int64_t D_v) {
+  const PartsBytes parts;
+  const M memory(D, D_v, parts);
+  return parts.total;
+}
+
 template <Dtype dtype>
 struct Memory {
   using X = typename attention::RowOf<dtype>::Value;
 
   static constexpr int64_t row_values(int64_t D) { return round_up(D, 32); }
-  static int64_t q_bytes(int64_t D) { return TILE_ROWS * row_values(D) * int64_t(sizeof(X)); }
-  static int64_t bytes(int64_t D, int64_t D_v) {
-    return q_bytes(D) + attention::key_panel_bytes(dtype, D) + attention::value_panels_bytes(dtype, D_v) +
-           attention::TileSums::bytes(D_v);
-  }
 
-  Memory(int64_t D, int64_t D_v, char* tile)
-      : q(reinterpret_cast<X*>(tile)),
-        q_stride(row_values(D)),
-        keys(tile + q_bytes(D)),
-        values(keys + attention::key_panel_bytes(dtype, D)),
-        sums(values + attention::value_panels_bytes(dtype, D_v)) {}
+  // Calls take(bytes) for every part, in order.
+  template <class Take>
+  Memory(int64_t D, int64_t D_v, const Take& take)
+      : q_stride(row_values(D)),
+        q(reinterpret_cast<X*>(take(TILE_ROWS * row_values(D) * int64_t(sizeof(X))))),
+        panels(take(most(attention::key_panel_bytes(dtype, D), attention::value_panels_bytes(dtype, D_v)))),
+        weights(reinterpret_cast<X*>(take(TILE_ROWS * KEY_STEP * int64_t(sizeof(X))))),
+        factors(reinterpret_cast<float*>(take((TILE_ROWS + 16) * 4))),
+        sums(take(attention::TileSums::bytes(D_v))) {}
+  Memory(int64_t D, int64_t D_v, char* tile) : Memory(D, D_v, Parts{tile}) {}
 
-  X* q;
   int64_t q_stride;
-  char *keys, *values;
+  X* q;
+  char* panels;  // a step's keys, then its values: one place for both stays in L1
+  X* weights;
+  float* factors;
   attention::TileSums sums;
 };
 
@@ -55,11 +78,12 @@ void begin(const Shape& shape, const char* const* q, char* tile) {
 template <Dtype dtype>
 void step(const Shape& shape, const KeyStep& keys, char* tile) {
   const Memory<dtype> memory(shape.D, shape.D_v, tile);
-  attention::pack_keys<Vec, dtype>(keys.k, keys.n, shape.D, memory.keys);
-  attention::pack_values<Vec, dtype>(keys.v, keys.n, shape.D_v, memory.values);
-  attention::Tile<Vec, dtype>::step({keys.n, keys.seen, keys.bias, keys.bias_stride}, memory.q, memory.q_stride,
-                                    shape.rows, shape.D, shape.D_v, shape.scale, memory.keys, memory.values,
-                                    memory.sums);
+  using Tile = attention::Tile<Vec, dtype>;
+  attention::pack_keys<Vec, dtype>(keys.k, keys.n, shape.D, memory.panels);
+  Tile::weigh({keys.n, keys.seen, keys.bias, keys.bias_stride}, memory.q, memory.q_stride, shape.rows, shape.D,
+              shape.scale, memory.panels, memory.sums, memory.weights, memory.factors);
+  attention::pack_values<Vec, dtype>(keys.v, keys.n, shape.D_v, memory.panels);
+  Tile::add(memory.weights, memory.factors, shape.rows, keys.n, shape.D_v, memory.panels, memory.sums);
 }
 
 template <Dtype dtype>
@@ -95,12 +119,7 @@ struct BackwardMemory {
     scratch = reinterpret_cast<typename Tile::Scratch*>(take(sizeof(typename Tile::Scratch)));
     dq = take(attention::TileSums::bytes(D));
   }
-  BackwardMemory(int64_t D, int64_t D_v, char* tile)
-      : BackwardMemory(D, D_v, [&](int64_t bytes) {
-          char* at = tile;
-          tile += round_up(bytes, 64);
-          return at;
-        }) {}
+  BackwardMemory(int64_t D, int64_t D_v, char* tile) : BackwardMemory(D, D_v, Parts{tile}) {}
 
   X *q, *dout;
   int64_t q_stride, dout_stride;
@@ -108,16 +127,6 @@ struct BackwardMemory {
   float* lse;  // then f, then shift
   typename Tile::Scratch* scratch;
 };
-
-template <Dtype dtype>
-int64_t backward_bytes(int64_t D, int64_t D_v) {
-  int64_t total = 0;
-  const BackwardMemory<dtype> memory(D, D_v, [&](int64_t bytes) {
-    total += round_up(bytes, 64);
-    return static_cast<char*>(nullptr);
-  });
-  return total;
-}
 
 template <Dtype dtype>
 void begin_backward(const Shape& shape, const RowsBackward& rows, char* tile) {
@@ -189,9 +198,17 @@ void store_row(const float* sums, float factor, int64_t D, char* out) {
 }
 
 template <Dtype dtype>
-constexpr Kernel KERNEL = {Memory<dtype>::bytes,  begin<dtype>,          step<dtype>,          finish<dtype>,
-                           backward_bytes<dtype>, begin_backward<dtype>, step_backward<dtype>, finish_backward<dtype>,
-                           delta<dtype>,          sink_gradient,         store_row<dtype>};
+constexpr Kernel KERNEL = {bytes_of<Memory<dtype>>,
+                           begin<dtype>,
+                           step<dtype>,
+                           finish<dtype>,
+                           bytes_of<BackwardMemory<dtype>>,
+                           begin_backward<dtype>,
+                           step_backward<dtype>,
+                           finish_backward<dtype>,
+                           delta<dtype>,
+                           sink_gradient,
+                           store_row<dtype>};
 
 }  // namespace
 }  // namespace dsf::block_sparse_attention
