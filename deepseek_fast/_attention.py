@@ -40,6 +40,26 @@ def options(
     return scale, is_causal, left, right, sinks, 0 if at_end else q_offset, at_end, enable_gqa, block_q, block_k
 
 
+def pattern(op: str, S_q: Any, S_k: Any, block_size: Any, is_causal: Any, q_offset: Any) -> tuple[Any, ...]:
+    """(S_q, S_k, block_q, block_k, is_causal, q_offset, q_at_end) of a builder of block masks."""
+    check_integers(op, S_q=S_q, S_k=S_k)
+    place = options(op, None, is_causal, None, None, True, block_size, q_offset)
+    return S_q, S_k, *place[-2:], is_causal, *place[5:7]
+
+
+def window_and_sinks(op: str, window: Any, sinks: Any) -> tuple[Any, Any, Any]:
+    """(left, right, sinks)"""
+    left, right = (NO_LIMIT, NO_LIMIT) if window is None else window_sides(op, window)
+    if sinks is not None:
+        check_integer(op, "sinks", sinks)
+    return left, right, 0 if sinks is None else sinks
+
+
+def check_integers(op: str, **numbers: Any) -> None:
+    for arg, value in numbers.items():
+        check_integer(op, arg, value)
+
+
 def window_sides(op: str, window: Any) -> tuple[Any, Any]:
     """Keys before and after a query's own; NO_LIMIT."""
     if _is_integer(window):

@@ -10,6 +10,7 @@ from typing import Any
 from deepseek_fast import _attention, _conv, _load
 
 _native = _load.native()
+block_lists = _native.block_lists
 fp8_amax = _native.fp8_amax
 fp8_cast = _native.fp8_cast
 fp8_cast_transposed = _native.fp8_cast_transposed
@@ -203,12 +204,67 @@ def block_sparse_attention(
     return (out, lse) if return_lse else out
 
 
+def sliding_window_blocks(
+    S_q: int,
+    S_k: int,
+    window: Any,
+    *,
+    block_size: Any = _attention.BLOCK,
+    is_causal: bool = False,
+    sinks: int | None = None,
+    q_offset: Any = 0,
+) -> Any:
+    """deepseek_fast.sliding_window_blocks."""
+    op = "sliding_window_blocks"
+    numbers = _attention.pattern(op, S_q, S_k, block_size, is_causal, q_offset)
+    return _native.block_pattern(op, False, [*numbers, *_attention.window_and_sinks(op, window, sinks)])
+
+
+def local_log_blocks(
+    S_q: int,
+    S_k: int,
+    *,
+    block_size: Any = _attention.BLOCK,
+    local: int = 2,
+    first: int = 1,
+    is_causal: bool = True,
+    q_offset: Any = 0,
+) -> Any:
+    """deepseek_fast.local_log_blocks."""
+    op = "local_log_blocks"
+    numbers = _attention.pattern(op, S_q, S_k, block_size, is_causal, q_offset)
+    _attention.check_integers(op, local=local, first=first)
+    return _native.block_pattern(op, True, [*numbers, local, first])
+
+
+def top_k_blocks(
+    q: Any,
+    k: Any,
+    num_blocks: int,
+    *,
+    block_size: Any = _attention.BLOCK,
+    scale: float | None = None,
+    first: int = 1,
+    local: int = 1,
+    is_causal: bool = False,
+    q_offset: Any = 0,
+) -> Any:
+    """deepseek_fast.top_k_blocks."""
+    op = "top_k_blocks"
+    _attention.check_integers(op, num_blocks=num_blocks, first=first, local=local)
+    scale, is_causal, *_, offset, at_end, _, block_q, block_k = _attention.options(
+        op, scale, is_causal, None, None, True, block_size, q_offset
+    )
+    return _native.top_k_blocks(q, k, scale, [num_blocks, first, local, is_causal, offset, at_end, block_q, block_k])
+
+
 def _options(op: str, activation: Any, activation_params: Any, residual_at: Any, groups: Any) -> list[float]:
     _conv.check_options(op, activation, residual_at, groups)
     return _conv.numbers(op, "activation_params", activation_params)
 
 
 __all__ = [
+    "block_lists",
     "block_sparse_attention",
     "fp8_amax",
     "fp8_cast",
@@ -227,8 +283,11 @@ __all__ = [
     "int8_cast",
     "int8_matmul",
     "int8_quantize_weight",
+    "local_log_blocks",
     "local_response_norm",
     "pool2d",
     "rms_norm_cast",
     "silu_mul_cast",
+    "sliding_window_blocks",
+    "top_k_blocks",
 ]

@@ -52,9 +52,10 @@ inline bool is_contiguous(const TensorView& view) {
   return follows;
 }
 
-// Whether the values of the last dimension do, whatever the others' strides.
+// Whether the values of the last dimension do, whatever the others' strides; of no values, whatever theirs.
 inline bool has_rows(const TensorView& view) {
-  return !view.strides || view.ndim == 0 || view.sizes[view.ndim - 1] <= 1 || view.strides[view.ndim - 1] == 1;
+  return !view.strides || view.ndim == 0 || view.sizes[view.ndim - 1] <= 1 || view.strides[view.ndim - 1] == 1 ||
+         is_contiguous(view);
 }
 
 // Whether so many bytes can be had at all. Small requests are not tried: the allocation itself tells.

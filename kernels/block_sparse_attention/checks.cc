@@ -103,13 +103,15 @@ bool check_positions(const AttentionCall& call, AttentionArgs* args, Problem* pr
     return value_error(problem, op, "sinks", "come with a window", Text("%lld", Long{call.sinks}));
   if (!call.q_at_end && (call.q_offset < -LARGEST || call.q_offset > LARGEST))
     return value_error(problem, op, "q_offset", "be from -2^58 to 2^58", Text("%lld", Long{call.q_offset}));
+  if (call.key_stride < 1 || call.key_stride > LARGEST_BLOCK)
+    return value_error(problem, op, "key_stride", "be from 1 to 2^30", Text("%lld", Long{call.key_stride}));
   args->scale = call.scale;
   args->is_causal = call.is_causal != 0;
   args->q_at_end = call.q_at_end != 0;
   args->q_offset = call.q_at_end ? 0 : call.q_offset;
   args->left = side_of(call.left), args->right = side_of(call.right);
   args->sinks = call.sinks < args->S_k ? call.sinks : args->S_k;
-  args->key_stride = 1;
+  args->key_stride = call.key_stride;
   return true;
 }
 

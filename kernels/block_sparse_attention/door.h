@@ -16,6 +16,7 @@ struct AttentionOptions {
   int64_t left, right, sinks, q_offset;
   bool q_at_end, enable_gqa;
   int64_t block_q, block_k;
+  int64_t key_stride = 1;  // AttentionArgs has the meaning
 };
 
 // Operand has `view`, `whole` (its strides count values), `get()` (null where absent) and `make_contiguous()`.
@@ -38,6 +39,7 @@ inline void set_options(AttentionCall* call, const AttentionOptions& options) {
   call->sinks = options.sinks;
   call->q_offset = options.q_offset, call->q_at_end = options.q_at_end;
   call->enable_gqa = options.enable_gqa;
+  call->key_stride = options.key_stride;
 }
 
 // A call, and the lists that it points to. raise(problem) throws.

@@ -18,7 +18,7 @@ INTEGERS = (torch.int32, torch.int64)
 _MOST_VALUES = 1024  # of a head
 
 
-def _check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> None:
+def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> None:
     _linear.check_float(op, "q", q)
     for arg, tensor in (("k", k), ("v", v)):
         if tensor.dtype != q.dtype:
@@ -43,6 +43,13 @@ def _check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> No
         _linear.shape_error(op, "v", f"have k's batch, heads and tokens {tuple(k.shape[:3])}", v)
     if v.shape[3] < 1 or v.shape[3] > _MOST_VALUES:
         _linear.shape_error(op, "v", "have heads of 1 to 1024 values", v)
+
+
+def check_bool_mask(op: str, mask: Tensor) -> None:
+    if mask.dtype != torch.bool:
+        _linear.dtype_error(op, "block_mask", "be bool", mask)
+    if mask.dim() not in (2, 4):
+        _linear.shape_error(op, "block_mask", "have 2 or 4 dimensions", mask)
 
 
 def _check_positions(op: str, left: Any, right: Any, sinks: Any) -> None:
@@ -168,10 +175,13 @@ def _check(
     enable_gqa: bool = True,
     block_q: Any = 128,
     block_k: Any = 128,
+    key_stride: Any = 1,
 ) -> None:
     """In the compiled check's order."""
-    _check_qkv(op, q, k, v, enable_gqa)
+    check_qkv(op, q, k, v, enable_gqa)
     _check_positions(op, left, right, sinks)
+    if not 1 <= key_stride <= 2**30:
+        raise ValueError(f"{op}: key_stride must be from 1 to 2^30; got {key_stride}")
     _check_bias_and_sink(op, q, k, token_bias, sink_logits)
     _check_sequences(op, q, k, cu_seqlens_q, cu_seqlens_k)
     _check_mask(op, q, k, kept, row_offsets, columns, cu_seqlens_q is not None, (block_q, block_k))

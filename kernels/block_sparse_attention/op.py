@@ -74,12 +74,16 @@ def block_sparse_attention(
             if not isinstance(part, Tensor):
                 raise TypeError(f"{_NAME}: block_mask must be tensors; got {type(part).__name__}")
     _linear.check_tensors(_NAME, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, tables=tables, bits=bits)
-    rest = (cu_seqlens_q, cu_seqlens_k, tables, bits, *options)
-    if _linear.needs_grad(q, k, v, token_bias, sink_logits):
-        out, lse = _with_gradient(q, k, v, kept, row_offsets, columns, token_bias, sink_logits, *rest)
-    else:
-        out, lse = _call(_OP, q, k, v, kept, row_offsets, columns, token_bias, sink_logits, *rest)
+    masks = (kept, row_offsets, columns, token_bias, sink_logits, cu_seqlens_q, cu_seqlens_k, tables, bits)
+    out, lse = attend(q, k, v, *masks, *options)
     return (out, lse) if return_lse else out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
+    """(out, lse) of the op's own arguments, with a gradient where one is wanted."""
+    if _linear.needs_grad(q, k, v, *rest[3:5]):  # token_bias, sink_logits
+        return _with_gradient(q, k, v, *rest)
+    return call(_OP, q, k, v, *rest)
 
 
 def _with_gradient(
@@ -100,10 +104,10 @@ def _with_gradient(
         return _call(grad.BlockSparseAttention.apply, q, k, v, kept, row_offsets, columns, token_bias, *rest)
     q, k, v = (_linear.autocast(tensor) for tensor in (q, k, v))
     with torch.autocast("cpu", enabled=False):
-        return _call(grad.BlockSparseAttention.apply, q, k, v, kept, row_offsets, columns, token_bias, *rest)
+        return call(grad.BlockSparseAttention.apply, q, k, v, kept, row_offsets, columns, token_bias, *rest)
 
 
-def _call(compiled: Any, *args: Any) -> Any:
+def call(compiled: Any, *args: Any) -> Any:
     """compiled(...), with a failed check as ValueError or TypeError."""
     try:
         return compiled(*args)

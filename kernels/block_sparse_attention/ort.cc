@@ -1,14 +1,14 @@
 // BlockSparseAttention(Q, K, V, block_mask?, row_offsets?, columns?, token_bias?, sink_logits?, cu_seqlens_q?,
-// cu_seqlens_k?, tables?, bits?; block_size, scale, is_causal, window, sinks, q_offset, q_at_end, enable_gqa)
+// cu_seqlens_k?, tables?, bits?; block_size, scale, is_causal, window, sinks, q_offset, q_at_end, enable_gqa,
+// key_stride)
 // -> (out, lse): T = float, bfloat16 or float16 for Q, K, V and out. An optional input of shape (0,) stands for none,
 // of columns and tables where there are no row_offsets and no bits.
 #include <algorithm>
-#include <cmath>
 #include <initializer_list>
-#include <limits>
 
 #include "csrc/ort/custom_op.h"
 #include "kernels/block_sparse_attention/door.h"
+#include "kernels/block_sparse_attention/ort_attention.h"
 
 namespace dsf::ort_door {
 namespace {
@@ -17,7 +17,6 @@ using Type = ONNXTensorElementDataType;
 using Sizes = std::vector<int64_t>;
 constexpr const char* OP = "block_sparse_attention";
 constexpr Type UNDEFINED = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, FLOAT = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-constexpr int64_t BLOCK = 128;  // tokens, of the attribute block_size's default
 enum InputIndex : size_t {
   Q,
   K,
@@ -32,19 +31,6 @@ enum InputIndex : size_t {
   TABLES,
   BITS,
   NUM_INPUTS
-};
-
-// An input as door.h takes it. What ONNX Runtime gives is contiguous.
-struct InputTensor {
-  std::optional<Tensor> tensor;
-  TensorView view{};
-  static constexpr bool whole = true;
-
-  const TensorView* get() const { return is_here ? &view : nullptr; }
-  bool make_contiguous() { return false; }
-  void leave_out() { is_here = false; }
-
-  bool is_here = false;
 };
 
 bool is_none(const TensorView& view) { return view.ndim == 1 && view.sizes[0] == 0; }
@@ -65,15 +51,6 @@ struct Inputs {
   }
 };
 
-Sizes two_numbers(const Node& node, const char* name, const Sizes& fallback) {
-  Sizes found = node.attribute(name, fallback);
-  if (found.size() == 2) return found;
-  Problem problem{Fault::value, {}};
-  std::snprintf(problem.sentence, sizeof problem.sentence, "%s: %s must be 2 numbers; got %.80s", OP, name,
-                node.tuple_text(name).c_str());
-  fail(node.runtime, problem);
-}
-
 class AttentionKernel : public Kernel {
  public:
   explicit AttentionKernel(const Node& node);
@@ -86,10 +63,9 @@ class AttentionKernel : public Kernel {
 };
 
 AttentionKernel::AttentionKernel(const Node& node) {
-  const Sizes block = two_numbers(node, "block_size", {BLOCK, BLOCK});
-  const Sizes window = two_numbers(node, "window", {NO_LIMIT, NO_LIMIT});
-  const float absent = std::numeric_limits<float>::quiet_NaN(), scale = node.attribute("scale", absent);
-  options_ = {std::isnan(scale) ? std::nullopt : std::optional<double>(scale),
+  const Sizes block = two_numbers(OP, node, "block_size", {DEFAULT_BLOCK, DEFAULT_BLOCK});
+  const Sizes window = two_numbers(OP, node, "window", {NO_LIMIT, NO_LIMIT});
+  options_ = {scale_of(node),
               node.attribute("is_causal", int64_t{0}) != 0,
               window[0],
               window[1],
@@ -98,7 +74,8 @@ AttentionKernel::AttentionKernel(const Node& node) {
               node.attribute("q_at_end", int64_t{0}) != 0,
               node.attribute("enable_gqa", int64_t{1}) != 0,
               block[0],
-              block[1]};
+              block[1],
+              node.attribute("key_stride", int64_t{1})};
   check_node(node);
 }
 
@@ -174,10 +151,13 @@ std::unique_ptr<Kernel> create(const Node& node) { return std::make_unique<Atten
 
 }  // namespace
 
+void register_block_builders(OpList& ops);
+
 void register_block_sparse_attention(OpList& ops) {
   OpSpec spec{"BlockSparseAttention", {}, {UNDEFINED, FLOAT}, create, infer};
   for (size_t i = 0; i < NUM_INPUTS; ++i) spec.inputs.push_back({UNDEFINED, i > V});
   ops.push_back(std::move(spec));
+  register_block_builders(ops);
 }
 
 }  // namespace dsf::ort_door

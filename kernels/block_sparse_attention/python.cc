@@ -107,9 +107,12 @@ py::tuple block_sparse_attention_backward(Object dout, Object dlse, Object out, 
 
 }  // namespace
 
+void bind_block_builders(py::module_& module);
+
 void bind_block_sparse_attention(py::module_& module, py::dict& variants) {
   module.def("block_sparse_attention", &block_sparse_attention);
   module.def("block_sparse_attention_backward", &block_sparse_attention_backward);
+  bind_block_builders(module);
   variants["block_sparse_attention"] = variants_of(dsf_block_sparse_attention_variant);
 }
 

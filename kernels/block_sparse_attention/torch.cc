@@ -16,14 +16,12 @@ struct Operands {
   }
 };
 
-std::tuple<Tensor, Tensor> block_sparse_attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                                                  const MaybeTensor& block_mask, const MaybeTensor& row_offsets,
-                                                  const MaybeTensor& columns, const MaybeTensor& token_bias,
-                                                  const MaybeTensor& sink_logits, const MaybeTensor& cu_seqlens_q,
-                                                  const MaybeTensor& cu_seqlens_k, const MaybeTensor& tables,
-                                                  const MaybeTensor& bits, std::optional<double> scale, bool is_causal,
-                                                  int64_t left, int64_t right, int64_t sinks, int64_t q_offset,
-                                                  bool q_at_end, bool enable_gqa, int64_t block_q, int64_t block_k) {
+std::tuple<Tensor, Tensor> block_sparse_attention(
+    const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& block_mask, const MaybeTensor& row_offsets,
+    const MaybeTensor& columns, const MaybeTensor& token_bias, const MaybeTensor& sink_logits,
+    const MaybeTensor& cu_seqlens_q, const MaybeTensor& cu_seqlens_k, const MaybeTensor& tables,
+    const MaybeTensor& bits, std::optional<double> scale, bool is_causal, int64_t left, int64_t right, int64_t sinks,
+    int64_t q_offset, bool q_at_end, bool enable_gqa, int64_t block_q, int64_t block_k, int64_t key_stride) {
   Operands operands{{OP, "q", q},
                     {OP, "k", k},
                     {OP, "v", v},
@@ -37,8 +35,8 @@ std::tuple<Tensor, Tensor> block_sparse_attention(const Tensor& q, const Tensor&
                     {OP, "tables", tables},
                     {OP, "bits", bits}};
   const AttentionRequest<Operand> request(
-      OP, operands.all(), {scale, is_causal, left, right, sinks, q_offset, q_at_end, enable_gqa, block_q, block_k},
-      raise);
+      OP, operands.all(),
+      {scale, is_causal, left, right, sinks, q_offset, q_at_end, enable_gqa, block_q, block_k, key_stride}, raise);
   AttentionArgs args = request.checked(raise);
   const Tensor out = new_tensor({args.B, args.H, args.S_q, args.D_v}, q.scalar_type());
   const Tensor lse = new_tensor({args.B, args.H, args.S_q}, ScalarType::Float);
@@ -55,7 +53,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> block_sparse_attention_backward(
     const MaybeTensor& token_bias, const MaybeTensor& sink_logits, const MaybeTensor& cu_seqlens_q,
     const MaybeTensor& cu_seqlens_k, const MaybeTensor& tables, const MaybeTensor& bits, std::optional<double> scale,
     bool is_causal, int64_t left, int64_t right, int64_t sinks, int64_t q_offset, bool q_at_end, bool enable_gqa,
-    int64_t block_q, int64_t block_k) {
+    int64_t block_q, int64_t block_k, int64_t key_stride) {
   Operands operands{{BACKWARD, "q", q},
                     {BACKWARD, "k", k},
                     {BACKWARD, "v", v},
@@ -72,7 +70,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> block_sparse_attention_backward(
   Operand of_out(BACKWARD, "dout", dout), of_lse(BACKWARD, "dlse", dlse);
   AttentionRequest<Operand> request(
       BACKWARD, operands.all(),
-      {scale, is_causal, left, right, sinks, q_offset, q_at_end, enable_gqa, block_q, block_k}, raise);
+      {scale, is_causal, left, right, sinks, q_offset, q_at_end, enable_gqa, block_q, block_k, key_stride}, raise);
   request.give({out_of_forward, lse_of_forward, of_out, of_lse});
   AttentionArgs args = request.checked(raise);
   const Tensor dq = new_tensor({args.B, args.H, args.S_q, args.D}, q.scalar_type());
@@ -97,13 +95,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(deepseek_fast, library) {
       "columns=None, Tensor? token_bias=None, Tensor? sink_logits=None, Tensor? cu_seqlens_q=None, Tensor? "
       "cu_seqlens_k=None, Tensor? tables=None, Tensor? bits=None, float? scale=None, bool is_causal=False, SymInt "
       "left=-1, SymInt right=-1, SymInt sinks=0, SymInt q_offset=0, bool q_at_end=False, bool enable_gqa=True, SymInt "
-      "block_q=128, SymInt block_k=128) -> (Tensor out, Tensor lse)");
+      "block_q=128, SymInt block_k=128, SymInt key_stride=1) -> (Tensor out, Tensor lse)");
   library.def(
       "block_sparse_attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor "
       "lse, Tensor? block_mask=None, Tensor? row_offsets=None, Tensor? columns=None, Tensor? token_bias=None, Tensor? "
       "sink_logits=None, Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, Tensor? tables=None, Tensor? bits=None, "
       "float? scale=None, bool is_causal=False, SymInt left=-1, SymInt right=-1, SymInt sinks=0, SymInt q_offset=0, "
-      "bool q_at_end=False, bool enable_gqa=True, SymInt block_q=128, SymInt block_k=128) -> (Tensor dq, Tensor dk, "
+      "bool q_at_end=False, bool enable_gqa=True, SymInt block_q=128, SymInt block_k=128, SymInt key_stride=1) -> "
+      "(Tensor dq, Tensor dk, "
       "Tensor dv, Tensor dsink_logits)");
 }
 
