@@ -248,12 +248,10 @@ def test_torch_and_numpy_refuse_it_in_the_same_words(row: Row) -> None:
         assert SENTENCE.match(got), got
 
 
-@each_of(NODE)
+@each_of([row for row in NODE if row[0].get("q", Q).dtype != torch.bool])  # which no session of floats takes
 def test_the_node_refuses_it_in_the_same_words(row: Row) -> None:
     changes, _, sentence = row
     inputs = GOOD | changes
-    if inputs["q"].dtype in (torch.bool,):
-        pytest.skip("a session of bool q is refused by its type alone")
     with pytest.raises(Exception, match="must") as raised:
         made = session(inputs)
         attention_doors.run(made, inputs)
