@@ -11,14 +11,13 @@ from onnx import TensorProto, helper
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+import deepseek_fast
 from deepseek_fast import _load
 from deepseek_fast.kernels.block_sparse_attention import body, ref_masks
 from deepseek_fast.onnx._runtime import LIBRARY, library_problem
 from tests.doors import from_numpy, to_numpy
 from tests.onnx_models import run, run_reference, run_stock
 from tests.ort_nodes import ONNX_TYPES
-
-WORD = 64  # keys in an element of a partial block's bits
 
 
 def tensors_of(call: dict[str, Any]) -> dict[str, Tensor]:
@@ -28,7 +27,8 @@ def tensors_of(call: dict[str, Any]) -> dict[str, Tensor]:
     if isinstance(mask, tuple):
         result |= dict(zip(("row_offsets", "columns"), mask, strict=True))
     elif isinstance(mask, BlockMask):
-        result |= _lists_of_flex(mask, ref_masks.sizes_of(call["q"], call["k"]))
+        lists = deepseek_fast.flex_block_lists(mask, (call["q"].shape[2], call["k"].shape[2]))
+        result |= dict(zip(("row_offsets", "columns", "tables", "bits"), lists, strict=True))
     return result
 
 
@@ -96,36 +96,6 @@ def has_node(name: str = "block_sparse_attention") -> bool:
     """Whether our library has the operator; without it the body runs there, too."""
     _load.load_torch()
     return hasattr(torch.ops.deepseek_fast, name)
-
-
-def _lists_of_flex(mask: BlockMask, sizes: ref_masks.Sizes) -> dict[str, Tensor]:
-    """Lists of kept blocks, and for the partial ones a table of bits each."""
-    size_q, size_k = mask.BLOCK_SIZE
-    shape = (*mask.kv_num_blocks.shape[:2], -(-sizes.S_q // size_q), -(-sizes.S_k // size_k))
-    partial = ref_masks.flex_blocks(mask.kv_num_blocks, mask.kv_indices, shape)
-    kept = partial
-    if mask.full_kv_num_blocks is not None:
-        kept = partial | ref_masks.flex_blocks(mask.full_kv_num_blocks, mask.full_kv_indices, shape)
-    offsets, columns = ref_masks.lists_of(kept)
-    elements = ref_masks.flex_elements(mask, sizes)
-    words = -(-size_k // WORD)
-    tables, bits = [], []
-    for b, h, row, column in kept.nonzero().tolist():
-        if not partial[b, h, row, column]:
-            tables.append(-1)
-            continue
-        tables.append(len(bits))
-        block = elements[b, h, row * size_q : (row + 1) * size_q, column * size_k : (column + 1) * size_k]
-        wide = torch.zeros(size_q, words * WORD, dtype=torch.bool)
-        wide[: block.shape[0], : block.shape[1]] = block
-        packed = np.packbits(wide.numpy(), axis=1, bitorder="little").view(np.int64)
-        bits.append(torch.from_numpy(packed))
-    return {
-        "row_offsets": offsets,
-        "columns": columns,
-        "tables": torch.tensor(tables, dtype=torch.int32),
-        "bits": torch.stack(bits) if bits else torch.zeros(0, size_q, words, dtype=torch.int64),
-    }
 
 
 def run_top_k(q: Tensor, k: Tensor, opset: int = 18, **attributes: Any) -> dict[str, Tensor]:

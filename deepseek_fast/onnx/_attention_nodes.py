@@ -43,7 +43,11 @@ def complete_attention(node: ir.Node, rewriter: Rewriter) -> None:
     for place, name in enumerate(names):
         if node.inputs[place] is None:
             node.replace_input_with(place, rewriter.zeros(0, np.dtype(types[name].numpy())))
-    for output, dtype in zip(node.outputs, (q_type, ir.DataType.FLOAT), strict=False):
+    if len(node.outputs) < len(body.OUTPUTS[body.ATTENTION]):  # stock ONNX Runtime wants all that a body has
+        node.resize_outputs(len(body.OUTPUTS[body.ATTENTION]))
+    if not node.outputs[1].name:
+        node.outputs[1].name = rewriter.unique(f"{node.outputs[0].name}_lse")
+    for output, dtype in zip(node.outputs, (q_type, ir.DataType.FLOAT), strict=True):
         output.dtype = dtype
 
 
