@@ -11,6 +11,14 @@ from deepseek_fast._version import __version__
 if TYPE_CHECKING:
     from deepseek_fast import checkpoints, importers, nn, numpy, onnx, ort, quantization
     from deepseek_fast._load import isa, set_max_isa, supported_isas
+    from deepseek_fast.kernels.block_sparse_attention.nsa import native_sparse_attention
+    from deepseek_fast.kernels.block_sparse_attention.op import block_sparse_attention, flex_block_lists
+    from deepseek_fast.kernels.block_sparse_attention.op_builders import (
+        block_lists,
+        local_log_blocks,
+        sliding_window_blocks,
+        top_k_blocks,
+    )
     from deepseek_fast.kernels.fp8_cast.op import (
         fp8_amax,
         fp8_cast,
@@ -37,6 +45,9 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it; a module of the package stands for itself.
 _HOMES = {
+    "block_lists": "deepseek_fast.kernels.block_sparse_attention.op_builders",
+    "block_sparse_attention": "deepseek_fast.kernels.block_sparse_attention.op",
+    "flex_block_lists": "deepseek_fast.kernels.block_sparse_attention.op",
     "fp8_amax": "deepseek_fast.kernels.fp8_cast.op",
     "fp8_cast": "deepseek_fast.kernels.fp8_cast.op",
     "fp8_cast_transposed": "deepseek_fast.kernels.fp8_cast.op",
@@ -56,18 +67,25 @@ _HOMES = {
     "int8_matmul": "deepseek_fast.kernels.int8_matmul.op",
     "int8_quantize_weight": "deepseek_fast.kernels.int8_matmul.op",
     "isa": "deepseek_fast._load",
+    "local_log_blocks": "deepseek_fast.kernels.block_sparse_attention.op_builders",
     "local_response_norm": "deepseek_fast.kernels.fused_conv.op",
+    "native_sparse_attention": "deepseek_fast.kernels.block_sparse_attention.nsa",
     "pool2d": "deepseek_fast.kernels.fused_conv.op",
     "rms_norm_cast": "deepseek_fast.kernels.fp8_cast.op",
     "set_max_isa": "deepseek_fast._load",
     "silu_mul_cast": "deepseek_fast.kernels.fp8_cast.op",
+    "sliding_window_blocks": "deepseek_fast.kernels.block_sparse_attention.op_builders",
     "supported_isas": "deepseek_fast._load",
+    "top_k_blocks": "deepseek_fast.kernels.block_sparse_attention.op_builders",
 }
 _MODULES = ("checkpoints", "importers", "nn", "numpy", "onnx", "ort", "quantization")
 
 __all__ = [
     "__version__",
+    "block_lists",
+    "block_sparse_attention",
     "checkpoints",
+    "flex_block_lists",
     "fp8_amax",
     "fp8_cast",
     "fp8_cast_transposed",
@@ -88,7 +106,9 @@ __all__ = [
     "int8_matmul",
     "int8_quantize_weight",
     "isa",
+    "local_log_blocks",
     "local_response_norm",
+    "native_sparse_attention",
     "nn",
     "numpy",
     "onnx",
@@ -98,7 +118,9 @@ __all__ = [
     "rms_norm_cast",
     "set_max_isa",
     "silu_mul_cast",
+    "sliding_window_blocks",
     "supported_isas",
+    "top_k_blocks",
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from deepseek_fast.onnx import _casts, _convs, _opset
+from deepseek_fast.onnx import _attention_nodes, _casts, _convs, _opset
 from deepseek_fast.onnx._body import DOMAIN, MIN_OPSET
 from deepseek_fast.onnx._rewriter import number
 
@@ -21,11 +21,16 @@ ROOMS = {
     "FusedMatmul": "fused_matmul",
     "Int4Matmul": "int4_matmul",
     "Int8Matmul": "int8_matmul",
+    **dict.fromkeys(_attention_nodes.OP_TYPES, "block_sparse_attention"),
     **dict.fromkeys(_casts.OP_TYPES, "fp8_cast"),
     **dict.fromkeys(_convs.OP_TYPES, "fused_conv"),
 }
 # What completes a node, where the room has several operators.
-COMPLETE = dict.fromkeys(_casts.OP_TYPES, _casts.complete_cast) | dict.fromkeys(_convs.OP_TYPES, _convs.complete_conv)
+COMPLETE = {
+    **dict.fromkeys(_attention_nodes.OP_TYPES, _attention_nodes.complete_attention),
+    **dict.fromkeys(_casts.OP_TYPES, _casts.complete_cast),
+    **dict.fromkeys(_convs.OP_TYPES, _convs.complete_conv),
+}
 # Of these the last two, B and R, may be absent, and Int4Matmul's zero points.
 NUM_INPUTS = {"Fp8Matmul": 5, "FusedMatmul": 4, "Int4Matmul": 6, "Int8Matmul": 5}
 DEFAULTS: dict[str, dict[str, Any]] = {
