@@ -97,7 +97,7 @@ def _rooms(arguments: argparse.Namespace, names: list[str]) -> int:
         if path is not None:
             runs.check_writable(path)
     page = _page(arguments.html)
-    peer_names = peers.chosen(arguments.peers)
+    peer_names = peers.chosen(arguments.peers, quick=arguments.quick)
     rows = rooms.rows(names, quick=arguments.quick)
     cpu, baseline, verdict = machine.cpu_name(), None, None
     if arguments.baseline is not None:
