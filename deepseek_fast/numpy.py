@@ -7,7 +7,7 @@ name in deepseek_fast, with arrays for tensors.
 from collections.abc import Sequence
 from typing import Any
 
-from deepseek_fast import _conv, _load
+from deepseek_fast import _attention, _conv, _load
 
 _native = _load.native()
 fp8_amax = _native.fp8_amax
@@ -175,12 +175,41 @@ def local_response_norm(x: Any, size: int, alpha: float = 1e-4, beta: float = 0.
     return _native.local_response_norm(x, size, alpha, beta, k)
 
 
+def block_sparse_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    block_mask: Any = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    window: Any = None,
+    sinks: int | None = None,
+    enable_gqa: bool = True,
+    return_lse: bool = False,
+    block_size: Any = _attention.BLOCK,
+    token_bias: Any = None,
+    sink_logits: Any = None,
+    q_offset: Any = 0,
+    cu_seqlens_q: Any = None,
+    cu_seqlens_k: Any = None,
+) -> Any:
+    """deepseek_fast.block_sparse_attention; block_mask is a boolean array or lists, flex_block_lists' four too."""
+    op = "block_sparse_attention"
+    options = _attention.options(op, scale, is_causal, window, sinks, enable_gqa, block_size, q_offset)
+    kept, row_offsets, columns, tables, bits = _attention.mask_parts(op, block_mask)
+    masks = (kept, row_offsets, columns, token_bias, sink_logits, cu_seqlens_q, cu_seqlens_k, tables, bits)
+    out, lse = _native.block_sparse_attention((q, k, v, *masks), options)
+    return (out, lse) if return_lse else out
+
+
 def _options(op: str, activation: Any, activation_params: Any, residual_at: Any, groups: Any) -> list[float]:
     _conv.check_options(op, activation, residual_at, groups)
     return _conv.numbers(op, "activation_params", activation_params)
 
 
 __all__ = [
+    "block_sparse_attention",
     "fp8_amax",
     "fp8_cast",
     "fp8_cast_transposed",

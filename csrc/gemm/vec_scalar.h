@@ -262,6 +262,27 @@ struct Vec {
   }
   // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
   static f32 max(f32 a, f32 b) { return a > b ? a : b; }
+  // 2 * LANES halves of a and of b, side by side: pairs (a, b) of the first LANES, then of the others.
+  static void interleave_halves(const void* a, const void* b, i32& first, i32& second) {
+    s16 low, high;
+    std::memcpy(&low, a, sizeof low);
+    std::memcpy(&high, b, sizeof high);
+    first = i32(__builtin_shuffle(low, high, s16{0, 8, 1, 9, 2, 10, 3, 11}));
+    second = i32(__builtin_shuffle(low, high, s16{4, 12, 5, 13, 6, 14, 7, 15}));
+  }
+  // Without a NaN in it.
+  static float largest(f32 v) {
+    const float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+    return a > b ? a : b;
+  }
+  // a where the lane's bit is set, else b.
+  static f32 select_bits(uint32_t bits, f32 a, f32 b) {
+    return (u32{bits, bits, bits, bits} & u32{1, 2, 4, 8}) ? a : b;
+  }
+  static uint32_t bits_equal(f32 a, f32 b) {
+    const i32 equal = a == b;
+    return uint32_t((equal[0] & 1) | (equal[1] & 2) | (equal[2] & 4) | (equal[3] & 8));
+  }
   using ordered = i32;
   static ordered all_ordered() { return ~i32{}; }
   static ordered and_ordered(ordered so_far, f32 a, f32 b) { return so_far & (a == a) & (b == b); }

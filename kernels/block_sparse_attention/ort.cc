@@ -1,0 +1,167 @@
+// BlockSparseAttention(Q, K, V, block_mask?, row_offsets?, columns?, token_bias?, sink_logits?, cu_seqlens_q?,
+// cu_seqlens_k?, tables?, bits?; block_size, scale, is_causal, window, sinks, q_offset, q_at_end, enable_gqa)
+// -> (out, lse): T = float, bfloat16 or float16 for Q, K, V and out. An optional input of shape (0,) stands for none,
+// of columns and tables where there are no row_offsets and no bits.
+#include <cmath>
+#include <limits>
+
+#include "csrc/ort/custom_op.h"
+#include "kernels/block_sparse_attention/door.h"
+
+namespace dsf::ort_door {
+namespace {
+
+using Type = ONNXTensorElementDataType;
+using Sizes = std::vector<int64_t>;
+constexpr const char* OP = "block_sparse_attention";
+constexpr Type UNDEFINED = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, FLOAT = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+constexpr int64_t BLOCK = 128;  // tokens, of the attribute block_size's default
+enum InputIndex : size_t {
+  Q,
+  K,
+  V,
+  KEPT,
+  ROW_OFFSETS,
+  COLUMNS,
+  TOKEN_BIAS,
+  SINK_LOGITS,
+  CU_SEQLENS_Q,
+  CU_SEQLENS_K,
+  TABLES,
+  BITS,
+  NUM_INPUTS
+};
+
+// An input as door.h takes it. What ONNX Runtime gives is contiguous.
+struct InputTensor {
+  std::optional<Tensor> tensor;
+  TensorView view{};
+  static constexpr bool whole = true;
+
+  const TensorView* get() const { return is_here ? &view : nullptr; }
+  bool make_contiguous() { return false; }
+  void leave_out() { is_here = false; }
+
+  bool is_here = false;
+};
+
+bool is_none(const TensorView& view) { return view.ndim == 1 && view.sizes[0] == 0; }
+
+struct Inputs {
+  InputTensor all[NUM_INPUTS];
+
+  AttentionOperands<InputTensor> operands() {
+    return {all[Q],       all[K],          all[V],           all[KEPT],         all[ROW_OFFSETS],
+            all[COLUMNS], all[TOKEN_BIAS], all[SINK_LOGITS], all[CU_SEQLENS_Q], all[CU_SEQLENS_K],
+            all[TABLES],  all[BITS]};
+  }
+  void leave_out_nones() {
+    for (const InputIndex i : {KEPT, ROW_OFFSETS, TOKEN_BIAS, SINK_LOGITS, CU_SEQLENS_Q, CU_SEQLENS_K, BITS})
+      if (all[i].is_here && is_none(all[i].view)) all[i].leave_out();
+    for (const auto& [entries, needs] : {std::pair{COLUMNS, ROW_OFFSETS}, {TABLES, BITS}})
+      if (all[entries].is_here && is_none(all[entries].view) && !all[needs].is_here) all[entries].leave_out();
+  }
+};
+
+Sizes two_numbers(const Node& node, const char* name, const Sizes& fallback) {
+  Sizes found = node.attribute(name, fallback);
+  if (found.size() == 2) return found;
+  Problem problem{Fault::value, {}};
+  std::snprintf(problem.sentence, sizeof problem.sentence, "%s: %s must be 2 numbers; got %.80s", OP, name,
+                node.tuple_text(name).c_str());
+  fail(node.runtime, problem);
+}
+
+class AttentionKernel : public Kernel {
+ public:
+  explicit AttentionKernel(const Node& node);
+  void compute(const Call& call) const override;
+
+ private:
+  AttentionOptions options_{};
+};
+
+AttentionKernel::AttentionKernel(const Node& node) {
+  const Sizes block = two_numbers(node, "block_size", {BLOCK, BLOCK});
+  const Sizes window = two_numbers(node, "window", {NO_LIMIT, NO_LIMIT});
+  const float absent = std::numeric_limits<float>::quiet_NaN(), scale = node.attribute("scale", absent);
+  options_ = {std::isnan(scale) ? std::nullopt : std::optional<double>(scale),
+              node.attribute("is_causal", int64_t{0}) != 0,
+              window[0],
+              window[1],
+              node.attribute("sinks", int64_t{0}),
+              node.attribute("q_offset", int64_t{0}),
+              node.attribute("q_at_end", int64_t{0}) != 0,
+              node.attribute("enable_gqa", int64_t{1}) != 0,
+              block[0],
+              block[1]};
+  // The rules that need no run: attributes and types, of one head of no tokens.
+  static constexpr int64_t HEADS[] = {1, 1, 0, 1}, MASK[] = {1, 1, 0, 0}, BIAS[] = {1, 1, 1, 0}, ONE[] = {1};
+  const int64_t words = block[1] > 0 ? (block[1] - 1) / 64 + 1 : 1, tables[] = {0, block[0], words};
+  Inputs inputs;
+  const auto shape = [&](InputIndex i, const int64_t* sizes, int64_t ndim) {
+    const std::optional<Type> type = node.type(i);
+    const std::vector<int64_t> known = node.shape(i);
+    inputs.all[i].is_here = type && (i <= V || known != Sizes{0});
+    inputs.all[i].view = shape_only(type.value_or(UNDEFINED), sizes, ndim);
+  };
+  for (const InputIndex i : {Q, K, V}) shape(i, HEADS, 4);
+  shape(KEPT, MASK, 4);
+  shape(TOKEN_BIAS, BIAS, 4);
+  for (const InputIndex i : {SINK_LOGITS, CU_SEQLENS_Q, CU_SEQLENS_K, ROW_OFFSETS}) shape(i, ONE, 1);
+  static constexpr int64_t NONE[] = {0};
+  shape(BITS, tables, 3);
+  for (const InputIndex i : {COLUMNS, TABLES}) {
+    shape(i, NONE, 1);
+    inputs.all[i].is_here = node.type(i).has_value() && inputs.all[i == COLUMNS ? ROW_OFFSETS : BITS].is_here;
+  }
+  const auto raise = [&](const Problem& problem) { fail(node.runtime, problem); };
+  AttentionRequest<InputTensor>(OP, inputs.operands(), options_, raise).checked(raise);
+}
+
+void AttentionKernel::compute(const Call& call) const {
+  Inputs inputs;
+  for (size_t i = 0; i < NUM_INPUTS; ++i) {
+    InputTensor& input = inputs.all[i];
+    input.tensor = call.input(i);
+    if (!input.tensor) continue;
+    input.tensor->align(OP);
+    input.view = input.tensor->view;
+    input.is_here = true;
+  }
+  inputs.leave_out_nones();
+  const auto raise = [&](const Problem& problem) { fail(call.runtime, problem); };
+  const AttentionRequest<InputTensor> request(OP, inputs.operands(), options_, raise);
+  AttentionArgs args = request.checked(raise);
+  args.out = call.output(0, {args.B, args.H, args.S_q, args.D_v});
+  args.lse = static_cast<float*>(call.output(1, {args.B, args.H, args.S_q}));
+  Context context = call.context();
+  Memory workspace;
+  run_attention(&context, args, [&](int64_t bytes) {
+    workspace = Memory(OP, bytes);
+    context.workspace = workspace.data();
+  });
+}
+
+void infer(const Shapes& shapes) {
+  std::vector<Dim> q = shapes.shape(Q);
+  const std::vector<Dim> v = shapes.shape(V);
+  const Type type = shapes.type(Q).value_or(FLOAT);
+  if (q.size() != 4) return shapes.set_output(0, type, {});
+  q.back() = v.size() == 4 ? v.back() : Dim{-1, ""};
+  shapes.set_output(0, type, q);
+  q.pop_back();
+  shapes.set_output(1, FLOAT, q);
+}
+
+std::unique_ptr<Kernel> create(const Node& node) { return std::make_unique<AttentionKernel>(node); }
+
+}  // namespace
+
+void register_block_sparse_attention(OpList& ops) {
+  OpSpec spec{"BlockSparseAttention", {}, {UNDEFINED, FLOAT}, create, infer};
+  for (size_t i = 0; i < NUM_INPUTS; ++i) spec.inputs.push_back({UNDEFINED, i > V});
+  ops.push_back(std::move(spec));
+}
+
+}  // namespace dsf::ort_door
