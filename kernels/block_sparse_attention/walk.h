@@ -150,31 +150,25 @@ void for_each_step(const AttentionArgs& args, const Place& place, const Sight& s
   if (count) visit(blocks, runs, count);
 }
 
-// Tiles of a call, in the order of their memory: visit(place). Those of one share of `shares` only.
+// visit(place) of every tile whose queries read head kv of batch b, in ascending order.
 template <class Visit>
-void for_each_tile(const AttentionArgs& args, int64_t share, int64_t shares, const Visit& visit) {
+void for_each_tile(const AttentionArgs& args, int64_t b, int64_t kv, const Visit& visit) {
   const int64_t group = args.H / args.H_kv, block_q = block_q_of(args);
   // Heads of a group that read the same lists go together where a tile has room.
   const bool together = !args.has_mask || args.mask_heads != args.H || args.H == 1;
-  int64_t number = 0;
-  for (int64_t b = 0; b < args.B; ++b) {
-    for (int64_t n = 0, first_row = 0; n < sequences_of(args); ++n) {
-      const Sequence sequence = sequence_of(args, n, first_row);
-      const int64_t rows = divide_up(sequence.q_count, block_q), longest = least(block_q, sequence.q_count);
-      first_row += rows;
-      if (rows == 0) continue;
-      const int64_t heads = together ? most(1, least(group, TILE_ROWS / longest)) : 1;
-      for (int64_t kv = 0; kv < args.H_kv; ++kv) {
-        for (int64_t row = 0; row < rows; ++row) {
-          const int64_t i = row * block_q, count = least(block_q, sequence.q_count - i);
-          const int64_t parts = divide_up(count, TILE_ROWS);
-          for (int64_t first = 0; first < group; first += heads) {
-            for (int64_t part = 0; part < parts; ++part) {
-              if (number++ % shares != share) continue;
-              const int64_t begin = count * part / parts, end = count * (part + 1) / parts;
-              visit(Place{sequence, b, kv * group + first, least(heads, group - first), row, i + begin, end - begin});
-            }
-          }
+  for (int64_t n = 0, first_row = 0; n < sequences_of(args); ++n) {
+    const Sequence sequence = sequence_of(args, n, first_row);
+    const int64_t rows = divide_up(sequence.q_count, block_q), longest = least(block_q, sequence.q_count);
+    first_row += rows;
+    if (rows == 0) continue;
+    const int64_t heads = together ? most(1, least(group, TILE_ROWS / longest)) : 1;
+    for (int64_t first = 0; first < group; first += heads) {
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t i = row * block_q, count = least(block_q, sequence.q_count - i);
+        const int64_t parts = divide_up(count, TILE_ROWS);
+        for (int64_t part = 0; part < parts; ++part) {
+          const int64_t begin = count * part / parts, end = count * (part + 1) / parts;
+          visit(Place{sequence, b, kv * group + first, least(heads, group - first), row, i + begin, end - begin});
         }
       }
     }
