@@ -3,8 +3,11 @@
 n log n itself, fitted over these n, has the exponent 1.12: log n grows by a factor of 1.6.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -55,7 +58,7 @@ def peak_bytes(call: Callable[[], Any]) -> int:
     from torch.profiler import ProfilerActivity, profile
 
     call()
-    with output.quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with _without_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
     events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
@@ -85,6 +88,20 @@ def right(data: dict[str, Any]) -> bool:
     return all(row["error_over_bound"] <= 1 for row in data["rows"])
 
 
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """torch's profiler writes lines of its own to the file behind stderr."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _entries(mask: Any) -> int:
     return int(mask.sum()) if not isinstance(mask, tuple) else len(mask[1])
 
@@ -93,8 +110,7 @@ def _error(out: Any, inputs: dict[str, Any]) -> float:
     """Of the last queries, which see the most: in float64 their scores are not n x n."""
     from deepseek_fast.bench import answers
     from deepseek_fast.kernels.block_sparse_attention import ref, ref_bounds
-    from deepseek_fast.kernels.block_sparse_attention.ref_masks import lists_of
-    from deepseek_fast.kernels.block_sparse_attention.ref_masks import block_matrix
+    from deepseek_fast.kernels.block_sparse_attention.ref_masks import block_matrix, lists_of
 
     rows, S = CHECKED // BLOCK, inputs["q"].shape[2]
     kept = block_matrix(inputs["block_mask"], S // BLOCK, S // BLOCK)[..., -rows:, :]
