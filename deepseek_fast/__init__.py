@@ -11,6 +11,7 @@ from deepseek_fast._version import __version__
 if TYPE_CHECKING:
     from deepseek_fast import checkpoints, importers, nn, numpy, onnx, ort, quantization
     from deepseek_fast._load import isa, set_max_isa, supported_isas
+    from deepseek_fast.kernels.block_sparse_attention.op import block_sparse_attention, flex_block_lists
     from deepseek_fast.kernels.fp8_cast.op import (
         fp8_amax,
         fp8_cast,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it; a module of the package stands for itself.
 _HOMES = {
+    "block_sparse_attention": "deepseek_fast.kernels.block_sparse_attention.op",
+    "flex_block_lists": "deepseek_fast.kernels.block_sparse_attention.op",
     "fp8_amax": "deepseek_fast.kernels.fp8_cast.op",
     "fp8_cast": "deepseek_fast.kernels.fp8_cast.op",
     "fp8_cast_transposed": "deepseek_fast.kernels.fp8_cast.op",
@@ -67,7 +70,9 @@ _MODULES = ("checkpoints", "importers", "nn", "numpy", "onnx", "ort", "quantizat
 
 __all__ = [
     "__version__",
+    "block_sparse_attention",
     "checkpoints",
+    "flex_block_lists",
     "fp8_amax",
     "fp8_cast",
     "fp8_cast_transposed",

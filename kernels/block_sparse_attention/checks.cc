@@ -8,7 +8,7 @@ namespace dsf {
 namespace attention_checks {
 
 bool check_rows(const char* op, const char* arg, const TensorView& view, Problem* problem) {
-  return has_rows(view) ||
+  return has_rows(view) || is_contiguous(view) ||  // or empty
          value_error(problem, op, arg, "have the values of its last dimension side by side", "a stride between them");
 }
 

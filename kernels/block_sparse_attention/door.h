@@ -54,8 +54,9 @@ class AttentionRequest {
     call.op = op;
     call.q = o.q.view, call.k = o.k.view, call.v = o.v.view;
     call.kept = o.kept.get();
-    if (!o.row_offsets.get() != !o.columns.get()) raise(half_of_lists(op, o.columns.get()));
-    if (!o.row_offsets.get() && (o.tables.get() || o.bits.get())) raise(half_of_lists(op, true));
+    if (o.row_offsets.get() && !o.columns.get()) raise(missing(op, "columns", "row_offsets"));
+    if (o.columns.get() && !o.row_offsets.get()) raise(missing(op, "row_offsets", "columns"));
+    if (!o.row_offsets.get() && (o.tables.get() || o.bits.get())) raise(missing(op, "row_offsets", "tables"));
     if (o.row_offsets.get()) {
       lists_ = {options.block_q, options.block_k, o.row_offsets.view, o.columns.view, o.tables.get(), o.bits.get()};
       call.lists = &lists_;
@@ -91,10 +92,9 @@ class AttentionRequest {
     if (operand->get() && !(operand->whole && has_rows(operand->view))) operand->make_contiguous();
   }
 
-  static Problem half_of_lists(const char* op, bool has_columns) {
+  static Problem missing(const char* op, const char* arg, const char* other) {
     Problem problem{Fault::type, {}};
-    std::snprintf(problem.sentence, sizeof problem.sentence, "%s: %s must come with %s; got none", op,
-                  has_columns ? "row_offsets" : "columns", has_columns ? "columns" : "row_offsets");
+    std::snprintf(problem.sentence, sizeof problem.sentence, "%s: %s must come with %s; got none", op, arg, other);
     return problem;
   }
 

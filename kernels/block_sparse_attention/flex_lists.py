@@ -71,9 +71,9 @@ def _bits(mask_mod: Any, places: Tensor, sizes: tuple[int, int], lengths: Any) -
     of_blocks = torch.vmap(torch.vmap(of_keys, (None, None, 0, None)), (0, 0, 0, 0))
     step = max(1, _MOST_ELEMENTS // (sizes[0] * sizes[1]))
     for begin in range(0, len(places), step):
-        b, h, row, column = (part.int() for part in places[begin : begin + step].unbind(-1))
-        i = row[:, None] * sizes[0] + torch.arange(sizes[0], dtype=torch.int32)
-        j = column[:, None] * sizes[1] + torch.arange(sizes[1], dtype=torch.int32)
+        b, h, row, column = places[begin : begin + step].unbind(-1)
+        i = row[:, None] * sizes[0] + torch.arange(sizes[0])
+        j = column[:, None] * sizes[1] + torch.arange(sizes[1])
         allowed = of_blocks(b, h, i.clamp_max(lengths[0] - 1), j.clamp_max(lengths[1] - 1))
         allowed = allowed.expand(len(b), *sizes) & (i < lengths[0])[:, :, None] & (j < lengths[1])[:, None]
         packed = np.packbits(allowed.numpy(), axis=-1, bitorder="little")

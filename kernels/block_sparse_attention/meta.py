@@ -109,7 +109,7 @@ def _check_mask(
         raise ValueError(f"{op}: block_mask must be boolean or lists; got both")
     if kept is None and (offsets is None or columns is None):
         missing, given = ("row_offsets", "columns") if offsets is None else ("columns", "row_offsets")
-        raise TypeError(f"{op}: {given} must come with {missing}; got none")
+        raise TypeError(f"{op}: {missing} must come with {given}; got none")
     if kept is not None and kept.dtype != torch.bool:
         _linear.dtype_error(op, "block_mask", "be bool", kept)
     for what, part in (("row offsets", offsets), ("columns", columns)):

@@ -94,8 +94,13 @@ def _with_gradient(
 ) -> Any:
     if token_bias is not None and token_bias.requires_grad:
         raise ValueError(f"{_NAME}: token_bias must need no gradient; got one that does")
-    if torch.is_autocast_enabled("cpu"):
-        q, k, v = (_linear.autocast(tensor) for tensor in (q, k, v))
+    k = k.view(k.shape) if k is q else k  # torch.compile takes no tensor twice (torch 2.13)
+    v = v.view(v.shape) if v is q or v is k else v
+    if not torch.is_autocast_enabled(
+        "cpu"
+    ):  # torch.export would put the op into a graph within
+        return _call(grad.BlockSparseAttention.apply, q, k, v, kept, row_offsets, columns, token_bias, *rest)
+    q, k, v = (_linear.autocast(tensor) for tensor in (q, k, v))
     with torch.autocast("cpu", enabled=False):
         return _call(grad.BlockSparseAttention.apply, q, k, v, kept, row_offsets, columns, token_bias, *rest)
 

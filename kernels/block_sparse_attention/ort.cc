@@ -2,7 +2,9 @@
 // cu_seqlens_k?, tables?, bits?; block_size, scale, is_causal, window, sinks, q_offset, q_at_end, enable_gqa)
 // -> (out, lse): T = float, bfloat16 or float16 for Q, K, V and out. An optional input of shape (0,) stands for none,
 // of columns and tables where there are no row_offsets and no bits.
+#include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 
 #include "csrc/ort/custom_op.h"
@@ -78,6 +80,8 @@ class AttentionKernel : public Kernel {
   void compute(const Call& call) const override;
 
  private:
+  void check_node(const Node& node) const;
+
   AttentionOptions options_{};
 };
 
@@ -95,28 +99,40 @@ AttentionKernel::AttentionKernel(const Node& node) {
               node.attribute("enable_gqa", int64_t{1}) != 0,
               block[0],
               block[1]};
-  // The rules that need no run: attributes and types, of one head of no tokens.
-  static constexpr int64_t HEADS[] = {1, 1, 0, 1}, MASK[] = {1, 1, 0, 0}, BIAS[] = {1, 1, 1, 0}, ONE[] = {1};
-  const int64_t words = block[1] > 0 ? (block[1] - 1) / 64 + 1 : 1, tables[] = {0, block[0], words};
-  Inputs inputs;
-  const auto shape = [&](InputIndex i, const int64_t* sizes, int64_t ndim) {
-    const std::optional<Type> type = node.type(i);
-    const std::vector<int64_t> known = node.shape(i);
-    inputs.all[i].is_here = type && (i <= V || known != Sizes{0});
-    inputs.all[i].view = shape_only(type.value_or(UNDEFINED), sizes, ndim);
-  };
-  for (const InputIndex i : {Q, K, V}) shape(i, HEADS, 4);
-  shape(KEPT, MASK, 4);
-  shape(TOKEN_BIAS, BIAS, 4);
-  for (const InputIndex i : {SINK_LOGITS, CU_SEQLENS_Q, CU_SEQLENS_K, ROW_OFFSETS}) shape(i, ONE, 1);
-  static constexpr int64_t NONE[] = {0};
-  shape(BITS, tables, 3);
-  for (const InputIndex i : {COLUMNS, TABLES}) {
-    shape(i, NONE, 1);
-    inputs.all[i].is_here = node.type(i).has_value() && inputs.all[i == COLUMNS ? ROW_OFFSETS : BITS].is_here;
-  }
+  check_node(node);
+}
+
+// The rules that need no run: attributes and types, of one head of no tokens. A mask, lists and sequences one by one:
+// of inputs whose sizes no model says, all but one may stand for none.
+void AttentionKernel::check_node(const Node& node) const {
+  static constexpr int64_t HEADS[] = {1, 1, 0, 1}, MASK[] = {1, 1, 0, 0}, BIAS[] = {1, 1, 1, 0}, ONE[] = {1},
+                           NONE[] = {0};
+  const int64_t words = options_.block_k > 0 ? (options_.block_k - 1) / 64 + 1 : 1;
+  const int64_t table_sizes[] = {0, options_.block_q, words};
   const auto raise = [&](const Problem& problem) { fail(node.runtime, problem); };
-  AttentionRequest<InputTensor>(OP, inputs.operands(), options_, raise).checked(raise);
+  const auto check = [&](std::initializer_list<InputIndex> with) {
+    Inputs inputs;
+    const auto add = [&](InputIndex i, const int64_t* sizes, int64_t ndim) {
+      const std::optional<Type> type = node.type(i);
+      const bool asked =
+          i <= V || i == TOKEN_BIAS || i == SINK_LOGITS || std::find(with.begin(), with.end(), i) != with.end();
+      inputs.all[i].is_here = asked && type && (i <= V || node.shape(i) != Sizes{0});
+      inputs.all[i].view = shape_only(type.value_or(UNDEFINED), sizes, ndim);
+    };
+    for (const InputIndex i : {Q, K, V}) add(i, HEADS, 4);
+    add(KEPT, MASK, 4);
+    add(TOKEN_BIAS, BIAS, 4);
+    for (const InputIndex i : {SINK_LOGITS, CU_SEQLENS_Q, CU_SEQLENS_K, ROW_OFFSETS}) add(i, ONE, 1);
+    add(BITS, table_sizes, 3);
+    for (const auto& [i, needed] : {std::pair{COLUMNS, ROW_OFFSETS}, {TABLES, BITS}}) {
+      add(i, NONE, 1);
+      inputs.all[i].is_here = inputs.all[needed].is_here && node.type(i);
+    }
+    AttentionRequest<InputTensor>(OP, inputs.operands(), options_, raise).checked(raise);
+  };
+  check({KEPT});
+  check({ROW_OFFSETS, COLUMNS, BITS, TABLES});
+  check({CU_SEQLENS_Q, CU_SEQLENS_K});
 }
 
 void AttentionKernel::compute(const Call& call) const {
