@@ -97,7 +97,7 @@ def test_bytes_are_what_a_call_touches() -> None:
     assert prefill.bytes == 8192 * 1152 + 2 * 64 * 64 * (576 + 512), "64 lists of 512 name no more than all rows"
     paged, top = indexer.BENCH[0], next(case for case in indexer.BENCH if case.op == "topk_indices")
     assert paged.bytes == 64 * 128 + 2048 * 132 + 4 * 2048 and paged.flops == 2 * 64 * 128 * 2048
-    assert (top.flops, top.bytes) == (0, 3 * 4 * 65536)
+    assert (top.flops, top.bytes, top.rate) == (3 * 65536, 3 * 4 * 65536, "fma_f32")
 
 
 def test_the_table_has_every_row_and_the_gate_few() -> None:

@@ -1,7 +1,7 @@
 """What is measured of fp8_mqa_logits, fp8_paged_mqa_logits, topk_indices and lightning_indexer; cases.py hands it on.
 
-Operations are those of the dot products; bytes those of codes, scales and logits, of a selection PASSES times. The
-fused selection is compared by what the logits of its tokens are worth in float64.
+Operations are those of the dot products, bytes those of codes, scales and logits; a selection compares and reads each
+score PASSES times. The fused selection is compared by what the logits of its tokens are worth in float64.
 """
 
 import functools
@@ -46,7 +46,7 @@ class Bench:
 
     @property
     def flops(self) -> int:
-        return 0 if self.op == TOPK else 2 * self.s_q * self.H * self.D * self.s_kv
+        return self.s_q * self.s_kv * (PASSES if self.op == TOPK else 2 * self.H * self.D)
 
     @property
     def bytes(self) -> int:
@@ -56,7 +56,7 @@ class Bench:
     @property
     def rate(self) -> str:
         """The ceiling of its arithmetic."""
-        return "bf16_dot"
+        return "fma_f32" if self.op == TOPK else "bf16_dot"
 
     def inputs(self, generator: torch.Generator) -> dict[str, Any]:
         """Keyword arguments of the op. Weights of both signs, as a model has them."""

@@ -43,7 +43,7 @@ def paged_logits(inputs: dict[str, Any]) -> dict[str, Peer]:
 
 def selection(inputs: dict[str, Any]) -> dict[str, Peer]:
     scores, k = inputs["scores"], inputs["k"]
-    return {"torch.topk": Peer(lambda: scores.topk(k, sorted=False).indices, *SELECTION, in_order)}
+    return {"torch topk": Peer(lambda: scores.topk(k, sorted=False).indices, *SELECTION, in_order)}
 
 
 def fused(inputs: dict[str, Any]) -> dict[str, Peer]:
@@ -61,7 +61,7 @@ def fused(inputs: dict[str, Any]) -> dict[str, Peer]:
 
     found = {f"{label}, and topk": peer(call, dtype) for dtype, label, call in _formulas(inputs)}
     if hasattr(deepseek_fast, "fp8_mqa_logits"):
-        found["our logits, and torch.topk"] = peer(partial(deepseek_fast.fp8_mqa_logits, *arguments), torch.float32)
+        found["ours, logits and torch.topk"] = peer(partial(deepseek_fast.fp8_mqa_logits, *arguments), torch.float32)
     return found
 
 
