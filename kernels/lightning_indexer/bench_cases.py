@@ -137,9 +137,9 @@ def _logits(q: Tensor, k: Tensor, k_scale: Tensor, weights: Tensor) -> tuple[Ten
 BENCH = (
     Bench(PAGED, 1, 2048, group="logits", why="a decoder's query", quick=True, sweep=True),
     Bench(LOGITS, 256, 4096, group="logits", why="prefill"),
-    Bench(TOPK, 1, 65536, 512, group="selection", why="a long context", quick=True, sweep=True),
-    Bench(TOPK, 64, 4096, 512, group="selection", why="prefill"),
+    Bench(TOPK, 1, 65536, 512, group="selection", why="a long context", sweep=True),
+    Bench(TOPK, 64, 4096, 512, group="selection", why="prefill", quick=True, sweep=True),
     Bench(FUSED, 1, 65536, 512, group="fused", why="a long context, its logits never stored"),
     Bench(FUSED, 256, 4096, 2048, group="fused", why="DeepSeek-V3.2's top-k, prefill"),
-    Bench(FUSED, 4, 4096, 512, group="fused", why="of the gate", quick=True, sweep=True),
+    Bench(FUSED, 4, 4096, 512, group="fused", why="four queries, a decoder's", sweep=True),
 )
