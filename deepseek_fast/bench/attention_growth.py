@@ -3,12 +3,11 @@
 n log n itself, fitted over these n, has the exponent 1.12: log n grows by a factor of 1.6.
 """
 
-import contextlib
+import ctypes
 import math
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from deepseek_fast.cli import output, timing
@@ -28,15 +27,16 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
     from deepseek_fast.kernels.block_sparse_attention.bench_cases import LOG_SIZES
 
     sizes = LOG_SIZES[:QUICK_SIZES] if quick else LOG_SIZES
-    rows, calls = [], {}
+    rows: list[dict[str, Any]] = []
+    calls: dict[str, Callable[[], Any]] = {}
     for n in sizes:
         generator = torch.Generator().manual_seed(n)
         q, k, v = (torch.randn(1, HEADS, n, HEAD_DIM, generator=generator).to(getattr(torch, DTYPE)) for _ in "qkv")
         mask = deepseek_fast.local_log_blocks(n, n, block_size=BLOCK, local=LOCAL)
         inputs = {"q": q, "k": k, "v": v, "block_mask": mask, "block_size": BLOCK, "is_causal": True}
         call = partial(deepseek_fast.block_sparse_attention, **inputs)
-        row = {"n": n, "blocks": _entries(mask), "bytes": peak_bytes(call), "error_over_bound": _error(call(), inputs)}
-        rows.append(row | {"tensor_bytes": q.nbytes})
+        error = _error(call(), inputs)
+        rows.append({"n": n, "blocks": _entries(mask), "bytes": peak_bytes(call), "error_over_bound": error})
         calls[str(n)] = call
     times = timing.interleave(calls, rounds=QUICK_ROUNDS if quick else ROUNDS)
     for row in rows:
@@ -47,26 +47,33 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
 
 def exponent(sizes: Any, values: Any) -> float:
     """The slope of log value over log size, by least squares."""
+    if not all(value > 0 for value in values):  # NaN too
+        return math.nan
     x, y = [math.log(size) for size in sizes], [math.log(value) for value in values]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     rise = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
     return rise / sum((a - mean_x) ** 2 for a in x)
 
 
-def peak_bytes(call: Callable[[], Any]) -> int:
-    """The most memory that a call has from torch's allocator at a time, its result and workspace included."""
-    from torch.profiler import ProfilerActivity, profile
-
+def peak_bytes(call: Callable[[], Any]) -> float:
+    """The most memory that a call has at a time beyond what was there, its result and workspace included: pages that the
+    process has touched, whoever allocated them. NaN where Linux does not tell."""
     call()
-    with _without_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # or the call is given pages that are there
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _status("VmRSS")
         call()
-    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    held = peak = 0
-    for _, change in changes:
-        held += change
-        peak = max(peak, held)
-    return peak
+        return float(max(_status("VmHWM") - before, 0))
+    except (OSError, KeyError):
+        return math.nan
+
+
+def _status(name: str) -> int:
+    """Bytes of a line of /proc/self/status."""
+    lines = (line.partition(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int({key: value for key, _, value in lines}[name].split()[0]) << 10
 
 
 def table(data: dict[str, Any]) -> str:
@@ -86,20 +93,6 @@ def table(data: dict[str, Any]) -> str:
 
 def right(data: dict[str, Any]) -> bool:
     return all(row["error_over_bound"] <= 1 for row in data["rows"])
-
-
-@contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
-    """torch's profiler writes lines of its own to the file behind stderr."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _entries(mask: Any) -> int:
