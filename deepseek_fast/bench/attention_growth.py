@@ -56,7 +56,7 @@ def exponent(sizes: Any, values: Any) -> float:
 
 
 def peak_bytes(call: Callable[[], Any]) -> float:
-    """The most memory that a call has at a time beyond what was there, its result and workspace included: pages that the
+    """The most memory that a call has at a time beyond what was there, result and workspace included: pages that the
     process has touched, whoever allocated them. NaN where Linux does not tell."""
     call()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
