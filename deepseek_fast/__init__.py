@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     from deepseek_fast.kernels.fused_matmul.op import fused_matmul
     from deepseek_fast.kernels.int4_matmul.op import int4_matmul, int4_quantize_weight
     from deepseek_fast.kernels.int8_matmul.op import int8_matmul, int8_quantize_weight
+    from deepseek_fast.kernels.lightning_indexer.op import (
+        fp8_mqa_logits,
+        fp8_paged_mqa_logits,
+        lightning_indexer,
+        lightning_indexer_paged,
+        topk_indices,
+    )
 
 # Public name -> the module that defines it; a module of the package stands for itself.
 _HOMES = {
@@ -42,6 +49,8 @@ _HOMES = {
     "fp8_cast_transposed": "deepseek_fast.kernels.fp8_cast.op",
     "fp8_dequantize": "deepseek_fast.kernels.fp8_cast.op",
     "fp8_matmul": "deepseek_fast.kernels.fp8_matmul.op",
+    "fp8_mqa_logits": "deepseek_fast.kernels.lightning_indexer.op",
+    "fp8_paged_mqa_logits": "deepseek_fast.kernels.lightning_indexer.op",
     "fp8_quantize_weight": "deepseek_fast.kernels.fp8_matmul.op",
     "fp8_scaled_mm": "deepseek_fast.kernels.fp8_matmul.scaled_mm",
     "fused_conv": "deepseek_fast.kernels.fused_conv.op",
@@ -56,12 +65,15 @@ _HOMES = {
     "int8_matmul": "deepseek_fast.kernels.int8_matmul.op",
     "int8_quantize_weight": "deepseek_fast.kernels.int8_matmul.op",
     "isa": "deepseek_fast._load",
+    "lightning_indexer": "deepseek_fast.kernels.lightning_indexer.op",
+    "lightning_indexer_paged": "deepseek_fast.kernels.lightning_indexer.op",
     "local_response_norm": "deepseek_fast.kernels.fused_conv.op",
     "pool2d": "deepseek_fast.kernels.fused_conv.op",
     "rms_norm_cast": "deepseek_fast.kernels.fp8_cast.op",
     "set_max_isa": "deepseek_fast._load",
     "silu_mul_cast": "deepseek_fast.kernels.fp8_cast.op",
     "supported_isas": "deepseek_fast._load",
+    "topk_indices": "deepseek_fast.kernels.lightning_indexer.op",
 }
 _MODULES = ("checkpoints", "importers", "nn", "numpy", "onnx", "ort", "quantization")
 
@@ -73,6 +85,8 @@ __all__ = [
     "fp8_cast_transposed",
     "fp8_dequantize",
     "fp8_matmul",
+    "fp8_mqa_logits",
+    "fp8_paged_mqa_logits",
     "fp8_quantize_weight",
     "fp8_scaled_mm",
     "fused_conv",
@@ -88,6 +102,8 @@ __all__ = [
     "int8_matmul",
     "int8_quantize_weight",
     "isa",
+    "lightning_indexer",
+    "lightning_indexer_paged",
     "local_response_norm",
     "nn",
     "numpy",
@@ -99,6 +115,7 @@ __all__ = [
     "set_max_isa",
     "silu_mul_cast",
     "supported_isas",
+    "topk_indices",
 ]
 
 

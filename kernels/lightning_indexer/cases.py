@@ -189,6 +189,10 @@ class Bench:
     quick: bool = False
 
     @property
+    def id(self) -> str:
+        return f"{self.op}-{self.s_q}x{self.s_kv}x{self.H}x{self.D}" + f"-top_{self.top_k}" * (self.top_k > 0)
+
+    @property
     def flops(self) -> int:
         return 2 * self.s_q * self.H * self.D * self.s_kv
 

@@ -1,0 +1,187 @@
+// The k largest of a row of scores: what is above a threshold is kept, and when the buffer of 2 k + MORE_CANDIDATES is
+// full it is cut to its k largest, whose smallest is the next threshold. A score is looked at once; a cut of
+// 2 k + MORE_CANDIDATES entries throws k + MORE_CANDIDATES away, and takes at most 33 looks at each: so the whole is
+// linear in the row's length, in whatever order its scores come.
+//
+// Places ascend, and cuts keep them so: of equal scores the lower place stays, and a later one must be above the
+// threshold.
+#pragma once
+#include <cstring>
+
+#include "kernels/lightning_indexer/cpu_kernels.h"
+
+namespace dsf::lightning_indexer {
+namespace {
+
+inline constexpr int32_t INFINITY_KEY = 0x7F800000, NAN_KEY = 0x7FFFFFFF;
+
+// Integers in the order of the scores: NaN above infinity, both zeros the same.
+[[gnu::always_inline]] inline int32_t key_of(int32_t bits) {
+  const int32_t ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF);
+  const int32_t key = ordered == -1 ? 0 : ordered;  // -0
+  return (bits & 0x7FFFFFFF) > INFINITY_KEY ? NAN_KEY : key;
+}
+
+inline float score_of(int32_t key) {
+  const int32_t bits = key ^ ((key >> 31) & 0x7FFFFFFF);
+  float score;
+  std::memcpy(&score, &bits, sizeof score);
+  return score;
+}
+
+inline int64_t count_from(const int32_t* keys, int64_t count, int32_t least) {
+  int32_t found = 0;  // of 2^31 candidates at most
+  for (int64_t i = 0; i < count; ++i) found += keys[i] >= least;
+  return found;
+}
+
+// A key that at least k of count > k reach, and such that fewer than k lie above it.
+inline int32_t kth_largest(const int32_t* keys, int64_t count, int64_t k) {
+  int32_t least = keys[0], most = keys[0];
+  for (int64_t i = 0; i < count; ++i) {
+    least = keys[i] < least ? keys[i] : least;
+    most = keys[i] > most ? keys[i] : most;
+  }
+  while (least < most) {
+    const auto middle = int32_t(most - (int64_t(most) - least) / 2);
+    const int64_t found = count_from(keys, count, middle);
+    if (found >= k) least = middle;
+    if (found == k) break;
+    if (found < k) most = middle - 1;
+  }
+  return least;
+}
+
+// Keeps what lies above `key`, and of what equals it the first `equal`; returns how many.
+inline int64_t keep(int32_t* keys, int32_t* places, int64_t count, int32_t key, int64_t equal) {
+  int64_t kept = 0;
+#ifdef __AVX512F__
+  const __m512i key_i32x16 = _mm512_set1_epi32(key);
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 inside = count - i < 16 ? Vec::mask_of(int(count - i)) : __mmask16(0xFFFF);
+    const __m512i k_i32x16 = _mm512_maskz_loadu_epi32(inside, keys + i);
+    const __m512i p_i32x16 = _mm512_maskz_loadu_epi32(inside, places + i);
+    uint32_t same = _mm512_mask_cmpeq_epi32_mask(inside, k_i32x16, key_i32x16);
+    if (equal < 16) same = _pdep_u32((1u << equal) - 1, same);
+    equal -= __builtin_popcount(same);
+    const auto taken = __mmask16(_mm512_mask_cmpgt_epi32_mask(inside, k_i32x16, key_i32x16) | same);
+    _mm512_storeu_si512(keys + kept, _mm512_maskz_compress_epi32(taken, k_i32x16));
+    _mm512_storeu_si512(places + kept, _mm512_maskz_compress_epi32(taken, p_i32x16));
+    kept += __builtin_popcount(taken);
+  }
+#else
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t here = keys[i], place = places[i];
+    const bool same = here == key && equal > 0;
+    equal -= same;
+    keys[kept] = here;
+    places[kept] = place;
+    kept += here > key || same;
+  }
+#endif
+  return kept;
+}
+
+inline void cut(Candidates* candidates) {
+  int32_t* keys = candidates->keys;
+  for (int64_t i = candidates->keyed; i < candidates->count; ++i) keys[i] = key_of(keys[i]);
+  if (candidates->count > candidates->k) {
+    const int64_t k = candidates->k, count = candidates->count;
+    const int32_t key = kth_largest(keys, count, k);
+    const int64_t above = key == NAN_KEY ? 0 : count_from(keys, count, key + 1);
+    candidates->count = keep(keys, candidates->places, count, key, k - above);
+    candidates->threshold = score_of(key);
+    candidates->closed = key > INFINITY_KEY;  // k NaN
+  }
+  candidates->keyed = candidates->count;
+}
+
+template <Dtype dtype>
+using Score = std::conditional_t<dtype == Dtype::f32, float, uint16_t>;
+
+template <Dtype dtype>
+[[gnu::always_inline]] inline Vec::f32 load_scores(const Score<dtype>* scores) {
+  if constexpr (dtype == Dtype::f32) return Vec::load(scores);
+  if constexpr (dtype == Dtype::bf16) return Vec::load_bf16(scores);
+  if constexpr (dtype == Dtype::f16) return Vec::load_f16(scores);
+}
+template <Dtype dtype>
+[[gnu::always_inline]] inline Vec::f32 load_scores_n(const Score<dtype>* scores, int n) {
+  if constexpr (dtype == Dtype::f32) return Vec::load_n(scores, n);
+  if constexpr (dtype == Dtype::bf16) return Vec::load_bf16_n(scores, n);
+  if constexpr (dtype == Dtype::f16) return Vec::load_f16_n(scores, n);
+}
+
+inline constexpr int STEP = 16;  // scores
+
+// STEP scores, the first `some` of them, without a look at the capacity.
+#ifdef __AVX512F__
+// VPCOMPRESSD to registers and whole stores: its form that writes to memory takes more than 100 cycles on Zen 4.
+template <Dtype dtype, bool whole>
+[[gnu::always_inline]] inline int64_t add_step(const Score<dtype>* scores, int some, int32_t first, float threshold,
+                                               int32_t* keys, int32_t* places) {
+  const __m512 v_f32x16 = whole ? load_scores<dtype>(scores) : load_scores_n<dtype>(scores, some);
+  const __mmask16 inside = whole ? __mmask16(0xFFFF) : Vec::mask_of(some);
+  const __mmask16 above = _mm512_mask_cmp_ps_mask(inside, v_f32x16, _mm512_set1_ps(threshold), _CMP_NLE_UQ);
+  const __m512i counting = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i places_i32x16 = _mm512_add_epi32(_mm512_set1_epi32(first), counting);
+  _mm512_storeu_si512(keys, _mm512_maskz_compress_epi32(above, _mm512_castps_si512(v_f32x16)));
+  _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(above, places_i32x16));
+  return __builtin_popcount(above);
+}
+#else
+template <Dtype dtype, bool whole>
+[[gnu::always_inline]] inline int64_t add_step(const Score<dtype>* scores, int some, int32_t first, float threshold,
+                                               int32_t* keys, int32_t* places) {
+  alignas(64) float values[STEP];
+  if constexpr (whole) {
+    DSF_UNROLL
+    for (int i = 0; i < STEP; i += Vec::LANES) Vec::store(values + i, load_scores<dtype>(scores + i));
+  } else {
+    for (int i = 0; i < STEP; i += Vec::LANES) {
+      const int left = some - i < 0 ? 0 : some - i;
+      Vec::store(values + i,
+                 left >= Vec::LANES ? load_scores<dtype>(scores + i) : load_scores_n<dtype>(scores + i, left));
+    }
+  }
+  int32_t any = 0;
+  for (int i = 0; i < STEP; ++i) any |= !(values[i] <= threshold);
+  if (!any) [[likely]]
+    return 0;
+  int64_t kept = 0;
+  for (int i = 0; i < some; ++i) {
+    std::memcpy(keys + kept, values + i, sizeof *keys);
+    places[kept] = first + i;
+    kept += !(values[i] <= threshold);
+  }
+  return kept;
+}
+#endif
+
+template <Dtype dtype>
+inline void add(const void* data, int64_t n, int64_t first, Candidates* candidates) {
+  const auto* scores = static_cast<const Score<dtype>*>(data);
+  int32_t *keys = candidates->keys, *places = candidates->places;
+  for (int64_t i = 0; i < n && !candidates->closed;) {
+    if (candidates->count + STEP > candidates->capacity) {
+      cut(candidates);
+      continue;
+    }
+    // So many steps fit for sure.
+    const int64_t room = (candidates->capacity - candidates->count) / STEP * STEP;
+    const int64_t end = n - i < room ? n : i + room;
+    const float threshold = candidates->threshold;
+    int64_t count = candidates->count;
+    for (; i + STEP <= end; i += STEP)
+      count += add_step<dtype, true>(scores + i, STEP, int32_t(first + i), threshold, keys + count, places + count);
+    if (end == n && i < n) {
+      const int some = int(n - i);
+      count += add_step<dtype, false>(scores + i, some, int32_t(first + i), threshold, keys + count, places + count);
+      i = n;
+    }
+    candidates->count = count;
+  }
+}
+
+}  // namespace
+}  // namespace dsf::lightning_indexer
