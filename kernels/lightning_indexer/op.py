@@ -142,7 +142,16 @@ def lightning_indexer_paged(
 
     Source: DeepSeek-V3.2-Exp, the lightning indexer of DeepSeek Sparse Attention.
     """
-    arguments = (q, cache, weights, context_lens, block_table, top_k, _order("lightning_indexer_paged", sorted_by), as_slots)
+    arguments = (
+        q,
+        cache,
+        weights,
+        context_lens,
+        block_table,
+        top_k,
+        _order("lightning_indexer_paged", sorted_by),
+        as_slots,
+    )
     return _call("lightning_indexer_paged", _PAGED_INDEXER, *arguments)
 
 
