@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper
 
 from deepseek_fast.kernels.lightning_indexer import body
@@ -60,9 +59,3 @@ def node_model(
     ir_version = helper.find_min_ir_version_for(imports[:1])
     model = helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=ir_version)
     return model, feeds
-
-
-def paged(inputs: dict[str, Any], page: int) -> dict[str, Any]:
-    """A PagedCase's inputs as the op takes them: the cache as a tensor of bytes."""
-    cache = torch.from_numpy(inputs["cache"])
-    return inputs | {"cache": cache.reshape(len(cache), page, 1, cache.shape[1] // page)}

@@ -137,7 +137,7 @@ bool check_cache(const IndexerCall& call, IndexerArgs* args, Problem* problem) {
   if (!checked_mul(pages, page, &slots) || slots > MOST_TOKENS || !checked_mul(page, token_bytes, &page_bytes))
     return shape_error(problem, call.op, "cache", "have at most 2147483647 tokens", cache);
   int64_t page_stride = page_bytes;
-  if (cache.strides) {
+  if (cache.strides && slots > 0) {
     if ((page > 1 && cache.strides[1] != token_bytes) || cache.strides[3] != 1)
       return value_error(problem, call.op, "cache", "have pages of contiguous bytes", "other strides");
     page_stride = cache.strides[0];
