@@ -21,7 +21,10 @@ TYPES = {
     "bfloat16": TensorProto.BFLOAT16,
     "float16": TensorProto.FLOAT16,
     "float8_e4m3fn": TensorProto.FLOAT8E4M3FN,
+    "float8_e5m2": TensorProto.FLOAT8E5M2,
     "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
+    "bool": TensorProto.BOOL,
     "int32": TensorProto.INT32,
     "int64": TensorProto.INT64,
     "float64": TensorProto.DOUBLE,
@@ -45,6 +48,7 @@ def node_model(
         attributes = body.DEFAULTS[op_type] | attributes
     names = [name if name in feeds else "" for name in body.INPUTS[op_type]]
     kind = attributes.get("dtype", TensorProto.FLOAT) if output == "logits" else TensorProto.INT32
+    rank = feeds["scores"].ndim if "scores" in feeds else 3 if op == "lightning_indexer_paged" else 2
     graph = helper.make_graph(
         [helper.make_node(op_type, names, [output], domain=body.DOMAIN, **attributes)],
         op,
@@ -52,7 +56,7 @@ def node_model(
             helper.make_tensor_value_info(name, TYPES[array.dtype.name], [None] * array.ndim)
             for name, array in feeds.items()
         ],
-        [onnx.ValueInfoProto(name=output, type=onnx.TypeProto(tensor_type=onnx.TypeProto.Tensor(elem_type=kind)))],
+        [helper.make_tensor_value_info(output, kind, [None] * rank)],
     )
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(body.DOMAIN, 1)]
     functions = [body.function_proto(opset, op_type)] if with_body else []

@@ -65,7 +65,7 @@ def _logits(steps: Steps) -> str:
 def _paged_logits(steps: Steps) -> str:
     logits, columns = body_steps.paged_logits(steps), steps.body.integer("max_context_len")
     logits = body_steps.fitted(steps, logits, columns)
-    rows = steps.op("Mul", steps.sizes("q", 0, 1), steps.sizes("q", 1, 2))
+    rows = steps.op("Mul", steps.sizes(logits, 0, 1), steps.sizes(logits, 1, 2))
     return steps.reshape(logits, rows, columns)
 
 

@@ -124,7 +124,7 @@ def windowed(steps: Steps, logits: str, begin: str, end: str, tokens: str) -> st
 def compressed(steps: Steps, logits: str, columns: str) -> str:
     """Column j - ks of each row, as many as `columns`."""
     op = steps.op
-    s_q, tokens = steps.sizes("q", 0, 1), steps.sizes(logits, 1)
+    s_q, tokens = steps.sizes(logits, 0, 1), steps.sizes(logits, 1)
     begin, _ = dense_window(steps, s_q, tokens)
     places = op("Min", op("Add", begin, steps.counting(columns)), tokens)
     return steps.along(steps.padded(logits, steps.one, steps.below), places)

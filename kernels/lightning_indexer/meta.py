@@ -54,14 +54,18 @@ def check_types(op: str, arguments: dict[str, Any]) -> None:
 def _check_options(op: str, options: dict[str, Any]) -> None:
     """Those that torch's own sentence, of several lines, would refuse."""
     for name, value in options.items():
-        if name in _INTEGERS and (isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))):
-            raise TypeError(f"{op}: {name} must be an integer; got {value!r}")
+        if name in _INTEGERS and not _is_int64(value):
+            raise TypeError(f"{op}: {name} must be an integer of 64 bits; got {value!r}")
         if name == "sorted_by" and not isinstance(value, str):
             raise TypeError(f"{op}: sorted_by must be a name or None; got {value!r}")
         if name == "as_slots" and not isinstance(value, bool):
             raise TypeError(f"{op}: as_slots must be True or False; got {value!r}")
         if name == "dtype" and not isinstance(value, torch.dtype):
             raise TypeError(f"{op}: dtype must be float32 or bfloat16; got {value!r}")
+
+
+def _is_int64(value: Any) -> bool:
+    return isinstance(value, torch.SymInt) or (type(value) is int and -(2**63) <= value < 2**63)
 
 
 @torch.library.register_fake("deepseek_fast::fp8_mqa_logits")

@@ -164,6 +164,7 @@ def _order(op: str, sorted_by: Any) -> Any:
 
 def _call(op: str, compiled: Any, *args: Any) -> Tensor:
     """compiled(...), with a failed check as ValueError or TypeError; nothing here has a gradient."""
+    args = tuple(arg.detach() if isinstance(arg, Tensor) and arg.requires_grad else arg for arg in args)
     try:
         return compiled(*args)  # type: ignore[no-any-return]
     except (RuntimeError, AttributeError) as error:

@@ -134,6 +134,12 @@ Dim product(const Dim& a, const Dim& b) {
   return a.size == 1 ? b : b.size == 1 ? a : Dim{-1, ""};
 }
 
+// A negative one is refused when the kernel is made.
+Dim given(const Shapes& shapes, const char* attribute) {
+  const int64_t size = shapes.attribute(attribute, int64_t{0});
+  return {size < 0 ? -1 : size, ""};
+}
+
 void infer_indexer(const Form& form, const Shapes& shapes) {
   const std::vector<Dim> q = shapes.shape(0);
   const int64_t dtype = form.selects ? int64_t{INT32} : shapes.attribute("dtype", int64_t{FLOAT});
@@ -141,12 +147,10 @@ void infer_indexer(const Form& form, const Shapes& shapes) {
   if (q.size() != (form.paged ? 4 : 3)) return shapes.set_output(0, Type(dtype), {});
   if (form.selects) {
     std::vector<Dim> sizes(q.begin(), q.end() - 2);
-    sizes.push_back({shapes.attribute("top_k", int64_t{0}), ""});
+    sizes.push_back(given(shapes, "top_k"));
     return shapes.set_output(0, INT32, sizes);
   }
-  if (form.paged)
-    return shapes.set_output(0, Type(dtype),
-                             {product(q[0], q[1]), {shapes.attribute("max_context_len", int64_t{0}), ""}});
+  if (form.paged) return shapes.set_output(0, Type(dtype), {product(q[0], q[1]), given(shapes, "max_context_len")});
   const std::vector<Dim> k = shapes.shape(1);
   const int64_t columns = shapes.attribute("max_seqlen_k", int64_t{0});
   shapes.set_output(0, Type(dtype), {q[0], columns > 0 ? Dim{columns, ""} : k.size() == 2 ? k[0] : Dim{-1, ""}});
@@ -196,7 +200,7 @@ class TopkKernel : public Kernel {
 
 void infer_topk(const Shapes& shapes) {
   std::vector<Dim> sizes = shapes.shape(0);
-  if (!sizes.empty()) sizes.back() = {shapes.attribute("k", int64_t{0}), ""};
+  if (!sizes.empty()) sizes.back() = given(shapes, "k");
   shapes.set_output(0, INT32, sizes);
 }
 
