@@ -1,7 +1,7 @@
 // The k largest of a row of scores: what is above a threshold is kept, and when the buffer of 2 k + MORE_CANDIDATES is
-// full it is cut to its k largest, whose smallest is the next threshold. A score is looked at once; a cut of
-// 2 k + MORE_CANDIDATES entries throws k + MORE_CANDIDATES away, and takes at most 33 looks at each: so the whole is
-// linear in the row's length, in whatever order its scores come.
+// full it is cut to its k largest or a few more, whose smallest is the next threshold. A score is looked at once; a cut
+// of 2 k + MORE_CANDIDATES entries throws k + MORE_CANDIDATES / 2 away at least, and takes at most 35 looks at each: so
+// the whole is linear in the row's length, in whatever order its scores come.
 //
 // Places ascend, and cuts keep them so: of equal scores the lower place stays, and a later one must be above the
 // threshold.
@@ -35,21 +35,32 @@ inline int64_t count_from(const int32_t* keys, int64_t count, int32_t least) {
   return found;
 }
 
-// A key that at least k of count > k reach, and such that fewer than k lie above it.
-inline int32_t kth_largest(const int32_t* keys, int64_t count, int64_t k) {
+// What a cut keeps: all above `key`, and the first `equal` of what equals it; k to k + more of count > k entries.
+struct Limit {
+  int32_t key;
+  int64_t equal;
+};
+
+// By halves of the range of keys; the more are welcome, the sooner it is found.
+inline Limit find_limit(const int32_t* keys, int64_t count, int64_t k, int64_t more) {
   int32_t least = keys[0], most = keys[0];
   for (int64_t i = 0; i < count; ++i) {
     least = keys[i] < least ? keys[i] : least;
     most = keys[i] > most ? keys[i] : most;
   }
-  while (least < most) {
+  int64_t reached = count;  // keys from least on
+  while (least < most && reached > k + more) {
     const auto middle = int32_t(most - (int64_t(most) - least) / 2);
     const int64_t found = count_from(keys, count, middle);
-    if (found >= k) least = middle;
-    if (found == k) break;
-    if (found < k) most = middle - 1;
+    if (found >= k) {
+      least = middle;
+      reached = found;
+    } else {
+      most = middle - 1;
+    }
   }
-  return least;
+  const int64_t above = least == NAN_KEY ? 0 : count_from(keys, count, least + 1);
+  return {least, (reached > k + more ? k : reached) - above};
 }
 
 // Keeps what lies above `key`, and of what equals it the first `equal`; returns how many.
@@ -82,19 +93,21 @@ inline int64_t keep(int32_t* keys, int32_t* places, int64_t count, int32_t key, 
   return kept;
 }
 
-inline void cut(Candidates* candidates) {
+// Leaves the k largest, and as many as `more` of the next where that is quicker.
+inline void cut_to(Candidates* candidates, int64_t more) {
   int32_t* keys = candidates->keys;
-  for (int64_t i = candidates->keyed; i < candidates->count; ++i) keys[i] = key_of(keys[i]);
-  if (candidates->count > candidates->k) {
-    const int64_t k = candidates->k, count = candidates->count;
-    const int32_t key = kth_largest(keys, count, k);
-    const int64_t above = key == NAN_KEY ? 0 : count_from(keys, count, key + 1);
-    candidates->count = keep(keys, candidates->places, count, key, k - above);
-    candidates->threshold = score_of(key);
-    candidates->closed = key > INFINITY_KEY;  // k NaN
+  const int64_t k = candidates->k, count = candidates->count;
+  for (int64_t i = candidates->keyed; i < count; ++i) keys[i] = key_of(keys[i]);
+  if (count > k) {
+    const Limit limit = find_limit(keys, count, k, more);
+    candidates->count = keep(keys, candidates->places, count, limit.key, limit.equal);
+    candidates->threshold = score_of(limit.key);
+    candidates->closed = limit.key > INFINITY_KEY;  // k NaN
   }
   candidates->keyed = candidates->count;
 }
+
+inline void cut(Candidates* candidates) { cut_to(candidates, 0); }
 
 template <Dtype dtype>
 using Score = std::conditional_t<dtype == Dtype::f32, float, uint16_t>;
@@ -117,17 +130,45 @@ inline constexpr int STEP = 16;  // scores
 // STEP scores, the first `some` of them, without a look at the capacity.
 #ifdef __AVX512F__
 // VPCOMPRESSD to registers and whole stores: its form that writes to memory takes more than 100 cycles on Zen 4.
+[[gnu::always_inline]] inline int64_t add_masked(__m512 v_f32x16, __mmask16 above, int32_t first, int32_t* keys,
+                                                 int32_t* places) {
+  const __m512i counting = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i places_i32x16 = _mm512_add_epi32(_mm512_set1_epi32(first), counting);
+  _mm512_storeu_si512(keys, _mm512_maskz_compress_epi32(above, _mm512_castps_si512(v_f32x16)));
+  _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(above, places_i32x16));
+  return __builtin_popcount(above);
+}
+
 template <Dtype dtype, bool whole>
 [[gnu::always_inline]] inline int64_t add_step(const Score<dtype>* scores, int some, int32_t first, float threshold,
                                                int32_t* keys, int32_t* places) {
   const __m512 v_f32x16 = whole ? load_scores<dtype>(scores) : load_scores_n<dtype>(scores, some);
   const __mmask16 inside = whole ? __mmask16(0xFFFF) : Vec::mask_of(some);
   const __mmask16 above = _mm512_mask_cmp_ps_mask(inside, v_f32x16, _mm512_set1_ps(threshold), _CMP_NLE_UQ);
-  const __m512i counting = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i places_i32x16 = _mm512_add_epi32(_mm512_set1_epi32(first), counting);
-  _mm512_storeu_si512(keys, _mm512_maskz_compress_epi32(above, _mm512_castps_si512(v_f32x16)));
-  _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(above, places_i32x16));
-  return __builtin_popcount(above);
+  return add_masked(v_f32x16, above, first, keys, places);
+}
+
+inline constexpr int BLOCK_STEPS = 64;  // the bits of a word
+
+// BLOCK_STEPS whole steps: which of them hold a score above the threshold is known before the first is taken, so that
+// one branch is mispredicted where there would be one for each.
+template <Dtype dtype>
+inline void add_block(const Score<dtype>* scores, int64_t first, Candidates* candidates) {
+  alignas(64) uint16_t above[BLOCK_STEPS];
+  const __m512 threshold_f32x16 = _mm512_set1_ps(candidates->threshold);
+  DSF_UNROLL
+  for (int step = 0; step < BLOCK_STEPS; ++step)
+    above[step] = uint16_t(_mm512_cmp_ps_mask(load_scores<dtype>(scores + step * STEP), threshold_f32x16, _CMP_NLE_UQ));
+  const auto any = [&](int step) {
+    const __m512i masks_u16x32 = _mm512_load_si512(above + step);
+    return uint64_t(_mm512_test_epi16_mask(masks_u16x32, masks_u16x32));
+  };
+  for (uint64_t steps = any(0) | any(32) << 32; steps; steps &= steps - 1) {
+    if (candidates->count + STEP > candidates->capacity) cut_to(candidates, MORE_CANDIDATES / 2);
+    const int step = __builtin_ctzll(steps);
+    candidates->count += add_masked(load_scores<dtype>(scores + step * STEP), above[step], int32_t(first + step * STEP),
+                                    candidates->keys + candidates->count, candidates->places + candidates->count);
+  }
 }
 #else
 template <Dtype dtype, bool whole>
@@ -162,9 +203,14 @@ template <Dtype dtype>
 inline void add(const void* data, int64_t n, int64_t first, Candidates* candidates) {
   const auto* scores = static_cast<const Score<dtype>*>(data);
   int32_t *keys = candidates->keys, *places = candidates->places;
-  for (int64_t i = 0; i < n && !candidates->closed;) {
+  int64_t i = 0;
+#ifdef __AVX512F__
+  constexpr int BLOCK = BLOCK_STEPS * STEP;
+  for (; i + BLOCK <= n && !candidates->closed; i += BLOCK) add_block<dtype>(scores + i, first + i, candidates);
+#endif
+  while (i < n && !candidates->closed) {
     if (candidates->count + STEP > candidates->capacity) {
-      cut(candidates);
+      cut_to(candidates, MORE_CANDIDATES / 2);
       continue;
     }
     // So many steps fit for sure.
