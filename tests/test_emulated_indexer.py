@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-import deepseek_fast
 from deepseek_fast.kernels.lightning_indexer import ref, test_lightning_indexer, test_lightning_indexer_errors
 from tests.emulated import Emulated
 from tests.emulated_indexer import indexer
@@ -18,9 +17,14 @@ from tests.test_indexer_memory_bounds import check_all
 pytestmark = pytest.mark.slow  # `make test-emulated` runs them
 
 
-@pytest.fixture(scope="module", params=RUNS, ids=lambda run: f"{run[0].id}-{run[1]}")
+@pytest.fixture(
+    scope="module",
+    params=[run for run in RUNS if run[1] != "amx"],
+    ids=lambda run: f"{run[0].model}-{run[1]}",
+)
 def emulated(request: pytest.FixtureRequest) -> Iterator[Emulated]:
     with started(*request.param) as process:
+        assert process.level == request.param[1]
         yield process
 
 
@@ -46,4 +50,4 @@ def test_bad_input_has_the_same_sentence(emulated: Emulated) -> None:
             indexer(emulated, op, inputs)
         assert str(error.value).startswith(f"{op}: {sentence}")
         refused += 1
-    assert refused > 30 and callable(deepseek_fast.topk_indices)
+    assert refused > 30

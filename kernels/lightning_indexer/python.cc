@@ -171,17 +171,50 @@ void bind_lightning_indexer(py::module_& module, py::dict& variants) {
   const auto ks = py::arg("ks") = py::none(), ke = py::arg("ke") = py::none();
   const auto dtype = py::arg("dtype") = "float32";
   const auto sorted_by = py::arg("sorted_by") = py::none();
-  const auto times = py::arg("times") = 1;  // the kernel alone, again and again: for benchmarks
-  module.def("fp8_mqa_logits", &fp8_mqa_logits, q, k, k_scale, weights, ks, ke, py::kw_only(),
-             py::arg("max_seqlen_k") = 0, dtype, times);
-  module.def("fp8_paged_mqa_logits", &fp8_paged_mqa_logits, q, cache, weights, context_lens, block_table,
-             py::arg("max_context_len"), py::kw_only(), dtype, times);
-  module.def("lightning_indexer", &lightning_indexer, q, k, k_scale, weights, top_k, ks, ke, py::kw_only(), sorted_by,
+  const auto max_seqlen_k = py::arg("max_seqlen_k") = 0, as_slots = py::arg("as_slots") = false;
+  const auto lengths = py::arg("lengths") = py::none();
+  const auto max_context_len = py::arg("max_context_len"), scores = py::arg("scores"), times = py::arg("times");
+  const py::kw_only named;
+  module.def(
+      "fp8_mqa_logits",
+      [](const Object& q, const Object& k, const Object& k_scale, const Object& weights, const Object& ks,
+         const Object& ke, int64_t columns,
+         const Object& dtype) { return fp8_mqa_logits(q, k, k_scale, weights, ks, ke, columns, dtype, 1); },
+      q, k, k_scale, weights, ks, ke, named, max_seqlen_k, dtype);
+  module.def(
+      "fp8_paged_mqa_logits",
+      [](const Object& q, const Object& cache, const Object& weights, const Object& lens, const Object& table,
+         int64_t columns,
+         const Object& dtype) { return fp8_paged_mqa_logits(q, cache, weights, lens, table, columns, dtype, 1); },
+      q, cache, weights, context_lens, block_table, max_context_len, named, dtype);
+  module.def(
+      "lightning_indexer",
+      [](const Object& q, const Object& k, const Object& k_scale, const Object& weights, int64_t top_k,
+         const Object& ks, const Object& ke,
+         const Object& order) { return lightning_indexer(q, k, k_scale, weights, top_k, ks, ke, order, 1); },
+      q, k, k_scale, weights, top_k, ks, ke, named, sorted_by);
+  module.def(
+      "lightning_indexer_paged",
+      [](const Object& q, const Object& cache, const Object& weights, const Object& lens, const Object& table,
+         int64_t top_k, const Object& order,
+         bool slots) { return lightning_indexer_paged(q, cache, weights, lens, table, top_k, order, slots, 1); },
+      q, cache, weights, context_lens, block_table, top_k, named, sorted_by, as_slots);
+  module.def(
+      "topk_indices",
+      [](const Object& scores, int64_t k, const Object& order, const Object& lengths) {
+        return topk_indices(scores, k, order, lengths, 1);
+      },
+      scores, k, named, sorted_by, lengths);
+  // The kernel alone, so many times: for benchmarks.
+  module.def("fp8_mqa_logits_repeated", &fp8_mqa_logits, q, k, k_scale, weights, ks, ke, named, max_seqlen_k, dtype,
              times);
-  module.def("lightning_indexer_paged", &lightning_indexer_paged, q, cache, weights, context_lens, block_table, top_k,
-             py::kw_only(), sorted_by, py::arg("as_slots") = false, times);
-  module.def("topk_indices", &topk_indices, py::arg("scores"), k, py::kw_only(), sorted_by,
-             py::arg("lengths") = py::none(), times);
+  module.def("fp8_paged_mqa_logits_repeated", &fp8_paged_mqa_logits, q, cache, weights, context_lens, block_table,
+             max_context_len, named, dtype, times);
+  module.def("lightning_indexer_repeated", &lightning_indexer, q, k, k_scale, weights, top_k, ks, ke, named, sorted_by,
+             times);
+  module.def("lightning_indexer_paged_repeated", &lightning_indexer_paged, q, cache, weights, context_lens, block_table,
+             top_k, named, sorted_by, as_slots, times);
+  module.def("topk_indices_repeated", &topk_indices, scores, k, named, sorted_by, lengths, times);
   variants["lightning_indexer"] = variants_of(dsf_lightning_indexer_variant);
 }
 

@@ -180,9 +180,11 @@ template <Dtype dtype, bool whole>
     for (int i = 0; i < STEP; i += Vec::LANES) Vec::store(values + i, load_scores<dtype>(scores + i));
   } else {
     for (int i = 0; i < STEP; i += Vec::LANES) {
-      const int left = some - i < 0 ? 0 : some - i;
-      Vec::store(values + i,
-                 left >= Vec::LANES ? load_scores<dtype>(scores + i) : load_scores_n<dtype>(scores + i, left));
+      const int left = some - i;
+      const auto part = left >= Vec::LANES ? load_scores<dtype>(scores + i)
+                        : left > 0         ? load_scores_n<dtype>(scores + i, left)
+                                           : Vec::zero();
+      Vec::store(values + i, part);
     }
   }
   int32_t any = 0;
