@@ -1,6 +1,6 @@
 // The k largest of a row of scores: what is above a threshold is kept, and when the buffer of 2 k + MORE_CANDIDATES is
 // full it is cut to its k largest or a few more, whose smallest is the next threshold. A score is looked at once; a cut
-// of 2 k + MORE_CANDIDATES entries throws k + MORE_CANDIDATES / 2 away at least, and takes at most 35 looks at each: so
+// of 2 k + MORE_CANDIDATES entries throws k + MORE_CANDIDATES / 8 away at least, and takes at most 35 looks at each: so
 // the whole is linear in the row's length, in whatever order its scores come.
 //
 // Places ascend, and cuts keep them so: of equal scores the lower place stays, and a later one must be above the
@@ -164,7 +164,7 @@ inline void add_block(const Score<dtype>* scores, int64_t first, Candidates* can
     return uint64_t(_mm512_test_epi16_mask(masks_u16x32, masks_u16x32));
   };
   for (uint64_t steps = any(0) | any(32) << 32; steps; steps &= steps - 1) {
-    if (candidates->count + STEP > candidates->capacity) cut_to(candidates, MORE_CANDIDATES / 2);
+    if (candidates->count + STEP > candidates->capacity) cut_to(candidates, MORE_CANDIDATES / 8);
     const int step = __builtin_ctzll(steps);
     candidates->count += add_masked(load_scores<dtype>(scores + step * STEP), above[step], int32_t(first + step * STEP),
                                     candidates->keys + candidates->count, candidates->places + candidates->count);
@@ -212,7 +212,7 @@ inline void add(const void* data, int64_t n, int64_t first, Candidates* candidat
 #endif
   while (i < n && !candidates->closed) {
     if (candidates->count + STEP > candidates->capacity) {
-      cut_to(candidates, MORE_CANDIDATES / 2);
+      cut_to(candidates, MORE_CANDIDATES / 8);
       continue;
     }
     // So many steps fit for sure.
