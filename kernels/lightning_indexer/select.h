@@ -1,7 +1,8 @@
 // The k largest of a row of scores: what is above a threshold is kept, and when the buffer of 2 k + MORE_CANDIDATES is
 // full it is cut to its k largest or a few more, whose smallest is the next threshold. A score is looked at once; a cut
 // of 2 k + MORE_CANDIDATES entries throws k + MORE_CANDIDATES / 8 away at least, and takes at most 35 looks at each: so
-// the whole is linear in the row's length, in whatever order its scores come.
+// the whole is linear in the row's length, in whatever order its scores come. A long row starts from a guess of the
+// threshold.
 //
 // Places ascend, and cuts keep them so: of equal scores the lower place stays, and a later one must be above the
 // threshold.
@@ -14,6 +15,7 @@ namespace dsf::lightning_indexer {
 namespace {
 
 inline constexpr int32_t INFINITY_KEY = 0x7F800000, NAN_KEY = 0x7FFFFFFF;
+inline constexpr int32_t LOWEST_KEY = -INFINITY_KEY - 1;  // of -inf
 
 // Integers in the order of the scores: NaN above infinity, both zeros the same.
 [[gnu::always_inline]] inline int32_t key_of(int32_t bits) {
@@ -202,8 +204,7 @@ template <Dtype dtype, bool whole>
 #endif
 
 template <Dtype dtype>
-inline void add(const void* data, int64_t n, int64_t first, Candidates* candidates) {
-  const auto* scores = static_cast<const Score<dtype>*>(data);
+inline void stream(const Score<dtype>* scores, int64_t n, int64_t first, Candidates* candidates) {
   int32_t *keys = candidates->keys, *places = candidates->places;
   int64_t i = 0;
 #ifdef __AVX512F__
@@ -229,6 +230,41 @@ inline void add(const void* data, int64_t n, int64_t first, Candidates* candidat
     }
     candidates->count = count;
   }
+}
+
+// A row this long and this many times k starts from a guess; a shorter one's buffer is soon cut.
+inline constexpr int64_t GUESS_FROM = 16 << 10, GUESS_TIMES = 8;
+inline constexpr int64_t SAMPLE = 2048;  // scores
+
+// A threshold that most likely lies below the k largest: of a sample, whole vectors from all over the row, the score
+// with as many above it as the k largest have there, and four standard deviations of that number more. What it gives is
+// no more than a guess: a row in which fewer than k lie above it is looked at again without one.
+template <Dtype dtype>
+inline void guess(const Score<dtype>* scores, int64_t n, Candidates* candidates) {
+  int32_t* keys = candidates->keys;
+  const int64_t size = candidates->capacity < SAMPLE ? candidates->capacity / STEP * STEP : SAMPLE;
+  for (int64_t i = 0; i < size; i += STEP) {
+    const Score<dtype>* some = scores + (n - STEP) * i / size;
+    for (int j = 0; j < STEP; j += Vec::LANES) Vec::store_i32(keys + i + j, Vec::bits_of(load_scores<dtype>(some + j)));
+  }
+  for (int64_t i = 0; i < size; ++i) keys[i] = key_of(keys[i]);
+  const float expected = float(size) * float(candidates->k) / float(n);
+  const int64_t rank = int64_t(expected + 4 * __builtin_sqrtf(expected)) + 4;
+  const int32_t limit = find_limit(keys, size, rank, rank / 8).key;
+  if (limit <= LOWEST_KEY) return;  // -inf: no guess is better
+  const int32_t key = limit - 1;    // one that equals the limit counts
+  candidates->threshold = score_of(key == -1 ? -2 : key < INFINITY_KEY ? key : INFINITY_KEY);
+}
+
+template <Dtype dtype>
+inline void add(const void* data, int64_t n, int64_t first, Candidates* candidates) {
+  const auto* scores = static_cast<const Score<dtype>*>(data);
+  const bool guessed = first == 0 && !candidates->closed && n >= GUESS_FROM && n / GUESS_TIMES >= candidates->k;
+  if (guessed) guess<dtype>(scores, n, candidates);
+  stream<dtype>(scores, n, first, candidates);
+  if (!guessed || candidates->count >= candidates->k) return;
+  candidates->start(candidates->k);
+  stream<dtype>(scores, n, first, candidates);
 }
 
 }  // namespace

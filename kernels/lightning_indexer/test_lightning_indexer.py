@@ -117,6 +117,22 @@ def test_any_order_of_scores(n: int, isa: str, generator: torch.Generator) -> No
                 assert torch.equal(got, want), f"{k} of {n}, {name}, by {sorted_by}"
 
 
+@pytest.mark.parametrize("k", [1, 512, 2048])
+def test_a_guess_that_misses(k: int, isa: str, generator: torch.Generator) -> None:
+    """A long row's first threshold comes from a sample of it (select.h): high scores where it looks, or nowhere there."""
+    n, size = 40_000, min(2 * k + 1024, 2048)
+    sampled = torch.zeros(n, dtype=torch.bool)
+    for i in range(0, size, 16):
+        sampled[(n - 16) * i // size :][:16] = True
+    scores = torch.randn(n, generator=generator)
+    for row in (torch.where(sampled, scores + 9, scores), torch.where(sampled, scores - 9, scores)):
+        for special in (torch.inf, -torch.inf, torch.nan, 0.0, -0.0):
+            for change in (sampled, ~sampled, torch.rand(n, generator=generator) < 0.9):
+                changed = torch.where(change, special, row)
+                got = deepseek_fast.topk_indices(changed, k, sorted_by="value")
+                assert torch.equal(got, ref.topk_indices_ref(changed, k, sorted_by="value"))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_every_16_bit_score(dtype: torch.dtype, isa: str, generator: torch.Generator) -> None:
     scores = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
