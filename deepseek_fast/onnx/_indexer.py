@@ -34,7 +34,7 @@ def complete_indexer(node: ir.Node, rewriter: Rewriter) -> None:
         node.resize_inputs(len(names))
     for place, value in enumerate(node.inputs):
         if value is None:
-            node.replace_input_with(place, rewriter.zeros(0, np.int32))
+            node.replace_input_with(place, rewriter.zeros(0, np.dtype(np.int32)))
     is_logits = "dtype" in node.attributes
     node.outputs[0].dtype = ir.DataType(node.attributes["dtype"].value) if is_logits else ir.DataType.INT32
 

@@ -11,8 +11,8 @@
 //
 // topk_indices: of each row the k largest scores, of equal ones (-0 and 0 are) the lower index, NaN above infinity;
 // -inf never counts, nor does what lies from lengths[row] on. Where fewer than k count, -1 fills the end. The set is
-// thus one and the same everywhere. Order: "value" descending, equal ones by index; "index" ascending; any: always the
-// same.
+// thus one and the same everywhere. Order: "value" descending, equal ones by index; "index" ascending; any: ascending,
+// too.
 //
 //   q        (s_q, H, D) e4m3
 //   weights  (s_q, H) f32: a query's own scale, D^-0.5 and H^-0.5 are the caller's to fold in

@@ -119,7 +119,7 @@ def test_any_order_of_scores(n: int, isa: str, generator: torch.Generator) -> No
 
 @pytest.mark.parametrize("k", [1, 512, 2048])
 def test_a_guess_that_misses(k: int, isa: str, generator: torch.Generator) -> None:
-    """A long row's first threshold comes from a sample of it (select.h): high scores where it looks, or nowhere there."""
+    """A long row's first threshold comes from a sample (select.h): high scores where it looks, or only elsewhere."""
     n, size = 40_000, min(2 * k + 1024, 2048)
     sampled = torch.zeros(n, dtype=torch.bool)
     for i in range(0, size, 16):

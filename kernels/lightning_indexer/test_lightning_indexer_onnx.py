@@ -91,8 +91,9 @@ def test_every_scale_of_a_cache_is_read_exactly() -> None:
     pages = -(-len(scales) // 64)
     codes = torch.full((len(scales), 8), 0x38, dtype=torch.uint8).view(torch.float8_e4m3fn)  # ones
     cache = torch.from_numpy(ref.write_cache(codes, scales, 64)).reshape(pages, 64, 1, 12)
-    inputs = {"q": torch.zeros(1, 1, 1, 8).to(torch.float8_e4m3fn), "cache": cache, "weights": torch.ones(1, 1)}
-    inputs["q"][..., 0] = 1.0
+    q = torch.zeros(1, 1, 1, 8)
+    q[..., 0] = 1.0
+    inputs: dict[str, Any] = {"q": q.to(torch.float8_e4m3fn), "cache": cache, "weights": torch.ones(1, 1)}
     inputs |= {"context_lens": torch.tensor([len(scales)], dtype=torch.int32)}
     inputs |= {"block_table": torch.arange(pages, dtype=torch.int32)[None], "max_context_len": len(scales)}
     for runtime, got in outputs("fp8_paged_mqa_logits", inputs).items():

@@ -12,10 +12,10 @@
 //                            memory from the first value to the last (as a text)
 //   its answer          0 (i64), the number of results (i64), the bytes of each (as texts); or
 //                       the Fault (i64, above 0) and its sentence (text)
-// A linear room's function, the casts and the indexer also take "flush": 1 runs them on a thread that flushes subnormal numbers to
-// zero. Every tensor lies beside a page that nobody may touch, so that a read or write past its edge is a SIGSEGV:
-// PLACE is "end" where that page is right behind it, "begin" where it is right before, "near" where it is 32 bytes
-// behind, for QEMU 7.2, which reads all bytes of a VMASKMOV.
+// A linear room's function, the casts and the indexer also take "flush": 1 runs them on a thread that flushes subnormal
+// numbers to zero. Every tensor lies beside a page that nobody may touch, so that a read or write past its edge is a
+// SIGSEGV: PLACE is "end" where that page is right behind it, "begin" where it is right before, "near" where it is 32
+// bytes behind, for QEMU 7.2, which reads all bytes of a VMASKMOV.
 #include <string>
 
 #include "csrc/core/ceiling.h"
