@@ -81,19 +81,31 @@ Window window_of(const IndexerArgs& args, int64_t request, int64_t query) {
   return window;
 }
 
-// Where tokens lie.
+// Where the tokens of a panel lie.
+struct PanelRows {
+  int64_t first = -1;
+  const uint8_t* codes[PANEL_TOKENS];
+  alignas(ALIGNMENT) float scales[PANEL_TOKENS];
+};
+
+// Where all do.
 struct Tokens {
   const IndexerArgs& args;
   const int32_t* table;  // the request's, or null
 
-  void find(int64_t first, int count, const uint8_t** rows, float* scales) const {
-    for (int i = 0; i < count; ++i) {
-      const int64_t token = first + i;
-      const int64_t page = table ? table[token / args.page_size] : 0, place = table ? token % args.page_size : token;
-      rows[i] = args.codes + page * args.code_page_stride + place * args.code_stride;
-      std::memcpy(scales + i, args.scales + page * args.scale_page_stride + place * 4, 4);
+  void find(int64_t first, int count, PanelRows* rows) const {
+    rows->first = first;
+    int64_t entry = table ? first / args.page_size : 0, place = table ? first % args.page_size : first;
+    for (int i = 0; i < count; ++entry, place = 0) {
+      const int64_t page = table ? table[entry] : 0;
+      const uint8_t* codes = args.codes + page * args.code_page_stride;
+      const uint8_t* scales = args.scales + page * args.scale_page_stride;
+      for (; i < count && place < args.page_size; ++i, ++place) {
+        rows->codes[i] = codes + place * args.code_stride;
+        std::memcpy(rows->scales + i, scales + place * 4, 4);
+      }
     }
-    for (int i = count; i < PANEL_TOKENS; ++i) scales[i] = 0.0f;
+    for (int i = count; i < PANEL_TOKENS; ++i) rows->scales[i] = 0.0f;
   }
 };
 
@@ -209,22 +221,36 @@ class Worker {
     }
     const Tokens tokens{args_, args_.paged ? args_.block_table + request_ * args_.block_table_stride : nullptr};
     to = least(to, end_);
-    alignas(ALIGNMENT) float scales[PANEL_TOKENS], logits[PANEL_TOKENS];
-    const uint8_t* rows[PANEL_TOKENS];
+    alignas(ALIGNMENT) float logits[PANEL_TOKENS];
+    PanelRows both[2];
+    PanelRows *rows = both, *next = both + 1;
     for (int64_t first = most(from, begin_); first < to; first += PANEL_TOKENS) {
-      const int count = int(least(PANEL_TOKENS, to - first));
+      const int count = int(least(PANEL_TOKENS, to - first)), more = int(least(PANEL_TOKENS, to - first - count));
       if (!seen(first, first + count)) continue;
-      tokens.find(first, count, rows, scales);
-      kernel_.panel(rows, count, args_.D, panel_);
+      if (rows->first != first) tokens.find(first, count, rows);
+      kernel_.panel(rows->codes, count, args_.D, panel_);
+      if (more > 0 && seen(first + count, first + count + more)) {
+        tokens.find(first + count, more, next);
+        ask_for(*next, more);
+      }
       for (int64_t i = 0; i < count_; ++i) {
         const int64_t begin = most(first, windows_[i].begin), end = least(first + count, windows_[i].end);
         if (begin >= end) continue;
         const int64_t row = request_ * args_.s_q + query_ + i;
         kernel_.logits(numbers_ + i * args_.H * padded_D(args_.D), args_.H, args_.D,
-                       args_.weights + row * args_.weights_stride, panel_, scales, int(end - first), logits);
+                       args_.weights + row * args_.weights_stride, panel_, rows->scales, int(end - first), logits);
         take(i, row, begin, end - begin, logits + (begin - first));
       }
+      PanelRows* used = rows;
+      rows = next;
+      next = used;
     }
+  }
+
+  // The next panel's codes, while this one's logits are computed: pages lie anywhere.
+  void ask_for(const PanelRows& rows, int count) const {
+    for (int i = 0; i < count; ++i)
+      for (int64_t line = 0; line < args_.D; line += CACHE_LINE) __builtin_prefetch(rows.codes[i] + line, 0, 2);
   }
 
   bool seen(int64_t begin, int64_t end) const {
