@@ -66,8 +66,8 @@ void write_indices(const Kernel& kernel, Candidates* candidates, IndexOrder orde
   for (int64_t i = candidates->count; i < k; ++i) indices[i] = -1;
 }
 
-// Work in `items` parts on at most `slots` threads, each with memory of its own: body(slot, first item), which takes
-// every slots-th.
+// body(slot) for each of `slots`, which are threads with memory of their own: each takes every slots-th part of the
+// work.
 template <class Body>
 void for_slots(const Context& context, int64_t slots, const Body& body) {
   parallel_for(context, slots, [&](int64_t begin, int64_t end) {
