@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from deepseek_fast.kernels.lightning_indexer import ref
-from deepseek_fast.kernels.lightning_indexer.cases import CASES, PAGED_CASES, TOPK_CASES
+from deepseek_fast.kernels.lightning_indexer.cases import CASES, PAGED_CASES, TOPK_CASES, LogitsCase, PagedCase
 from tests.doors import ROOT
 from tests.emulated import THIS, Emulated, Unavailable
 from tests.emulated_indexer import indexer
-from tests.indexer_doors import SELECTED, assert_logits, prepared, prepared_topk, selecting
-from tests.plugin import each_level
+from tests.indexer_doors import SELECTED, assert_logits, call, prepared, prepared_topk, selecting
+from tests.plugin import each_level, isa_cap
 
 CALLS = """
 import deepseek_fast
@@ -57,6 +57,24 @@ def test_no_byte_outside_the_result_or_the_workspace_is_touched(level: str, plac
     with process:
         assert process.level == level
         check_all(process)
+
+
+@pytest.mark.parametrize("place", ["end", "begin"])
+@pytest.mark.parametrize("level", each_level())
+def test_tokens_shared_out_among_threads(level: str, place: str) -> None:
+    """Of one query each thread keeps candidates of its own, which are merged in the workspace."""
+    try:
+        process = Emulated(THIS, level, place, threads=3)
+    except Unavailable as missing:
+        pytest.skip(str(missing))
+    dense = LogitsCase(1, 5000, 8, 64, window="none")
+    paged = PagedCase(2, 1, 5000, 8, 64)
+    with process, isa_cap(level):
+        for case in (dense, paged):
+            op, inputs = selecting(prepared(case)[1])
+            for k in (1, 300, 5001):
+                got = indexer(process, op, inputs | {"top_k": k, "sorted_by": "value"})
+                assert torch.equal(got, call(op, "numpy", inputs | {"top_k": k, "sorted_by": "value"})), k
 
 
 def check_all(process: Emulated) -> None:
