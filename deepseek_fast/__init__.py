@@ -42,6 +42,13 @@ if TYPE_CHECKING:
     from deepseek_fast.kernels.fused_matmul.op import fused_matmul
     from deepseek_fast.kernels.int4_matmul.op import int4_matmul, int4_quantize_weight
     from deepseek_fast.kernels.int8_matmul.op import int8_matmul, int8_quantize_weight
+    from deepseek_fast.kernels.lightning_indexer.op import (
+        fp8_mqa_logits,
+        fp8_paged_mqa_logits,
+        lightning_indexer,
+        lightning_indexer_paged,
+        topk_indices,
+    )
 
 # Public name -> the module that defines it; a module of the package stands for itself.
 _HOMES = {
@@ -53,6 +60,8 @@ _HOMES = {
     "fp8_cast_transposed": "deepseek_fast.kernels.fp8_cast.op",
     "fp8_dequantize": "deepseek_fast.kernels.fp8_cast.op",
     "fp8_matmul": "deepseek_fast.kernels.fp8_matmul.op",
+    "fp8_mqa_logits": "deepseek_fast.kernels.lightning_indexer.op",
+    "fp8_paged_mqa_logits": "deepseek_fast.kernels.lightning_indexer.op",
     "fp8_quantize_weight": "deepseek_fast.kernels.fp8_matmul.op",
     "fp8_scaled_mm": "deepseek_fast.kernels.fp8_matmul.scaled_mm",
     "fused_conv": "deepseek_fast.kernels.fused_conv.op",
@@ -67,6 +76,8 @@ _HOMES = {
     "int8_matmul": "deepseek_fast.kernels.int8_matmul.op",
     "int8_quantize_weight": "deepseek_fast.kernels.int8_matmul.op",
     "isa": "deepseek_fast._load",
+    "lightning_indexer": "deepseek_fast.kernels.lightning_indexer.op",
+    "lightning_indexer_paged": "deepseek_fast.kernels.lightning_indexer.op",
     "local_log_blocks": "deepseek_fast.kernels.block_sparse_attention.op_builders",
     "local_response_norm": "deepseek_fast.kernels.fused_conv.op",
     "native_sparse_attention": "deepseek_fast.kernels.block_sparse_attention.nsa",
@@ -77,6 +88,7 @@ _HOMES = {
     "sliding_window_blocks": "deepseek_fast.kernels.block_sparse_attention.op_builders",
     "supported_isas": "deepseek_fast._load",
     "top_k_blocks": "deepseek_fast.kernels.block_sparse_attention.op_builders",
+    "topk_indices": "deepseek_fast.kernels.lightning_indexer.op",
 }
 _MODULES = ("checkpoints", "importers", "nn", "numpy", "onnx", "ort", "quantization")
 
@@ -91,6 +103,8 @@ __all__ = [
     "fp8_cast_transposed",
     "fp8_dequantize",
     "fp8_matmul",
+    "fp8_mqa_logits",
+    "fp8_paged_mqa_logits",
     "fp8_quantize_weight",
     "fp8_scaled_mm",
     "fused_conv",
@@ -106,6 +120,8 @@ __all__ = [
     "int8_matmul",
     "int8_quantize_weight",
     "isa",
+    "lightning_indexer",
+    "lightning_indexer_paged",
     "local_log_blocks",
     "local_response_norm",
     "native_sparse_attention",
@@ -121,6 +137,7 @@ __all__ = [
     "sliding_window_blocks",
     "supported_isas",
     "top_k_blocks",
+    "topk_indices",
 ]
 
 

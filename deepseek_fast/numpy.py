@@ -16,6 +16,8 @@ fp8_cast = _native.fp8_cast
 fp8_cast_transposed = _native.fp8_cast_transposed
 fp8_dequantize = _native.fp8_dequantize
 fp8_matmul = _native.fp8_matmul
+fp8_mqa_logits = _native.fp8_mqa_logits
+fp8_paged_mqa_logits = _native.fp8_paged_mqa_logits
 fp8_quantize_weight = _native.fp8_quantize_weight
 fused_matmul = _native.fused_matmul
 int4_matmul = _native.int4_matmul
@@ -23,8 +25,11 @@ int4_quantize_weight = _native.int4_quantize_weight
 int8_cast = _native.int8_cast
 int8_matmul = _native.int8_matmul
 int8_quantize_weight = _native.int8_quantize_weight
+lightning_indexer = _native.lightning_indexer
+lightning_indexer_paged = _native.lightning_indexer_paged
 rms_norm_cast = _native.rms_norm_cast
 silu_mul_cast = _native.silu_mul_cast
+topk_indices = _native.topk_indices
 
 
 def fused_conv(
@@ -271,6 +276,8 @@ __all__ = [
     "fp8_cast_transposed",
     "fp8_dequantize",
     "fp8_matmul",
+    "fp8_mqa_logits",
+    "fp8_paged_mqa_logits",
     "fp8_quantize_weight",
     "fused_conv",
     "fused_conv_int8",
@@ -283,6 +290,8 @@ __all__ = [
     "int8_cast",
     "int8_matmul",
     "int8_quantize_weight",
+    "lightning_indexer",
+    "lightning_indexer_paged",
     "local_log_blocks",
     "local_response_norm",
     "pool2d",
@@ -290,4 +299,5 @@ __all__ = [
     "silu_mul_cast",
     "sliding_window_blocks",
     "top_k_blocks",
+    "topk_indices",
 ]
