@@ -1,7 +1,7 @@
 // A tile: up to MAX_ROWS rows of queries that see the same keys, which come a step at a time as panels (panels.h).
 //   begin(rows)                  nothing seen so far
 //   weigh(...), then add(...)    for every step: scores q k^T and softmax, then sums of weights * values
-//   finish(row, ...)             out and lse of a row
+//   finish(...)                  out and lse of every row
 #pragma once
 #include <cstdint>
 
@@ -59,9 +59,12 @@ struct Tile {
   using Product = typename ProductOf<V, dtype>::Tile;
   using Values = ValueTile<V, dtype>;
 
-  static void begin(const TileSums& sums, int64_t rows, int64_t D_v) {
+  static void begin(const TileSums& sums, int64_t rows) {
     for (int64_t row = 0; row < rows; ++row) sums.m[row] = NEGATIVE_INFINITY;
     __builtin_memset(sums.l, 0, size_t(rows) * SUM_LANES * 4);
+  }
+  // Where no step is the first one.
+  static void clear_values(const TileSums& sums, int64_t rows, int64_t D_v) {
     for (int64_t p = 0; p < num_value_panels(D_v); ++p)
       __builtin_memset(sums.values + p * MAX_ROWS * PANEL_N, 0, size_t(rows) * PANEL_N * 4);
   }
@@ -75,25 +78,27 @@ struct Tile {
     });
   }
   static void add(const X* weights, const float* factors, int64_t rows, int n, int64_t D_v, const char* values,
-                  const TileSums& sums) {
+                  const TileSums& sums, bool first) {
     for_each_row_tile(rows, [&](int64_t row, int64_t count) {
-      add_values(weights + row * STEP_KEYS, factors + row, count, n, D_v, values, sums.values + row * PANEL_N);
+      add_values(weights + row * STEP_KEYS, factors + row, count, n, D_v, values, sums.values + row * PANEL_N, first);
     });
   }
 
   // The second half for the rows of one register tile, which read each value once: without panels of them.
   static bool takes_rows(int64_t rows, int64_t D_v) { return rows <= Product::MR && D_v % PANEL_N == 0; }
   static void add_rows(const X* weights, const float* factors, int64_t rows, int n, int64_t D_v,
-                       const char* const* values, const TileSums& sums) {
+                       const char* const* values, const TileSums& sums, bool first) {
     constexpr int BLOCK = Values::NV * V::LANES;
     const char* at[STEP_KEYS];
     for (int t = 0; t < n; ++t) at[t] = row_or_zeros(values[t]);
     if (n % 2) at[n] = ZEROS;
     for (int64_t column = 0; column < D_v; column += BLOCK) {
-      float* first = sums.values + column / PANEL_N * MAX_ROWS * PANEL_N + column % PANEL_N;
-      run_whole_value_tile<Values, Values::MR>(int(rows), int64_t{n}, weights,
-                                               RowColumns<V, dtype>{at, column * value_bytes(dtype)},
-                                               TileRows{first, factors});
+      float* into = sums.values + column / PANEL_N * MAX_ROWS * PANEL_N + column % PANEL_N;
+      const RowColumns<V, dtype> columns{at, column * value_bytes(dtype)};
+      if (first)
+        run_whole_value_tile<Values, Values::MR>(int(rows), int64_t{n}, weights, columns, FreshRows{into});
+      else
+        run_whole_value_tile<Values, Values::MR>(int(rows), int64_t{n}, weights, columns, TileRows{into, factors});
     }
   }
 
@@ -131,11 +136,17 @@ struct Tile {
       for (int64_t row = 0; row < rows; ++row) V::store(scores + row * STEP_KEYS + c, V::zero());
   }
 
+  // first: the sums begin with this step.
   static void add_values(const X* weights, const float* factors, int64_t rows, int n, int64_t D_v, const char* values,
-                         float* sums) {
-    for (int64_t p = 0; p < num_value_panels(D_v); ++p)
-      add_panel(weights, rows, n, D_v - p * PANEL_N, values + p * value_panel_bytes(dtype),
-                [&](int64_t c) { return TileRows{sums + p * MAX_ROWS * PANEL_N + c, factors}; });
+                         float* sums, bool first = false) {
+    for (int64_t p = 0; p < num_value_panels(D_v); ++p) {
+      const char* panel = values + p * value_panel_bytes(dtype);
+      float* at = sums + p * MAX_ROWS * PANEL_N;
+      if (first)
+        add_panel(weights, rows, n, D_v - p * PANEL_N, panel, [&](int64_t c) { return FreshRows{at + c}; });
+      else
+        add_panel(weights, rows, n, D_v - p * PANEL_N, panel, [&](int64_t c) { return TileRows{at + c, factors}; });
+    }
   }
 
   // The columns of one panel: sums_of(first column) are the rows to add to.
@@ -150,34 +161,62 @@ struct Tile {
     }
   }
 
-  // out = values / (l + the sink's weight), rounded once; lse = m + log(l), -inf where nothing was seen.
-  // sink: null, or a logit that has no value.
-  static void finish(const TileSums& sums, int64_t row, int64_t D_v, const float* sink, char* out, float* lse) {
+  // Of every row: out = values / (l + the sink's weight), rounded once; lse = m + log(l), -inf where nothing was seen.
+  // of.sink(row): null, or a logit that has no value; of.out(row); of.lse(row, lse).
+  template <class Of>
+  static void finish(const TileSums& sums, int64_t rows, int64_t D_v, const Of& of) {
+    alignas(64) float totals[MAX_ROWS], lse[MAX_ROWS];
+    for (int64_t row = 0; row < rows; ++row) totals[row] = total_of(sums.l + row * SUM_LANES);
+    for (int64_t row = rows; row < round_up(rows, V::LANES); ++row) totals[row] = 0.0f;
+    for (int64_t row = 0; row < rows; row += V::LANES) {
+      const auto l = V::load(totals + row);
+      const auto sum = V::add(V::load(sums.m + row), log_of<V>(l));
+      V::store(lse + row, V::select_bits(V::bits_equal(l, V::zero()), V::set1(NEGATIVE_INFINITY), sum));
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      of.lse(row, lse[row]);
+      const float* sink = of.sink(row);
+      float total = totals[row], factor = 1.0f;
+      if (sink) {
+        const float m = sums.m[row], top = m >= *sink ? m : *sink;
+        factor = m == top ? 1.0f : weight_of<V>(m - top);
+        const float of_sink = *sink == top ? 1.0f : weight_of<V>(*sink - top);
+        total = total * factor + of_sink;
+      }
+      store_row(sums.values + row * PANEL_N, D_v, factor, total, of.out(row));
+    }
+  }
+
+ private:
+  static float total_of(const float* lanes) {
     float l[SUM_LANES];
-    for (int i = 0; i < SUM_LANES; ++i) l[i] = sums.l[row * SUM_LANES + i];
+    for (int i = 0; i < SUM_LANES; ++i) l[i] = lanes[i];
     for (int half = SUM_LANES / 2; half >= 1; half /= 2)
       for (int i = 0; i < half; ++i) l[i] = l[i] + l[i + half];
-    float total = l[0], factor = 1.0f;
-    const float m = sums.m[row];
-    if (lse) {
-      float log[V::LANES];
-      V::store(log, log_of<V>(V::set1(total)));
-      *lse = total == 0.0f ? NEGATIVE_INFINITY : m + log[0];
-    }
-    if (sink) {
-      const float top = m >= *sink ? m : *sink;
-      factor = m == top ? 1.0f : weight_of<V>(m - top);
-      const float of_sink = *sink == top ? 1.0f : weight_of<V>(*sink - top);
-      total = total * factor + of_sink;
-    }
+    return l[0];
+  }
+
+  // values * factor * (1 / total), 0 where total is.
+  static void store_row(const float* values, int64_t D_v, float factor, float total, char* out) {
     const auto by = V::set1(factor), share = V::set1(1.0f / total);
-    for (int64_t column = 0; column < D_v; column += V::LANES) {
-      const float* at = sums.values + column / PANEL_N * MAX_ROWS * PANEL_N + row * PANEL_N + column % PANEL_N;
-      const auto v = total == 0.0f ? V::zero() : V::mul(V::mul(V::load(at), by), share);
-      const int n = D_v - column < V::LANES ? int(D_v - column) : V::LANES;
-      if constexpr (dtype == Dtype::f32) V::store_n(reinterpret_cast<float*>(out) + column, v, n);
-      if constexpr (dtype == Dtype::bf16) V::store_bf16_n(reinterpret_cast<uint16_t*>(out) + column, v, n);
-      if constexpr (dtype == Dtype::f16) V::store_f16_n(reinterpret_cast<uint16_t*>(out) + column, v, n);
+    for (int64_t p = 0; p * PANEL_N < D_v; ++p, values += MAX_ROWS * PANEL_N) {
+      const int64_t columns = D_v - p * PANEL_N < PANEL_N ? D_v - p * PANEL_N : PANEL_N;
+      char* at = out + p * PANEL_N * value_bytes(dtype);
+      const auto scaled = [&](int64_t c) __attribute__((always_inline)) {
+        return total == 0.0f ? V::zero() : V::mul(V::mul(V::load(values + c), by), share);
+      };
+      if (dtype == Dtype::bf16 && columns == PANEL_N) {
+        DSF_UNROLL
+        for (int64_t c = 0; c < PANEL_N; c += 2 * V::LANES)
+          V::store_bf16_pair(reinterpret_cast<uint16_t*>(at) + c, scaled(c), scaled(c + V::LANES));
+        continue;
+      }
+      for (int64_t c = 0; c < columns; c += V::LANES) {
+        const int n = columns - c < V::LANES ? int(columns - c) : V::LANES;
+        if constexpr (dtype == Dtype::f32) V::store_n(reinterpret_cast<float*>(at) + c, scaled(c), n);
+        if constexpr (dtype == Dtype::bf16) V::store_bf16_n(reinterpret_cast<uint16_t*>(at) + c, scaled(c), n);
+        if constexpr (dtype == Dtype::f16) V::store_f16_n(reinterpret_cast<uint16_t*>(at) + c, scaled(c), n);
+      }
     }
   }
 };

@@ -22,14 +22,21 @@ struct TileRows {
   float* first;
   const float* factors;  // of each row
 
-  static constexpr bool SCALED = true;
+  static constexpr bool FRESH = false, SCALED = true;
+  float* at(int r) const { return first + r * PANEL_N; }
+};
+// The same of which nothing is known yet: they begin with 0, whatever is there.
+struct FreshRows {
+  float* first;
+
+  static constexpr bool FRESH = true, SCALED = false;
   float* at(int r) const { return first + r * PANEL_N; }
 };
 struct KeyRows {
   float* const* rows;
   int64_t column;
 
-  static constexpr bool SCALED = false;
+  static constexpr bool FRESH = false, SCALED = false;
   float* at(int r) const { return rows[r] + column; }
 };
 
@@ -89,7 +96,7 @@ struct ValueTile {
     DSF_UNROLL
     for (int r = 0; r < rows; ++r) {
       DSF_UNROLL
-      for (int v = 0; v < vectors; ++v) acc[r][v] = V::load(sums.at(r) + v * V::LANES);
+      for (int v = 0; v < vectors; ++v) acc[r][v] = Sums::FRESH ? V::zero() : V::load(sums.at(r) + v * V::LANES);
       if constexpr (Sums::SCALED) {
         const auto factor = V::set1(sums.factors[r]);
         DSF_UNROLL

@@ -72,7 +72,7 @@ template <Dtype dtype>
 void begin(const Shape& shape, const char* const* q, char* tile) {
   const Memory<dtype> memory(shape.D, shape.D_v, tile);
   copy_rows<dtype>(q, shape.rows, shape.D, memory.q, memory.q_stride);
-  attention::Tile<Vec, dtype>::begin(memory.sums, shape.rows, shape.D_v);
+  attention::Tile<Vec, dtype>::begin(memory.sums, shape.rows);
 }
 
 template <Dtype dtype>
@@ -83,17 +83,28 @@ void step(const Shape& shape, const KeyStep& keys, char* tile) {
   Tile::weigh({keys.n, keys.seen, keys.bias, keys.bias_stride}, memory.q, memory.q_stride, shape.rows, shape.D,
               shape.scale, memory.panels, memory.sums, memory.weights, memory.factors);
   if (Tile::takes_rows(shape.rows, shape.D_v))
-    return Tile::add_rows(memory.weights, memory.factors, shape.rows, keys.n, shape.D_v, keys.v, memory.sums);
+    return Tile::add_rows(memory.weights, memory.factors, shape.rows, keys.n, shape.D_v, keys.v, memory.sums,
+                          keys.first);
   attention::pack_values<Vec, dtype>(keys.v, keys.n, shape.D_v, memory.panels);
-  Tile::add(memory.weights, memory.factors, shape.rows, keys.n, shape.D_v, memory.panels, memory.sums);
+  Tile::add(memory.weights, memory.factors, shape.rows, keys.n, shape.D_v, memory.panels, memory.sums, keys.first);
 }
+
+struct Results {
+  char* const* outs;
+  const float* const* sinks;
+  float* const* lses;
+
+  char* out(int64_t row) const { return outs[row]; }
+  const float* sink(int64_t row) const { return sinks ? sinks[row] : nullptr; }
+  void lse(int64_t row, float value) const {
+    if (lses) *lses[row] = value;
+  }
+};
 
 template <Dtype dtype>
 void finish(const Shape& shape, char* const* out, const float* const* sink, float* const* lse, char* tile) {
   const Memory<dtype> memory(shape.D, shape.D_v, tile);
-  for (int64_t row = 0; row < shape.rows; ++row)
-    attention::Tile<Vec, dtype>::finish(memory.sums, row, shape.D_v, sink ? sink[row] : nullptr, out[row],
-                                        lse ? lse[row] : nullptr);
+  attention::Tile<Vec, dtype>::finish(memory.sums, shape.rows, shape.D_v, Results{out, sink, lse});
 }
 
 template <Dtype dtype>
@@ -147,7 +158,7 @@ void begin_backward(const Shape& shape, const RowsBackward& rows, char* tile) {
   copy_rows<dtype>(dout, shape.rows, shape.D_v, memory.dout, memory.dout_stride);
   attention::pack_values<Vec, dtype>(q, shape.rows, shape.D, memory.q_panels);
   attention::pack_values<Vec, dtype>(dout, shape.rows, shape.D_v, memory.dout_panels);
-  attention::Tile<Vec, dtype>::begin(attention::TileSums(memory.dq), shape.rows, shape.D);
+  attention::Tile<Vec, dtype>::clear_values(attention::TileSums(memory.dq), shape.rows, shape.D);
 }
 
 template <Dtype dtype>

@@ -22,6 +22,7 @@ struct KeyStep {
   const uint64_t* seen;  // of each row of the tile, or null: all of them
   const float* bias;     // KEY_STEP values a row, or null
   int64_t bias_stride;   // 0: the same for every row
+  bool first;            // of its tile
 };
 
 // A tile's rows backward.

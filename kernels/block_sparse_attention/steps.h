@@ -52,6 +52,7 @@ class StepPlanner {
     for_each_step(args_, place, some, [&](const KeptBlocks& blocks, const Run* runs, int64_t count) {
       Planned& planned = memory_.planned[turn];
       if (!plan(place, blocks, runs, count, every, planned)) return;
+      planned.keys.first = !waiting;
       if (waiting) take(*waiting);
       waiting = &planned;
       turn ^= 1;
@@ -70,7 +71,7 @@ class StepPlanner {
     for (int64_t r = 0; r < count; ++r) filled += runs[r].count;
     whole = whole && filled == n;
     uint64_t some = whole ? bits_below(n) : mask_rows(place, blocks, runs, count, planned.seen);
-    planned.keys = {planned.k, planned.v, int(n), whole ? nullptr : planned.seen, nullptr, 0};
+    planned.keys = {planned.k, planned.v, int(n), whole ? nullptr : planned.seen, nullptr, 0, false};
     if (args_.token_bias.data) {
       some &= fill_bias(place, runs, count, n, planned.bias);
       planned.keys.bias = planned.bias;
