@@ -183,7 +183,8 @@ struct Tile {
         const float of_sink = *sink == top ? 1.0f : weight_of<V>(*sink - top);
         total = total * factor + of_sink;
       }
-      store_row(sums.values + row * PANEL_N, D_v, factor, total, of.out(row));
+      const bool nothing = totals[row] == 0.0f;  // then the sums may never have begun
+      store_row(sums.values + row * PANEL_N, D_v, nothing, factor, 1.0f / total, of.out(row));
     }
   }
 
@@ -196,14 +197,14 @@ struct Tile {
     return l[0];
   }
 
-  // values * factor * (1 / total), 0 where total is.
-  static void store_row(const float* values, int64_t D_v, float factor, float total, char* out) {
-    const auto by = V::set1(factor), share = V::set1(1.0f / total);
+  // values * factor * share, or zeros.
+  static void store_row(const float* values, int64_t D_v, bool zeros, float factor, float share_of_one, char* out) {
+    const auto by = V::set1(factor), share = V::set1(share_of_one);
     for (int64_t p = 0; p * PANEL_N < D_v; ++p, values += MAX_ROWS * PANEL_N) {
       const int64_t columns = D_v - p * PANEL_N < PANEL_N ? D_v - p * PANEL_N : PANEL_N;
       char* at = out + p * PANEL_N * value_bytes(dtype);
       const auto scaled = [&](int64_t c) __attribute__((always_inline)) {
-        return total == 0.0f ? V::zero() : V::mul(V::mul(V::load(values + c), by), share);
+        return zeros ? V::zero() : V::mul(V::mul(V::load(values + c), by), share);
       };
       if (dtype == Dtype::bf16 && columns == PANEL_N) {
         DSF_UNROLL

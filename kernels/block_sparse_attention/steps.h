@@ -66,10 +66,10 @@ class StepPlanner {
             Planned& planned) const {
     const Run& last = runs[count - 1];
     const int64_t n = last.slot + last.count;
-    int64_t filled = 0;
-    bool whole = !args_.tables && every.all_of(runs[0].key, last.key + last.count - runs[0].key);
-    for (int64_t r = 0; r < count; ++r) filled += runs[r].count;
-    whole = whole && filled == n;
+    int64_t filled = count;
+    if (block_k_of(args_) > 1)
+      for (int64_t r = filled = 0; r < count; ++r) filled += runs[r].count;
+    const bool whole = !args_.tables && every.all_of(runs[0].key, last.key + last.count - runs[0].key) && filled == n;
     uint64_t some = whole ? bits_below(n) : mask_rows(place, blocks, runs, count, planned.seen);
     planned.keys = {planned.k, planned.v, int(n), whole ? nullptr : planned.seen, nullptr, 0, false};
     if (args_.token_bias.data) {
@@ -82,24 +82,26 @@ class StepPlanner {
     const char* k = row_of(args_.k, args_.dtype, place.b, head, place.sequence.k_begin);
     const char* v = row_of(args_.v, args_.dtype, place.b, head, place.sequence.k_begin);
     const int64_t k_step = args_.k.strides.s * bytes, v_step = args_.v.strides.s * bytes;
-    if (filled != n)
-      for (int64_t t = 0; t < n; ++t) {
-        planned.k[t] = planned.v[t] = nullptr;
-        planned.key[t] = -1;
-      }
-    for (int64_t r = 0; r < count; ++r) {
-      const Run& run = runs[r];
-      for (int64_t t = 0; t < run.count; ++t) {
-        const int64_t slot = run.slot + t;
-        const bool seen = some >> slot & 1;
-        planned.k[slot] = seen ? k + (run.key + t) * k_step : nullptr;
-        planned.v[slot] = seen ? v + (run.key + t) * v_step : nullptr;
-        planned.key[slot] = seen ? place.sequence.k_begin + run.key + t : -1;
-        if (!seen) continue;
-        read_ahead(planned.k[slot], args_.D * bytes);
-        read_ahead(planned.v[slot], args_.D_v * bytes);
-      }
+    const int64_t k_bytes = args_.D * bytes, v_bytes = args_.D_v * bytes;
+    const auto take = [&](int64_t slot, int64_t key) __attribute__((always_inline)) {
+      planned.k[slot] = k + key * k_step;
+      planned.v[slot] = v + key * v_step;
+      planned.key[slot] = place.sequence.k_begin + key;
+      read_ahead(planned.k[slot], k_bytes);
+      read_ahead(planned.v[slot], v_bytes);
+    };
+    if (filled == n && !~(some | ~bits_below(n))) {
+      for (int64_t r = 0, slot = 0; r < count; ++r)
+        for (int64_t key = runs[r].key, end = key + runs[r].count; key < end; ++key) take(slot++, key);
+      return true;
     }
+    for (int64_t t = 0; t < n; ++t) {
+      planned.k[t] = planned.v[t] = nullptr;
+      planned.key[t] = -1;
+    }
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t t = 0; t < runs[r].count; ++t)
+        if (some >> (runs[r].slot + t) & 1) take(runs[r].slot + t, runs[r].key + t);
     return true;
   }
 
