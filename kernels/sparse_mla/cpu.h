@@ -130,15 +130,27 @@ struct SparseMlaArgs {
 };
 
 // Tokens to a cache and back; NumPy's caches.py has the same bytes.
+struct CacheWriteCall {
+  TensorView cache;  // bytes, as k_cache of sparse_mla_decode; its page and token strides as they are
+  TensorView kv;     // (tokens, d_qk) bf16 or f32
+  const char* layout;
+  const TensorView* slots;  // (tokens) int32 or int64, or null
+};
+struct CacheReadCall {
+  TensorView cache;
+  const char* layout;
+};
 struct CacheWriteArgs {
   CacheLayout layout;  // v32 or v4
   Dtype dtype;         // of kv: bf16 or f32
   int64_t tokens, page_size;
   const void* kv;  // (tokens, d_qk)
   int64_t kv_stride;
-  const int64_t* slots;  // a token's page * page size + offset, or null: 0, 1, 2 ...; below 0: the token is left out
+  const void* slots;     // a token's page * page size + offset, or null: 0, 1, 2 ...; below 0: the token is left out
+  int64_t slots_stride;  // elements
+  int32_t slots_are_i32;
   uint8_t* cache;
-  int64_t pages, page_stride;
+  int64_t pages, page_stride, token_stride;  // bytes
 };
 
 extern "C" {
@@ -155,6 +167,9 @@ DSF_API void dsf_sparse_mla_backward(const Context* context, const SparseMlaArgs
 DSF_API int64_t dsf_sparse_mla_decode_workspace_bytes(const Context* context, const SparseMlaArgs* args);
 DSF_API void dsf_sparse_mla_decode(const Context* context, const SparseMlaArgs* args);
 
+// The check reads slots: each must be below the cache's tokens. Two tokens of one slot leave the bytes of either.
+DSF_API int32_t dsf_mla_cache_write_check(const CacheWriteCall* call, CacheWriteArgs* args, Problem* problem);
+DSF_API int32_t dsf_mla_cache_read_check(const CacheReadCall* call, TokenStore* store, Problem* problem);
 DSF_API void dsf_mla_cache_write(const Context* context, const CacheWriteArgs* args);
 // numbers: (pages * page_size, d_qk) bf16, contiguous.
 DSF_API void dsf_mla_cache_read(const Context* context, const TokenStore* store, uint16_t* numbers);
