@@ -248,6 +248,19 @@ struct Vec {
   }
   // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
   static f32 max(f32 a, f32 b) { return _mm256_max_ps(a, b); }
+  // Without a NaN in it.
+  static float largest(f32 v) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
+  // a where the lane's bit is set, else b.
+  static f32 select_bits(uint32_t bits, f32 a, f32 b) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), bit), bit);
+    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(set));
+  }
+  static uint32_t bits_equal(f32 a, f32 b) { return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ))); }
   using ordered = __m256;
   static ordered all_ordered() { return _mm256_castsi256_ps(_mm256_set1_epi32(-1)); }
   static ordered and_ordered(ordered so_far, f32 a, f32 b) {

@@ -229,6 +229,11 @@ struct Vec {
   }
   // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
   static f32 max(f32 a, f32 b) { return _mm512_max_ps(a, b); }
+  // Without a NaN in it.
+  static float largest(f32 v) { return _mm512_reduce_max_ps(v); }
+  // a where the lane's bit is set, else b.
+  static f32 select_bits(uint32_t bits, f32 a, f32 b) { return _mm512_mask_mov_ps(b, __mmask16(bits), a); }
+  static uint32_t bits_equal(f32 a, f32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
   using ordered = __mmask16;
   static ordered all_ordered() { return 0xFFFF; }
   static ordered and_ordered(ordered so_far, f32 a, f32 b) { return _mm512_mask_cmp_ps_mask(so_far, a, b, _CMP_ORD_Q); }

@@ -212,6 +212,13 @@ struct Vec {
   }
   // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
   static f32 max(f32 a, f32 b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+  // Without a NaN in it.
+  static float largest(f32 v) { return vmaxvq_f32(v); }
+  // a where the lane's bit is set, else b.
+  static f32 select_bits(uint32_t bits, f32 a, f32 b) {
+    return vbslq_f32(vtstq_u32(vdupq_n_u32(bits), uint32x4_t{1, 2, 4, 8}), a, b);
+  }
+  static uint32_t bits_equal(f32 a, f32 b) { return vaddvq_u32(vandq_u32(vceqq_f32(a, b), uint32x4_t{1, 2, 4, 8})); }
   using ordered = uint32x4_t;
   static ordered all_ordered() { return vdupq_n_u32(~0u); }
   static ordered and_ordered(ordered so_far, f32 a, f32 b) {

@@ -262,6 +262,19 @@ struct Vec {
   }
   // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
   static f32 max(f32 a, f32 b) { return a > b ? a : b; }
+  // Without a NaN in it.
+  static float largest(f32 v) {
+    const float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+    return a > b ? a : b;
+  }
+  // a where the lane's bit is set, else b.
+  static f32 select_bits(uint32_t bits, f32 a, f32 b) {
+    return (u32{bits, bits, bits, bits} & u32{1, 2, 4, 8}) ? a : b;
+  }
+  static uint32_t bits_equal(f32 a, f32 b) {
+    const i32 equal = a == b;
+    return uint32_t((equal[0] & 1) | (equal[1] & 2) | (equal[2] & 4) | (equal[3] & 8));
+  }
   using ordered = i32;
   static ordered all_ordered() { return ~i32{}; }
   static ordered and_ordered(ordered so_far, f32 a, f32 b) { return so_far & (a == a) & (b == b); }

@@ -1,0 +1,216 @@
+// A tile: up to MAX_ROWS rows of queries that see the same keys, which come a step at a time as panels (panels.h).
+//   begin(rows)                  nothing seen so far
+//   step(...) for every step     scores q k^T, softmax, sums of weights * values
+//   finish(row, ...)             out and lse of a row
+#pragma once
+#include <cstdint>
+
+#include "csrc/attention/softmax.h"
+#include "csrc/gemm/tile.h"
+
+namespace dsf::attention {
+
+inline constexpr int64_t MAX_ROWS = 64;
+
+namespace {
+
+template <Dtype dtype>
+struct RowOf {
+  using Value = float;  // f16 is widened
+};
+template <>
+struct RowOf<Dtype::bf16> {
+  using Value = uint16_t;
+};
+
+// scale * sums to rows of scores.
+template <class V>
+struct StoreScores {
+  float* rows;
+  float scale;
+
+  template <int rows_, int vectors>
+  [[gnu::always_inline]] void take(const typename V::f32 (&acc)[rows_][vectors]) const {
+    const auto factor = V::set1(scale);
+    DSF_UNROLL
+    for (int r = 0; r < rows_; ++r) {
+      DSF_UNROLL
+      for (int v = 0; v < vectors; ++v) V::store(rows + r * STEP_KEYS + v * V::LANES, V::mul(acc[r][v], factor));
+    }
+  }
+};
+
+template <class V, Dtype dtype>
+struct ProductOf {
+  using Tile = TileF32<V>;
+};
+template <class V>
+struct ProductOf<V, Dtype::bf16> {
+  using Tile = TileBf16<V>;
+};
+
+// sums[r][c] = sums[r][c] * factors[r], then + sum_key weights[r, key] * panel[key][c]
+template <class V, Dtype dtype>
+struct ValueTile {
+  using X = typename RowOf<dtype>::Value;
+  static constexpr int MR = dtype == Dtype::bf16 ? V::PAIR_TILE_M : V::TILE_M;
+  static constexpr int NV = dtype == Dtype::bf16 ? V::PAIR_TILE_NV : V::TILE_NV;
+
+  template <int rows, int vectors>
+  [[gnu::noinline]] static void run(int64_t n, const X* weights, const char* panel, const float* factors, float* sums) {
+    typename V::f32 acc[rows][vectors];
+    DSF_UNROLL
+    for (int r = 0; r < rows; ++r) {
+      const auto factor = V::set1(factors[r]);
+      DSF_UNROLL
+      for (int v = 0; v < vectors; ++v) acc[r][v] = V::mul(V::load(sums + r * PANEL_N + v * V::LANES), factor);
+    }
+    if constexpr (dtype == Dtype::bf16) {
+      for (int64_t key = 0; key < n; key += 2, panel += PANEL_N * 4) {
+        typename V::pair w[vectors];
+        DSF_UNROLL
+        for (int v = 0; v < vectors; ++v)
+          w[v] = V::load_pair(reinterpret_cast<const uint16_t*>(panel) + v * V::LANES * 2);
+        DSF_UNROLL
+        for (int r = 0; r < rows; ++r) {
+          uint32_t bits;
+          __builtin_memcpy(&bits, weights + r * STEP_KEYS + key, 4);
+          const auto a = V::set1_pair(bits);
+          DSF_UNROLL
+          for (int v = 0; v < vectors; ++v) acc[r][v] = V::dot_pair(acc[r][v], a, w[v]);
+        }
+      }
+    } else {
+      for (int64_t key = 0; key < n; ++key, panel += PANEL_N * 4) {
+        typename V::f32 w[vectors];
+        DSF_UNROLL
+        for (int v = 0; v < vectors; ++v) w[v] = V::load(reinterpret_cast<const float*>(panel) + v * V::LANES);
+        DSF_UNROLL
+        for (int r = 0; r < rows; ++r) {
+          const auto a = V::set1(weights[r * STEP_KEYS + key]);
+          DSF_UNROLL
+          for (int v = 0; v < vectors; ++v) acc[r][v] = V::madd(a, w[v], acc[r][v]);
+        }
+      }
+    }
+    keep_in_registers<V>(acc);
+    DSF_UNROLL
+    for (int r = 0; r < rows; ++r) {
+      DSF_UNROLL
+      for (int v = 0; v < vectors; ++v) V::store(sums + r * PANEL_N + v * V::LANES, acc[r][v]);
+    }
+  }
+};
+
+template <class Tile, int rows, int vectors, class... Args>
+inline void run_value_tile(int row_count, int vector_count, const Args&... args) {
+  if constexpr (rows > 1)
+    if (row_count < rows) return run_value_tile<Tile, rows - 1, vectors>(row_count, vector_count, args...);
+  if constexpr (vectors > 1)
+    if (vector_count < vectors) return run_value_tile<Tile, rows, vectors - 1>(row_count, vector_count, args...);
+  Tile::template run<rows, vectors>(args...);
+}
+
+// Sums under way of up to MAX_ROWS rows.
+struct TileSums {
+  float* m;       // MAX_ROWS
+  float* l;       // MAX_ROWS x SUM_LANES
+  float* values;  // [panel of D_v][MAX_ROWS][PANEL_N]
+
+  static constexpr int64_t bytes(int64_t D_v) {
+    return MAX_ROWS * 4 * (1 + SUM_LANES + num_value_panels(D_v) * PANEL_N);
+  }
+  explicit TileSums(char* memory)
+      : m(reinterpret_cast<float*>(memory)), l(m + MAX_ROWS), values(l + MAX_ROWS * SUM_LANES) {}
+};
+
+template <class V, Dtype dtype>
+struct Tile {
+  using X = typename RowOf<dtype>::Value;
+  using Product = typename ProductOf<V, dtype>::Tile;
+  using Values = ValueTile<V, dtype>;
+
+  static void begin(const TileSums& sums, int64_t rows, int64_t D_v) {
+    for (int64_t row = 0; row < rows; ++row) sums.m[row] = NEGATIVE_INFINITY;
+    __builtin_memset(sums.l, 0, size_t(rows) * SUM_LANES * 4);
+    for (int64_t p = 0; p < num_value_panels(D_v); ++p)
+      __builtin_memset(sums.values + p * MAX_ROWS * PANEL_N, 0, size_t(rows) * PANEL_N * 4);
+  }
+
+  // Rows q[row * q_stride ...], D values each, against a step's panels.
+  static void step(const StepMask& mask, const X* q, int64_t q_stride, int64_t rows, int64_t D, int64_t D_v,
+                   float scale, const char* keys, const char* values, const TileSums& sums) {
+    constexpr int64_t MR = Product::MR;
+    static_assert(MR <= MAX_TILE_ROWS && Values::MR == MR && Values::NV == Product::NV);
+    alignas(64) float scores[MAX_TILE_ROWS * STEP_KEYS];
+    alignas(64) X weights[MAX_TILE_ROWS * STEP_KEYS];
+    alignas(64) float factors[16];
+    const int64_t tiles = (rows + MR - 1) / MR;
+    for (int64_t i = 0, row = 0; i < tiles; ++i) {
+      const int64_t count = (rows - row + (tiles - i) - 1) / (tiles - i);
+      score(q + row * q_stride, q_stride, count, mask.n, D, scale, keys, scores);
+      softmax_step<V, dtype>(mask, row, count, scores, sums.m + row, sums.l + row * SUM_LANES, factors, weights);
+      add_values(weights, factors, count, mask.n, D_v, values, sums.values + row * PANEL_N);
+      row += count;
+    }
+  }
+
+  // scores[row][key] = scale * dot(q[row], key) of up to MR rows.
+  static void score(const X* q, int64_t q_stride, int64_t rows, int n, int64_t D, float scale, const char* keys,
+                    float* scores) {
+    constexpr int BLOCK = Product::NV * V::LANES;
+    for (int c = 0; c < n; c += BLOCK) {
+      const int left = (n - c + V::LANES - 1) / V::LANES;
+      run_tile<Product, Product::MR, Product::NV>(int(rows), left < Product::NV ? left : Product::NV, D, q, q_stride,
+                                                  keys + c * 4, nullptr, StoreScores<V>{scores + c, scale});
+    }
+    for (int c = (n + V::LANES - 1) / V::LANES * V::LANES; c < STEP_KEYS; c += V::LANES)  // hidden; but numbers
+      for (int64_t row = 0; row < rows; ++row) V::store(scores + row * STEP_KEYS + c, V::zero());
+  }
+
+  static void add_values(const X* weights, const float* factors, int64_t rows, int n, int64_t D_v, const char* values,
+                         float* sums) {
+    constexpr int BLOCK = Values::NV * V::LANES;
+    for (int64_t column = 0; column < D_v; column += BLOCK) {
+      const int64_t p = column / PANEL_N, c = column % PANEL_N;
+      const int left = int((D_v - column + V::LANES - 1) / V::LANES);
+      run_value_tile<Values, Values::MR, Values::NV>(int(rows), left < Values::NV ? left : Values::NV, int64_t{n},
+                                                     weights, values + p * value_panel_bytes(dtype) + c * 4, factors,
+                                                     sums + p * MAX_ROWS * PANEL_N + c);
+    }
+  }
+
+  // out = values / (l + the sink's weight), rounded once; lse = m + log(l), -inf where nothing was seen.
+  // sink: null, or a logit that has no value.
+  static void finish(const TileSums& sums, int64_t row, int64_t D_v, const float* sink, char* out, float* lse) {
+    float l[SUM_LANES];
+    for (int i = 0; i < SUM_LANES; ++i) l[i] = sums.l[row * SUM_LANES + i];
+    for (int half = SUM_LANES / 2; half >= 1; half /= 2)
+      for (int i = 0; i < half; ++i) l[i] = l[i] + l[i + half];
+    float total = l[0], factor = 1.0f;
+    const float m = sums.m[row];
+    if (lse) {
+      float log[V::LANES];
+      V::store(log, log_of<V>(V::set1(total)));
+      *lse = total == 0.0f ? NEGATIVE_INFINITY : m + log[0];
+    }
+    if (sink) {
+      const float top = m >= *sink ? m : *sink;
+      factor = m == top ? 1.0f : weight_of<V>(m - top);
+      const float of_sink = *sink == top ? 1.0f : weight_of<V>(*sink - top);
+      total = total * factor + of_sink;
+    }
+    const auto by = V::set1(factor), share = V::set1(1.0f / total);
+    for (int64_t column = 0; column < D_v; column += V::LANES) {
+      const float* at = sums.values + column / PANEL_N * MAX_ROWS * PANEL_N + row * PANEL_N + column % PANEL_N;
+      const auto v = total == 0.0f ? V::zero() : V::mul(V::mul(V::load(at), by), share);
+      const int n = D_v - column < V::LANES ? int(D_v - column) : V::LANES;
+      if constexpr (dtype == Dtype::f32) V::store_n(reinterpret_cast<float*>(out) + column, v, n);
+      if constexpr (dtype == Dtype::bf16) V::store_bf16_n(reinterpret_cast<uint16_t*>(out) + column, v, n);
+      if constexpr (dtype == Dtype::f16) V::store_f16_n(reinterpret_cast<uint16_t*>(out) + column, v, n);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace dsf::attention
