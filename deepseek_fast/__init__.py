@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     from deepseek_fast.kernels.fused_matmul.op import fused_matmul
     from deepseek_fast.kernels.int4_matmul.op import int4_matmul, int4_quantize_weight
     from deepseek_fast.kernels.int8_matmul.op import int8_matmul, int8_quantize_weight
+    from deepseek_fast.kernels.sparse_mla.op import (
+        mla_cache_empty,
+        mla_cache_read,
+        mla_cache_write,
+        sparse_mla,
+        sparse_mla_decode,
+    )
 
 # Public name -> the module that defines it; a module of the package stands for itself.
 _HOMES = {
@@ -57,10 +64,15 @@ _HOMES = {
     "int8_quantize_weight": "deepseek_fast.kernels.int8_matmul.op",
     "isa": "deepseek_fast._load",
     "local_response_norm": "deepseek_fast.kernels.fused_conv.op",
+    "mla_cache_empty": "deepseek_fast.kernels.sparse_mla.op",
+    "mla_cache_read": "deepseek_fast.kernels.sparse_mla.op",
+    "mla_cache_write": "deepseek_fast.kernels.sparse_mla.op",
     "pool2d": "deepseek_fast.kernels.fused_conv.op",
     "rms_norm_cast": "deepseek_fast.kernels.fp8_cast.op",
     "set_max_isa": "deepseek_fast._load",
     "silu_mul_cast": "deepseek_fast.kernels.fp8_cast.op",
+    "sparse_mla": "deepseek_fast.kernels.sparse_mla.op",
+    "sparse_mla_decode": "deepseek_fast.kernels.sparse_mla.op",
     "supported_isas": "deepseek_fast._load",
 }
 _MODULES = ("checkpoints", "importers", "nn", "numpy", "onnx", "ort", "quantization")
@@ -89,6 +101,9 @@ __all__ = [
     "int8_quantize_weight",
     "isa",
     "local_response_norm",
+    "mla_cache_empty",
+    "mla_cache_read",
+    "mla_cache_write",
     "nn",
     "numpy",
     "onnx",
@@ -98,6 +113,8 @@ __all__ = [
     "rms_norm_cast",
     "set_max_isa",
     "silu_mul_cast",
+    "sparse_mla",
+    "sparse_mla_decode",
     "supported_isas",
 ]
 

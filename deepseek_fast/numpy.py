@@ -22,8 +22,13 @@ int4_quantize_weight = _native.int4_quantize_weight
 int8_cast = _native.int8_cast
 int8_matmul = _native.int8_matmul
 int8_quantize_weight = _native.int8_quantize_weight
+mla_cache_read = _native.mla_cache_read
+mla_cache_write = _native.mla_cache_write
 rms_norm_cast = _native.rms_norm_cast
 silu_mul_cast = _native.silu_mul_cast
+sparse_mla = _native.sparse_mla
+sparse_mla_backward = _native.sparse_mla_backward
+sparse_mla_decode = _native.sparse_mla_decode
 
 
 def fused_conv(

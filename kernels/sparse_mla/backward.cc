@@ -1,6 +1,6 @@
-// Backward of sparse_mla: queries in chunks. Each query gives its own dq, and keeps the weights dz and w of its entries;
-// then every thread adds what the chunk's entries give to the rows of kv that are its own. Who owns a row follows from a
-// count of its readers.
+// Backward of sparse_mla: queries in chunks. Each query gives its own dq, and keeps the weights dz and w of its
+// entries; then every thread adds what the chunk's entries give to the rows of kv that are its own. Who owns a row
+// follows from a count of its readers.
 #include <cstring>
 
 #include "kernels/sparse_mla/walk.h"
@@ -31,17 +31,16 @@ struct Plan {
 };
 
 struct Work {
-  char *zeros, *scratch, *weights, *panels, *rows, *shares, *counts, *marks;
+  char *scratch, *weights, *panels, *rows, *shares, *counts, *marks;
   int64_t scratch_bytes, row_values, bytes;
 
   Work(const SparseMlaArgs& args, const Plan& plan, const Kernel& kernel, void* memory) {
     Parts parts(memory);
-    scratch_bytes = round_up(most(kernel.gradient_scratch_bytes(plan.group, args.d_qk, args.d_v),
-                                  kernel.add_scratch_bytes(plan.group, args.d_qk, args.d_v)),
-                             CACHE_LINE);
-    row_values = padded_v(args.d_qk);
+    scratch_bytes = round_up(
+        most(kernel.gradient_scratch_bytes(plan.group, args.d_qk, args.d_v), kernel.add_scratch_bytes(plan.group)),
+        CACHE_LINE);
+    row_values = round_up(args.d_qk, PANEL_N);
     const int64_t rows_of_kv = args.store.page_size * args.h_kv;
-    zeros = parts.take(1, args.d_qk * 4);
     scratch = parts.take(plan.slots, scratch_bytes);
     weights = parts.take(2 * plan.groups, plan.weight_bytes);
     panels = parts.take(plan.groups, plan.panel_bytes);
@@ -66,7 +65,6 @@ class Backward {
 
   void run(const Context& context) const {
     const int64_t rows_of_kv = args_.store.page_size * args_.h_kv;
-    std::memset(work_.zeros, 0, size_t(args_.d_qk) * 4);
     std::memset(work_.rows, 0, size_t(rows_of_kv * work_.row_values) * 4);
     std::memset(work_.marks, 0xFF, size_t(rows_of_kv) * 8);
     if (plan_.group > 0)
@@ -100,7 +98,11 @@ class Backward {
 
   Query query_of(int64_t i, int64_t head) const {
     const int64_t at = i * args_.q_stride + head * plan_.group * args_.q_head_stride;
-    return {static_cast<const char*>(args_.q) + at * value_, args_.q_head_stride, plan_.group, args_.d_qk, args_.d_v,
+    return {static_cast<const char*>(args_.q) + at * value_,
+            args_.q_head_stride,
+            plan_.group,
+            args_.d_qk,
+            args_.d_v,
             args_.scale};
   }
   GradientRows rows_of(int64_t i, int64_t head) const {
@@ -123,7 +125,7 @@ class Backward {
     const List list = list_of(args_, false, 0, i, head);
     for (int64_t t = 0; t < list.count; t += STEP) {
       Keys keys;
-      if (fill_keys(list, t, list.count, work_.zeros, &keys))
+      if (fill_keys(list, t, list.count, &keys))
         kernel_.gradient_step(query, keys, rows, weights_at(task, t), scratch(slot));
     }
     kernel_.finish_gradient(query, static_cast<char*>(args_.dq) + row * args_.d_qk * value_, scratch(slot));
@@ -178,8 +180,8 @@ class Backward {
         float* rows[STEP];
         const auto flush = [&] {
           if (batch)
-            kernel_.add_to_rows(query, batch, entries, weights_at(task, 0),
-                                work_.panels + task * plan_.panel_bytes, rows, scratch(slot));
+            kernel_.add_to_rows(query, batch, entries, weights_at(task, 0), work_.panels + task * plan_.panel_bytes,
+                                rows, scratch(slot));
           batch = 0;
         };
         for_entries(i, head, [&](int64_t row, int64_t t) {

@@ -51,8 +51,8 @@ class Writer {
     const int64_t t = slot % args_.page_size;
     uint8_t* token = page + t * args_.token_stride;
     const char* kv = static_cast<const char*>(args_.kv) + i * args_.kv_stride * value_bytes(args_.dtype);
-    uint32_t amax[sparse_mla::TILE_SCALES] = {};
-    float scales[sparse_mla::TILE_SCALES], factors[sparse_mla::TILE_SCALES];
+    uint32_t amax[sparse_mla::MAX_SCALES] = {};
+    float scales[sparse_mla::MAX_SCALES], factors[sparse_mla::MAX_SCALES];
     kernel_.amax(kv, form_.coded, form_.tile, false, amax);
     for (int64_t s = 0; s < form_.tiles(); ++s) {
       scales[s] = scale_of(amax[s]);
@@ -111,6 +111,8 @@ void dsf_mla_cache_write(const Context* context, const CacheWriteArgs* args) {
     for (int64_t i = begin; i < end; ++i) writer.write(i);
   });
 }
+
+int64_t dsf_mla_cache_numbers(const TokenStore* store) { return FORMS[int(store->layout)].numbers(); }
 
 void dsf_mla_cache_read(const Context* context, const TokenStore* store, uint16_t* numbers) {
   const sparse_mla::Kernel& kernel = sparse_mla::pick(Dtype::bf16);

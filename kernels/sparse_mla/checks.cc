@@ -1,5 +1,7 @@
 // The checks of sparse_mla and sparse_mla_decode: what is wrong with a call, in one sentence, before any work.
 #include <cmath>
+#include <initializer_list>
+#include <utility>
 
 #include "kernels/sparse_mla/checks.h"
 
@@ -64,8 +66,13 @@ bool check_prefill(const SparseMlaCall& call, SparseMlaArgs* args, Problem* prob
   args->q_head_stride = stride_of(q, 1);
   const int64_t bytes = value_bytes(q.dtype);
   args->store = {CacheLayout::plain, kv.data, 1, kv.sizes[0], 0, stride_of(kv, 0) * bytes, stride_of(kv, 1) * bytes};
-  args->lists = {static_cast<const int32_t*>(indices.data), 0, stride_of(indices, 0), stride_of(indices, 1),
-                 indices.sizes[2], nullptr, 1};
+  args->lists = {static_cast<const int32_t*>(indices.data),
+                 0,
+                 stride_of(indices, 0),
+                 stride_of(indices, 1),
+                 indices.sizes[2],
+                 nullptr,
+                 1};
   if (!check_options(op, "kv", call.d_v, call.scale, call.attn_sink, args, problem)) return false;
   if (!call.topk_length) return true;
   if (!check_vector(op, "topk_length", Dtype::i32, "be int32", s_q, *call.topk_length, problem)) return false;
@@ -81,8 +88,13 @@ bool check_lists(const SparseMlaDecodeCall& call, const char* arg, const TensorV
   if (indices.sizes[0] != args.b || indices.sizes[1] != args.s_q)
     return shape_error(problem, call.op, arg, ShapeRule("have shape (%lld, %lld, topk)", args.b, args.s_q).text,
                        indices);
-  *lists = {static_cast<const int32_t*>(indices.data), stride_of(indices, 0), stride_of(indices, 1), 0,
-            indices.sizes[2], nullptr, 0};
+  *lists = {static_cast<const int32_t*>(indices.data),
+            stride_of(indices, 0),
+            stride_of(indices, 1),
+            0,
+            indices.sizes[2],
+            nullptr,
+            0};
   if (!length) return true;
   if (!check_vector(call.op, length_arg, Dtype::i32, "be int32", args.b, *length, problem)) return false;
   lists->length = static_cast<const int32_t*>(length->data);
@@ -129,8 +141,7 @@ bool check_tokens(const SparseMlaDecodeCall& call, const SparseMlaArgs& args, in
 
 bool check_dense(const SparseMlaDecodeCall& call, SparseMlaArgs* args, Problem* problem) {
   const char* op = call.op;
-  if (!call.block_table)
-    return value_error(problem, op, "indices", "be given where there is no block_table", "None");
+  if (!call.block_table) return value_error(problem, op, "indices", "be given where there is no block_table", "None");
   if (!call.cache_seqlens)
     return value_error(problem, op, "cache_seqlens", "be given where there is a block_table", "None");
   const char* wrong = call.topk_length         ? "topk_length"

@@ -9,7 +9,7 @@
 namespace dsf::sparse_mla {
 
 inline constexpr int64_t V32_TOKEN = 656, V4_TOKEN = 584;  // bytes
-inline constexpr int64_t V4_FRONT = 576, V4_SCALES = 8;       // of a token: codes and bf16, scales behind all of these
+inline constexpr int64_t V4_FRONT = 576, V4_SCALES = 8;    // of a token: codes and bf16, scales behind all of these
 inline constexpr int64_t V32_NUMBERS = 576, V4_NUMBERS = 512;
 
 // The rule and a shape, "have shape (3, 1, 16)".

@@ -60,13 +60,19 @@ bool check_cache(const char* op, const char* arg, CacheLayout layout, const Tens
   if (cache.sizes[2] != 1) return shape_error(problem, op, arg, "have one head in its third dimension", cache);
   const int64_t token = cache.sizes[3], bytes = plain ? value_bytes(cache.dtype) : 1;
   if (plain && token != q->sizes[q->ndim - 1])
-    return shape_error(problem, op, arg,
-                       ShapeRule("have q's last dimension of %lld", q->sizes[q->ndim - 1]).text, cache);
+    return shape_error(problem, op, arg, ShapeRule("have q's last dimension of %lld", q->sizes[q->ndim - 1]).text,
+                       cache);
   if (!plain && token != (layout == CacheLayout::v32 ? V32_TOKEN : V4_TOKEN)) {
     const bool is_v32 = layout == CacheLayout::v32;
     return shape_error(problem, op, arg,
-                       is_v32 ? "have 656 bytes a token for layout v32" : "have 584 bytes a token for layout v4", cache);
+                       is_v32 ? "have 656 bytes a token for layout v32" : "have 584 bytes a token for layout v4",
+                       cache);
   }
+  if (!plain && !has_whole_tokens(cache, layout))
+    return shape_error(
+        problem, op, arg,
+        layout == CacheLayout::v4 ? "have contiguous bytes in each page" : "have contiguous bytes in each token",
+        cache);
   constexpr int64_t MOST_TOKENS = INT64_C(1) << 31;  // an index is an int32
   int64_t tokens;
   if (cache.sizes[0] > 0 && (!checked_mul(cache.sizes[0], cache.sizes[1], &tokens) || tokens > MOST_TOKENS))
@@ -120,8 +126,6 @@ int32_t dsf_mla_cache_write_check(const CacheWriteCall* call, CacheWriteArgs* ar
   TokenStore store{};
   if (!check_layout(OP, call->layout, false, &args->layout, problem)) return 0;
   if (!check_cache(OP, "cache", args->layout, call->cache, nullptr, &store, problem)) return 0;
-  if (!has_whole_tokens(call->cache, args->layout))
-    return shape_error(problem, OP, "cache", "have contiguous bytes in each page", call->cache);
   const TensorView& kv = call->kv;
   if (kv.dtype != Dtype::bf16 && kv.dtype != Dtype::f32)
     return dtype_error(problem, OP, "kv", "be float32 or bfloat16", kv);

@@ -1,7 +1,5 @@
 #include "kernels/sparse_mla/cpu.h"
 
-#include <cstring>
-
 #include "kernels/sparse_mla/walk.h"
 
 namespace dsf {
@@ -39,12 +37,11 @@ using namespace sparse_mla;
 
 // How a call is cut: never decides what is computed.
 struct Plan {
-  int64_t queries;      // of all requests and heads of kv
+  int64_t queries;               // of all requests and heads of kv
   int64_t first_splits, splits;  // of a query's first list; of both
   int64_t heads, chunks;         // of a task; chunks of the heads that share one of kv's
   bool apart;                    // every split is a task, merged behind
   int64_t tasks, slots;
-  int64_t sums_bytes;
 
   Plan(const Context& context, const SparseMlaArgs& args, int64_t split) {
     const int64_t group = args.h_q / args.h_kv, threads = most(1, context.num_threads);
@@ -66,27 +63,23 @@ struct Plan {
     heads = parts_of(group, chunks);
     tasks = group > 0 ? units * chunks : 0;
     slots = most(1, least(threads, tasks));
-    sums_bytes = sums_values(heads, args.d_v) * 4;
   }
 };
 
 // The memory of a call.
 struct Work {
-  char *zeros, *scratch, *sums;
-  int64_t scratch_bytes, bytes;
+  char *scratch, *sums;
+  int64_t scratch_bytes, sums_bytes, bytes;
 
   Work(const SparseMlaArgs& args, const Plan& plan, const Kernel& kernel, void* memory) {
     Parts parts(memory);
     scratch_bytes = round_up(kernel.scratch_bytes(plan.heads, args.d_qk, args.d_v), CACHE_LINE);
-    zeros = parts.take(1, args.d_qk * 4);
+    sums_bytes = round_up(kernel.sums_bytes(plan.heads, args.d_v), CACHE_LINE);
     scratch = parts.take(plan.slots, scratch_bytes);
-    sums = parts.take(plan.apart ? plan.tasks : 2 * plan.slots, plan.sums_bytes);
+    sums = parts.take(plan.apart ? plan.tasks : 2 * plan.slots, sums_bytes);
     bytes = parts.bytes();
   }
-  Sums sums_of(const SparseMlaArgs& args, const Plan& plan, int64_t place) const {
-    return sums_at(reinterpret_cast<float*>(sums + place * round_up(plan.sums_bytes, CACHE_LINE)), plan.heads,
-                   args.d_v);
-  }
+  char* sums_at(int64_t place) const { return sums + place * sums_bytes; }
 };
 
 // Heads of one query that a task computes.
@@ -104,8 +97,12 @@ struct Part {
   }
   Query query(const SparseMlaArgs& args) const {
     const int64_t at = b * args.q_batch_stride + i * args.q_stride + first * args.q_head_stride;
-    return {static_cast<const char*>(args.q) + at * value_bytes(args.dtype), args.q_head_stride, heads, args.d_qk,
-            args.d_v, args.scale};
+    return {static_cast<const char*>(args.q) + at * value_bytes(args.dtype),
+            args.q_head_stride,
+            heads,
+            args.d_qk,
+            args.d_v,
+            args.scale};
   }
 };
 
@@ -122,36 +119,30 @@ class Forward {
 
   void run(const Context& context) const {
     if (plan_.tasks == 0) return;
-    std::memset(work_.zeros, 0, size_t(args_.d_qk) * 4);
     if (!plan_.apart)
       return for_slots(context, plan_.slots, plan_.tasks,
                        [&](int64_t slot, int64_t task) { whole(slot, Part(args_, plan_, task)); });
     for_slots(context, plan_.slots, plan_.tasks, [&](int64_t slot, int64_t task) {
       const Part part(args_, plan_, task / plan_.splits);
-      sum(part, task % plan_.splits, slot, sums_of(part, task));
+      sum(part, task % plan_.splits, slot, work_.sums_at(task));
     });
     const int64_t parts = plan_.tasks / plan_.splits;
     for_slots(context, least(plan_.slots, parts), parts, [&](int64_t, int64_t number) {
       const Part part(args_, plan_, number);
-      const Sums into = sums_of(part, number * plan_.splits);
-      for (int64_t s = 1; s < plan_.splits; ++s) merge(part, into, sums_of(part, number * plan_.splits + s));
+      if (part.heads == 0) return;
+      char* into = work_.sums_at(number * plan_.splits);
+      for (int64_t s = 1; s < plan_.splits; ++s) merge(part, into, work_.sums_at(number * plan_.splits + s));
       finish(part, into);
     });
   }
 
  private:
-  Sums sums_of(const Part& part, int64_t place) const {
-    const Sums most_heads = work_.sums_of(args_, plan_, place);
-    return sums_at(most_heads.acc, part.heads, args_.d_v);
-  }
-  void merge(const Part& part, const Sums& into, const Sums& from) const {
-    kernel_.merge(part.heads, args_.d_v, into, from);
-  }
+  void merge(const Part& part, char* into, char* from) const { kernel_.merge(part.heads, args_.d_v, into, from); }
 
   // A query's splits one after the other.
   void whole(int64_t slot, const Part& part) const {
     if (part.heads == 0) return;
-    const Sums into = sums_of(part, 2 * slot), next = sums_of(part, 2 * slot + 1);
+    char *into = work_.sums_at(2 * slot), *next = work_.sums_at(2 * slot + 1);
     sum(part, 0, slot, into);
     for (int64_t s = 1; s < plan_.splits; ++s) {
       sum(part, s, slot, next);
@@ -161,7 +152,7 @@ class Forward {
   }
 
   // The entries of split s.
-  void sum(const Part& part, int64_t s, int64_t slot, const Sums& sums) const {
+  void sum(const Part& part, int64_t s, int64_t slot, char* sums) const {
     if (part.heads == 0) return;
     const bool extra = s >= plan_.first_splits;
     const List list = list_of(args_, extra, part.b, part.i, part.head);
@@ -172,17 +163,17 @@ class Forward {
     const int64_t bytes = token_bytes(args_, list.store->layout);
     kernel_.begin(query, sums, scratch);
     Keys keys[2];
-    bool counts = begin < end && fill_keys(list, begin, end, work_.zeros, &keys[0]);
+    bool counts = begin < end && fill_keys(list, begin, end, &keys[0]);
     int now = 0;
     for (int64_t t = begin; t < end; t += STEP, now = 1 - now) {
-      const bool next = t + STEP < end && fill_keys(list, t + STEP, end, work_.zeros, &keys[1 - now]);
+      const bool next = t + STEP < end && fill_keys(list, t + STEP, end, &keys[1 - now]);
       if (next) prefetch_keys(keys[1 - now], bytes);
       if (counts) kernel_.step(query, keys[now], sums, scratch);
       counts = next;
     }
   }
 
-  void finish(const Part& part, const Sums& sums) const {
+  void finish(const Part& part, char* sums) const {
     if (part.heads == 0) return;
     const int64_t row = (part.b * args_.s_q + part.i) * args_.h_q + part.first;
     const bool decodes = !args_.max_logits;

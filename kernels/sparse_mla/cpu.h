@@ -171,6 +171,8 @@ DSF_API void dsf_sparse_mla_decode(const Context* context, const SparseMlaArgs* 
 DSF_API int32_t dsf_mla_cache_write_check(const CacheWriteCall* call, CacheWriteArgs* args, Problem* problem);
 DSF_API int32_t dsf_mla_cache_read_check(const CacheReadCall* call, TokenStore* store, Problem* problem);
 DSF_API void dsf_mla_cache_write(const Context* context, const CacheWriteArgs* args);
+// Numbers of a token: 576 or 512.
+DSF_API int64_t dsf_mla_cache_numbers(const TokenStore* store);
 // numbers: (pages * page_size, d_qk) bf16, contiguous.
 DSF_API void dsf_mla_cache_read(const Context* context, const TokenStore* store, uint16_t* numbers);
 

@@ -1,50 +1,55 @@
-// The kernels' bodies, compiled once per ISA level by cpu_<isa>.cc after its vec_<isa>.h.
+// The kernels' bodies, compiled once per ISA level by cpu_<isa>.cc after its vec_<isa>.h, on the tiles of
+// csrc/attention.
 #pragma once
 #include <cstring>
 
+#include "csrc/attention/tiles.h"
+#include "csrc/gemm/epilogue.h"
 #include "kernels/sparse_mla/decode_rows.h"
-#include "kernels/sparse_mla/pack_rows.h"
-#include "kernels/sparse_mla/products.h"
-#include "kernels/sparse_mla/softmax.h"
 
 namespace dsf::sparse_mla {
 namespace {
 
-// Where a task's memory holds what; bf16 in bf16, f16 widened to f32.
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Hands out parts of a piece of memory that begin at cache lines.
+struct Taker {
+  char* at;
+
+  template <class Value = char>
+  Value* take(int64_t bytes) {
+    char* here = at;
+    at += round_up(bytes, CACHE_LINE);
+    return reinterpret_cast<Value*>(here);
+  }
+};
+
+// f16 is widened to f32, and so are the decoded numbers of a cache where q is not bf16.
+template <Dtype dtype>
+inline constexpr Dtype PANEL = dtype == Dtype::bf16 ? Dtype::bf16 : Dtype::f32;
+template <Dtype dtype>
+inline constexpr int64_t VALUE = dtype == Dtype::bf16 ? 2 : 4;  // bytes in panels
+
+// A task's memory.
 template <Dtype dtype>
 struct Scratch {
-  static constexpr Dtype PANEL = dtype == Dtype::bf16 ? Dtype::bf16 : Dtype::f32;
-  static constexpr int64_t VALUE = PANEL == Dtype::bf16 ? 2 : 4;  // bytes
-
-  Scratch(int64_t heads, int64_t d_qk, int64_t d_v, char* memory) : begin_(memory), at_(memory) {
-    keys = take(key_panel_bytes(PANEL, d_qk));
-    values = take(value_panel_bytes(PANEL, STEP, d_v));
-    scores = reinterpret_cast<float*>(take(heads * STEP * 4));
-    weights = PANEL == Dtype::bf16 ? take(heads * STEP * 2) : reinterpret_cast<char*>(scores);
-    decoded = reinterpret_cast<uint16_t*>(take(STEP * round_up(d_qk, 2) * 2));
-    queries = reinterpret_cast<float*>(take(dtype == Dtype::f16 ? heads * d_qk * 4 : 0));
+  Scratch(int64_t heads, int64_t d_qk, int64_t d_v, char* memory) {
+    Taker taker{memory};
+    keys = taker.take(attention::key_panel_bytes(PANEL<dtype>, d_qk));
+    values = taker.take(attention::value_panels_bytes(PANEL<dtype>, d_v));
+    decoded = taker.take(STEP * d_qk * VALUE<dtype>);
+    queries = taker.template take<float>(dtype == Dtype::f16 ? heads * d_qk * 4 : 0);
+    bytes = taker.at - memory;
   }
-  int64_t bytes() const { return at_ - begin_; }
-
-  char *keys, *values;
-  float* scores;
-  char* weights;
-  uint16_t* decoded;
+  char *keys, *values, *decoded;
   float* queries;
-
- private:
-  char* take(int64_t bytes) {
-    char* here = at_;
-    at_ += round_up(bytes, CACHE_LINE);
-    return here;
-  }
-  char *begin_, *at_;
+  int64_t bytes;
 };
 
 template <Dtype dtype>
 int64_t scratch_bytes(int64_t heads, int64_t d_qk, int64_t d_v) {
-  alignas(CACHE_LINE) static char none[1];
-  return Scratch<dtype>(heads, d_qk, d_v, none).bytes();
+  static char none;
+  return Scratch<dtype>(heads, d_qk, d_v, &none).bytes;
 }
 
 inline void widen_rows(const void* rows, int64_t count, int64_t stride, int64_t n, float* to) {
@@ -56,102 +61,120 @@ inline void widen_rows(const void* rows, int64_t count, int64_t stride, int64_t 
     }
 }
 
+// Rows of queries as the tiles read them.
 template <Dtype dtype>
-void begin(const Query& query, const Sums& sums, char* memory) {
-  for (int64_t h = 0; h < query.heads; ++h) sums.m[h] = -INF;
-  std::memset(sums.l, 0, size_t(query.heads * SUM_LANES) * 4);
-  std::memset(sums.acc, 0, size_t(query.heads * padded_v(query.d_v)) * 4);
+struct QueryRows {
+  using Value = typename attention::RowOf<dtype>::Value;
+  const Value* first;
+  int64_t stride;
+
+  QueryRows(const void* rows, int64_t given_stride, int64_t n, const float* widened)
+      : first(dtype == Dtype::f16 ? reinterpret_cast<const Value*>(widened) : static_cast<const Value*>(rows)),
+        stride(dtype == Dtype::f16 ? n : given_stride) {}
+};
+
+inline int64_t tiles_of(int64_t heads) { return (heads + attention::MAX_ROWS - 1) / attention::MAX_ROWS; }
+int64_t sums_bytes(int64_t heads, int64_t d_v) { return tiles_of(heads) * attention::TileSums::bytes(d_v); }
+
+// body(sums, first head, heads) of every tile.
+template <class Body>
+inline void for_tiles(int64_t heads, int64_t d_v, char* sums, const Body& body) {
+  for (int64_t first = 0; first < heads; first += attention::MAX_ROWS, sums += attention::TileSums::bytes(d_v))
+    body(attention::TileSums(sums), first, least(heads - first, attention::MAX_ROWS));
+}
+
+template <Dtype dtype>
+void begin(const Query& query, char* sums, char* memory) {
+  for_tiles(query.heads, query.d_v, sums, [&](const attention::TileSums& tile, int64_t, int64_t heads) {
+    attention::Tile<Vec, dtype>::begin(tile, heads, query.d_v);
+  });
   if constexpr (dtype == Dtype::f16)
     widen_rows(query.q, query.heads, query.head_stride, query.d_qk,
                Scratch<dtype>(query.heads, query.d_qk, query.d_v, memory).queries);
 }
 
-// Rows as numbers in memory: of a cache's bytes decoded ones.
-template <class V>
-const void* const* numbers_of(const Keys& keys, int64_t d_qk, uint16_t* decoded, const void** rows) {
-  if (keys.layout == CacheLayout::plain) return keys.rows;
-  for (int64_t j = 0; j < STEP; ++j) {
-    rows[j] = keys.rows[j];
-    if (!(keys.seen >> j & 1)) continue;
-    uint16_t* numbers = decoded + j * round_up(d_qk, 2);
-    decode_token<V>(keys.layout, keys.rows[j], keys.scales[j], numbers);
+// Tokens of a cache as rows of numbers.
+template <Dtype dtype>
+void decode_keys(const Keys& keys, int64_t d_qk, char* decoded, const char** rows) {
+  for (int j = 0; j < keys.n; ++j) {
+    rows[j] = nullptr;
+    if (!keys.rows[j]) continue;
+    char* numbers = decoded + j * d_qk * VALUE<dtype>;
     rows[j] = numbers;
+    if constexpr (dtype == Dtype::bf16) {
+      decode_token<Vec>(keys.layout, keys.rows[j], keys.scales[j], reinterpret_cast<uint16_t*>(numbers));
+    } else {
+      uint16_t narrow[MAX_NUMBERS];
+      decode_token<Vec>(keys.layout, keys.rows[j], keys.scales[j], narrow);
+      for (int64_t i = 0; i < d_qk; i += Vec::LANES)  // whole vectors: of caches 576 or 512
+        Vec::store(reinterpret_cast<float*>(numbers) + i, Vec::load_bf16(narrow + i));
+    }
   }
-  return rows;
-}
-
-template <Dtype dtype, class Pack>
-void with_numbers(const Keys& keys, int64_t d_qk, uint16_t* decoded, const Pack& pack) {
-  const void* rows[STEP];
-  const void* const* numbers = numbers_of<Vec>(keys, d_qk, decoded, rows);
-  if (keys.layout == CacheLayout::plain)
-    pack.template operator()<dtype>(numbers);
-  else
-    pack.template operator()<Dtype::bf16>(numbers);
 }
 
 template <Dtype dtype>
-void step(const Query& query, const Keys& keys, const Sums& sums, char* memory) {
-  using S = Scratch<dtype>;
+void step(const Query& query, const Keys& keys, char* sums, char* memory) {
   using V = Vec;
-  const S scratch(query.heads, query.d_qk, query.d_v, memory);
-  with_numbers<dtype>(keys, query.d_qk, scratch.decoded, [&]<Dtype from>(const void* const* rows) {
-    pack_keys<V, from, S::PANEL>(rows, query.d_qk, scratch.keys);
-    pack_values<V, from, S::PANEL>(rows, STEP, query.d_v, scratch.values);
+  const Scratch<dtype> scratch(query.heads, query.d_qk, query.d_v, memory);
+  if (keys.layout == CacheLayout::plain) {
+    attention::pack_keys<V, dtype>(keys.rows, keys.n, query.d_qk, scratch.keys);
+    attention::pack_values<V, dtype>(keys.rows, keys.n, query.d_v, scratch.values);
+  } else {
+    const char* rows[STEP];
+    decode_keys<dtype>(keys, query.d_qk, scratch.decoded, rows);
+    attention::pack_keys<V, PANEL<dtype>>(rows, keys.n, query.d_qk, scratch.keys);
+    attention::pack_values<V, PANEL<dtype>>(rows, keys.n, query.d_v, scratch.values);
+  }
+  uint64_t seen[attention::MAX_ROWS];
+  for (uint64_t& row : seen) row = keys.seen;
+  const QueryRows<dtype> q(query.q, query.head_stride, query.d_qk, scratch.queries);
+  const attention::StepMask mask{keys.n, seen, nullptr, 0};
+  for_tiles(query.heads, query.d_v, sums, [&](const attention::TileSums& tile, int64_t first, int64_t heads) {
+    attention::Tile<V, dtype>::step(mask, q.first + first * q.stride, q.stride, heads, query.d_qk, query.d_v,
+                                    query.scale, scratch.keys, scratch.values, tile);
   });
-  const bool widened = dtype == Dtype::f16;
-  multiply_keys<V, S::PANEL>(query.heads, query.d_qk, widened ? scratch.queries : query.q,
-                             widened ? query.d_qk : query.head_stride, scratch.keys, scratch.scores);
-  const Hidden hidden(keys.seen);
-  for (int64_t h = 0; h < query.heads; ++h) {
-    const float r =
-        softmax_row<V, S::PANEL == Dtype::bf16>(scratch.scores + h * STEP, query.scale, hidden, sums.m + h,
-                                                sums.l + h * SUM_LANES,
-                                                reinterpret_cast<uint16_t*>(scratch.weights) + h * STEP);
-    if (r != 1.0f) scale_head<V>(query.heads, query.d_v, h, r, sums.acc);
-  }
-  add_values<V, S::PANEL>(query.heads, STEP, query.d_v, scratch.weights, scratch.values, sums.acc);
 }
 
-void merge(int64_t heads, int64_t d_v, const Sums& into, const Sums& from) {
+inline void merge_row(float* into, float of_into, const float* from, float of_from, int64_t n) {
   using V = Vec;
-  const int64_t panels = padded_v(d_v) / PANEL_N;
-  for (int64_t h = 0; h < heads; ++h) {
-    const float now = from.m[h] > into.m[h] ? from.m[h] : into.m[h];
-    const auto a = V::set1(rescale<V>(into.m[h], now)), b = V::set1(rescale<V>(from.m[h], now));
-    into.m[h] = now;
-    const auto add = [&](float* x, const float* y) {
-      V::store(x, V::fma(V::load(y), b, V::mul(V::load(x), a)));
-    };
-    for (int64_t i = h * SUM_LANES; i < (h + 1) * SUM_LANES; i += V::LANES) add(into.l + i, from.l + i);
-    for (int64_t p = 0; p < panels; ++p)
-      for (int64_t c = 0; c < PANEL_N; c += V::LANES) {
-        const int64_t at = (p * heads + h) * PANEL_N + c;
-        add(into.acc + at, from.acc + at);
+  const auto a = V::set1(of_into), b = V::set1(of_from);
+  for (int64_t i = 0; i < n; i += V::LANES)
+    V::store(into + i, V::fma(V::load(from + i), b, V::mul(V::load(into + i), a)));
+}
+
+void merge(int64_t heads, int64_t d_v, char* into_sums, char* from_sums) {
+  using attention::MAX_ROWS;
+  using V = Vec;
+  for_tiles(heads, d_v, into_sums, [&](const attention::TileSums& into, int64_t first, int64_t rows) {
+    const attention::TileSums from(from_sums + first / MAX_ROWS * attention::TileSums::bytes(d_v));
+    for (int64_t row = 0; row < rows; ++row) {
+      const float a = into.m[row], b = from.m[row], m = a >= b ? a : b;
+      const float of_into = a == m ? 1.0f : attention::weight_of<V>(a - m);
+      const float of_from = b == m ? 1.0f : attention::weight_of<V>(b - m);
+      into.m[row] = m;
+      merge_row(into.l + row * attention::SUM_LANES, of_into, from.l + row * attention::SUM_LANES, of_from,
+                attention::SUM_LANES);
+      for (int64_t p = 0; p < attention::num_value_panels(d_v); ++p) {
+        const int64_t at = (p * MAX_ROWS + row) * PANEL_N;
+        merge_row(into.values + at, of_into, from.values + at, of_from, PANEL_N);
       }
-  }
+    }
+  });
 }
 
 template <Dtype dtype>
-void finish(const Query& query, const Sums& sums, const Result& result) {
-  using V = Vec;
-  for (int64_t h = 0; h < query.heads; ++h) {
-    float total = total_of(sums.l + h * SUM_LANES), m = sums.m[h], r = 1.0f;
-    const bool is_lonely = total == 0.0f;
-    result.lse[h * result.lse_stride] = is_lonely ? INF : m + __builtin_logf(total);
-    if (result.max_logits) result.max_logits[h] = total != total ? total : m;
-    if (result.sinks && !is_lonely) {
-      const float sink = result.sinks[h], now = sink > m ? sink : m;
-      r = rescale<V>(m, now);
-      total = total * r + (sink == INF ? INF : sink != sink ? sink : exp_of_number<V>(sink - now));
+void finish(const Query& query, char* sums, const Result& result) {
+  constexpr int64_t BYTES = dtype == Dtype::f32 ? 4 : 2;
+  for_tiles(query.heads, query.d_v, sums, [&](const attention::TileSums& tile, int64_t first, int64_t heads) {
+    for (int64_t row = 0; row < heads; ++row) {
+      const int64_t h = first + row;
+      float lse;
+      attention::Tile<Vec, dtype>::finish(tile, row, query.d_v, result.sinks ? result.sinks + h : nullptr,
+                                          static_cast<char*>(result.out) + h * query.d_v * BYTES, &lse);
+      result.lse[h * result.lse_stride] = lse == attention::NEGATIVE_INFINITY ? -lse : lse;  // FlashMLA's +inf
+      if (result.max_logits) result.max_logits[h] = tile.m[row];
     }
-    const auto factor = V::set1(is_lonely ? 0.0f : r), inverse = V::set1(is_lonely ? 0.0f : 1.0f / total);
-    for (int64_t c = 0; c < query.d_v; c += V::LANES) {
-      const float* at = sums.acc + (c / PANEL_N * query.heads + h) * PANEL_N + c % PANEL_N;
-      const auto value = V::mul(V::mul(V::load(at), factor), inverse);
-      store_value<V, dtype>(result.out, h * query.d_v + c, value, int(least(query.d_v - c, V::LANES)));
-    }
-  }
+  });
 }
 
 void decode(CacheLayout layout, const void* token, const void* scales, uint16_t* numbers) {
@@ -168,14 +191,23 @@ namespace {
 
 template <Dtype dtype>
 inline constexpr Kernel kernel_of = {
-    scratch_bytes<dtype>,    begin<dtype>,
-    step<dtype>,             merge,
-    finish<dtype>,           decode,
-    shares<dtype>,           gradient_scratch_bytes<dtype>,
-    begin_gradient<dtype>,   gradient_step<dtype>,
-    finish_gradient<dtype>,  head_panel_bytes<dtype>,
-    pack_heads<dtype>,       add_to_rows<dtype>,
-    add_scratch_bytes<dtype>, store_row<dtype>,
+    scratch_bytes<dtype>,
+    sums_bytes,
+    begin<dtype>,
+    step<dtype>,
+    merge,
+    finish<dtype>,
+    decode,
+    shares<dtype>,
+    gradient_scratch_bytes<dtype>,
+    begin_gradient<dtype>,
+    gradient_step<dtype>,
+    finish_gradient<dtype>,
+    head_panel_bytes<dtype>,
+    pack_heads<dtype>,
+    add_scratch_bytes<dtype>,
+    add_to_rows<dtype>,
+    store_row<dtype>,
 };
 
 }  // namespace

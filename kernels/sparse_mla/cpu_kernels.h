@@ -6,10 +6,10 @@
 
 namespace dsf::sparse_mla {
 
-inline constexpr int64_t STEP = PANEL_N;    // entries
-inline constexpr int64_t SUM_LANES = 16;    // partial sums of a head's weights
-inline constexpr int64_t MAX_HEADS = 128;   // of a task: 256 KiB of sums beside two panels stay in L2
-inline constexpr int64_t TILE_SCALES = 8;   // at most so many scales has a token
+inline constexpr int64_t STEP = PANEL_N;     // entries
+inline constexpr int64_t MAX_HEADS = 128;    // of a task: 256 KiB of sums beside two panels stay in L2
+inline constexpr int64_t MAX_SCALES = 8;     // of a token, at most
+inline constexpr int64_t MAX_NUMBERS = 576;  // of a token in a cache of bytes
 
 // Heads of one query that share a head of kv.
 struct Query {
@@ -19,26 +19,14 @@ struct Query {
   float scale;
 };
 
-// Entries of one step. What does not count points to `d_qk` zeros of four bytes.
+// Entries of one step; of those that do not count rows are null. Of v4 a token's scales lie apart.
 struct Keys {
-  const void* rows[STEP];    // numbers, or a token's bytes
-  const void* scales[STEP];  // v4: the token's scales
-  uint64_t seen;             // bit j: entry j counts
+  const char* rows[STEP];  // numbers, or a token's bytes
+  const void* scales[STEP];
+  uint64_t seen;  // bit j: entry j counts
+  int n;          // the last that counts, plus 1
   CacheLayout layout;
 };
-
-// A softmax that is not finished yet.
-struct Sums {
-  float* m;    // (heads)
-  float* l;    // (heads, SUM_LANES)
-  float* acc;  // (panels of d_v, heads, PANEL_N)
-};
-inline constexpr int64_t padded_v(int64_t d_v) { return round_up(d_v, PANEL_N); }
-inline constexpr int64_t sums_values(int64_t heads, int64_t d_v) { return heads * (padded_v(d_v) + SUM_LANES + 1); }
-inline Sums sums_at(float* memory, int64_t heads, int64_t d_v) {
-  float* l = memory + heads * padded_v(d_v);
-  return {l + heads * SUM_LANES, l, memory};
-}
 
 struct Result {
   void* out;  // (heads, d_v)
@@ -50,7 +38,7 @@ struct Result {
 
 // What backward keeps of a query, its heads and its steps.
 struct Weights {
-  void* dz;  // (steps, STEP, heads) as the tiles read them: f32, or bf16
+  void* dz;  // scale * dz of (entries, heads) as the tiles read them: f32, or bf16
   void* w;
 };
 
@@ -63,19 +51,19 @@ struct GradientRows {
 };
 
 struct Kernel {
-  // Bytes that a task of so many heads works in: panels, scores, decoded rows.
+  // Bytes that a task of so many heads works in, and those of a softmax that is not finished.
   int64_t (*scratch_bytes)(int64_t heads, int64_t d_qk, int64_t d_v);
+  int64_t (*sums_bytes)(int64_t heads, int64_t d_v);
   // Empty sums; q as the tiles read it.
-  void (*begin)(const Query& query, const Sums& sums, char* scratch);
-  void (*step)(const Query& query, const Keys& keys, const Sums& sums, char* scratch);
-  // into, then from.
-  void (*merge)(int64_t heads, int64_t d_v, const Sums& into, const Sums& from);
-  void (*finish)(const Query& query, const Sums& sums, const Result& result);
-
+  void (*begin)(const Query& query, char* sums, char* scratch);
+  void (*step)(const Query& query, const Keys& keys, char* sums, char* scratch);
+  // into's entries come before from's.
+  void (*merge)(int64_t heads, int64_t d_v, char* into, char* from);
+  void (*finish)(const Query& query, char* sums, const Result& result);
   // Numbers of one token of a cache: bf16 = code * scale, rounded once.
   void (*decode)(CacheLayout layout, const void* token, const void* scales, uint16_t* numbers);
 
-  // Backward. delta[h] = dot(dout[h], out[h]), f[h] of lse and the sink.
+  // Backward. f and delta of a query's heads.
   void (*shares)(int64_t heads, int64_t d_v, const void* dout, int64_t dout_head_stride, const void* out,
                  const float* lse, const float* sinks, float* f, float* delta);
   int64_t (*gradient_scratch_bytes)(int64_t heads, int64_t d_qk, int64_t d_v);
@@ -87,11 +75,10 @@ struct Kernel {
   // Panels of the heads of q and dout, in which each entry finds what it adds to its row.
   int64_t (*head_panel_bytes)(int64_t heads, int64_t d_qk, int64_t d_v);
   void (*pack_heads)(const Query& query, const GradientRows& rows, char* panels);
-  // rows[i] (d_qk padded to panels, f32) += dz[entry i] . q, then w . dout; count distinct rows.
+  // rows[i] (f32, whole panels of d_qk) += scale * dz q + w dout of entries[i]; at most STEP distinct rows.
+  int64_t (*add_scratch_bytes)(int64_t heads);
   void (*add_to_rows)(const Query& query, int64_t count, const int64_t* entries, const Weights& weights,
                       const char* panels, float* const* rows, char* scratch);
-  int64_t (*add_scratch_bytes)(int64_t heads, int64_t d_qk, int64_t d_v);
-  // to = rows of f32 as the dtype; * scale for none.
   void (*store_row)(const float* row, int64_t n, void* to);
 };
 

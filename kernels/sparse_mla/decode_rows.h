@@ -13,7 +13,7 @@ namespace {
 struct Token {
   const uint8_t* codes;
   const uint8_t* kept;  // bf16, of any alignment
-  float scales[TILE_SCALES];
+  float scales[MAX_SCALES];
   int64_t coded, tile, kept_numbers;
 };
 
@@ -52,7 +52,8 @@ struct CodesTimesPower {
   // False where a code is NaN; power: the scale's exponent, in bits of bf16.
   [[gnu::always_inline]] bool store(const uint8_t* codes, int power, uint16_t* numbers) const {
     const __m512i code = _mm512_permutexvar_epi64(for_words, _mm512_loadu_si512(codes));
-    if (_mm512_cmpeq_epi8_mask(_mm512_and_si512(code, size), size)) [[unlikely]] return false;
+    if (_mm512_cmpeq_epi8_mask(_mm512_and_si512(code, size), size)) [[unlikely]]
+      return false;
     const __m512i low = _mm512_permutex2var_epi8(low0, code, low1);
     const __m512i magnitude = _mm512_permutex2var_epi8(high0, code, high1);
     const __m512i high = _mm512_ternarylogic_epi32(magnitude, code, sign, 0xF8);  // magnitude | (code & sign)

@@ -70,25 +70,26 @@ inline List list_of(const SparseMlaArgs& args, bool extra, int64_t b, int64_t i,
 }
 
 // Entries [begin, begin + STEP) up to `end`; false where none counts.
-inline bool fill_keys(const List& list, int64_t begin, int64_t end, const void* zeros, Keys* keys) {
+inline bool fill_keys(const List& list, int64_t begin, int64_t end, Keys* keys) {
   keys->layout = list.store->layout;
   keys->seen = 0;
-  for (int64_t j = 0; j < STEP; ++j) {
+  keys->n = 0;
+  for (int j = 0; j < STEP; ++j) {
     const char* token;
-    keys->rows[j] = zeros;
-    keys->scales[j] = zeros;
+    keys->rows[j] = nullptr;
     if (begin + j >= end || !list.locate(begin + j, &token, &keys->scales[j])) continue;
     keys->rows[j] = token;
     keys->seen |= uint64_t{1} << j;
+    keys->n = j + 1;
   }
-  return keys->seen != 0;
+  return keys->n > 0;
 }
 
 // Asks for the tokens of a step ahead of it.
 inline void prefetch_keys(const Keys& keys, int64_t bytes) {
-  for (int64_t j = 0; j < STEP; ++j) {
-    if (!(keys.seen >> j & 1)) continue;
-    const char* row = static_cast<const char*>(keys.rows[j]);
+  for (int j = 0; j < keys.n; ++j) {
+    const char* row = keys.rows[j];
+    if (!row) continue;
     for (int64_t at = 0; at < bytes; at += CACHE_LINE) __builtin_prefetch(row + at);
     if (keys.scales[j]) __builtin_prefetch(keys.scales[j]);
   }
