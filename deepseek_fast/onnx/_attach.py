@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from deepseek_fast.onnx import _casts, _convs, _opset
+from deepseek_fast.onnx import _casts, _convs, _mla, _opset
 from deepseek_fast.onnx._body import DOMAIN, MIN_OPSET
 from deepseek_fast.onnx._rewriter import number
 
@@ -23,9 +23,14 @@ ROOMS = {
     "Int8Matmul": "int8_matmul",
     **dict.fromkeys(_casts.OP_TYPES, "fp8_cast"),
     **dict.fromkeys(_convs.OP_TYPES, "fused_conv"),
+    **dict.fromkeys(_mla.OP_TYPES, "sparse_mla"),
 }
 # What completes a node, where the room has several operators.
-COMPLETE = dict.fromkeys(_casts.OP_TYPES, _casts.complete_cast) | dict.fromkeys(_convs.OP_TYPES, _convs.complete_conv)
+COMPLETE = {
+    **dict.fromkeys(_casts.OP_TYPES, _casts.complete_cast),
+    **dict.fromkeys(_convs.OP_TYPES, _convs.complete_conv),
+    **dict.fromkeys(_mla.OP_TYPES, _mla.complete_mla),
+}
 # Of these the last two, B and R, may be absent, and Int4Matmul's zero points.
 NUM_INPUTS = {"Fp8Matmul": 5, "FusedMatmul": 4, "Int4Matmul": 6, "Int8Matmul": 5}
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from deepseek_fast.onnx import _casts, _conv_export, _io
+from deepseek_fast.onnx import _casts, _conv_export, _io, _mla
 from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, MAX_OPSET, MIN_OPSET
 from deepseek_fast.onnx._runtime import one_line
 
@@ -111,6 +111,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         namespace.int8_matmul.default: _int8_matmul,
         **_casts.translations(namespace),
         **_conv_export.translations(namespace),
+        **_mla.translations(namespace),
     }
 
 
@@ -124,9 +125,11 @@ def _register_schemas() -> None:
     from deepseek_fast.kernels.fused_matmul import body as fused_matmul
     from deepseek_fast.kernels.int4_matmul import body as int4_matmul
     from deepseek_fast.kernels.int8_matmul import body as int8_matmul
+    from deepseek_fast.kernels.sparse_mla import body as sparse_mla
 
     rooms = (fp8_matmul, fused_matmul, int4_matmul, int8_matmul)
-    for schema in (*(room.schema() for room in rooms), *fp8_cast.schemas(), *fused_conv.schemas()):
+    several = (fp8_cast, fused_conv, sparse_mla)
+    for schema in (*(room.schema() for room in rooms), *(one for room in several for one in room.schemas())):
         if not defs.has(schema.name, domain=DOMAIN):
             defs.register_schema(schema)
 

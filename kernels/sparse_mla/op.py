@@ -46,7 +46,7 @@ def sparse_mla(
     Source: kernels/sparse_mla/README.md; FlashMLA, flash_mla_sparse_fwd.
     """
     args = (q, kv, indices, scale, d_v, attn_sink, topk_length)
-    call = grad.SparseMla.apply if _linear.needs_grad(q, kv, attn_sink) else _OP
+    call = _with_gradient if _linear.needs_grad(q, kv, attn_sink) else _OP
     return _called("sparse_mla", call, args)  # type: ignore[no-any-return]
 
 
@@ -149,6 +149,10 @@ def mla_cache_read(cache: Tensor, *, layout: str) -> Tensor:
     torch.Size([2, 64, 512])
     """
     return _called("mla_cache_read", _READ_OP, (cache, layout))  # type: ignore[no-any-return]
+
+
+def _with_gradient(*args: Any) -> Any:
+    return grad.SparseMla.apply(*args)  # type: ignore[no-untyped-call]
 
 
 def _called(op: str, call: Any, args: tuple[Any, ...]) -> Any:

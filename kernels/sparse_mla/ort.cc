@@ -128,10 +128,7 @@ void infer(const Shapes& shapes, const std::vector<std::vector<size_t>>& rest) {
   std::vector<Dim> q = shapes.shape(0);
   const size_t ndim = rest[0].size() + 1;
   const auto type = shapes.type(0);
-  if (q.size() != ndim) {
-    if (type && *type != FLOAT) shapes.set_output(0, *type, {});
-    return;
-  }
+  if (q.size() != ndim) q.assign(ndim, {-1, ""});
   for (size_t i = 0; i < rest.size(); ++i) {
     std::vector<Dim> dims;
     for (const size_t d : rest[i]) dims.push_back(q[d]);
