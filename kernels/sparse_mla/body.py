@@ -43,7 +43,6 @@ E4M3_NUMBERS = [
     for sign in (1.0, -1.0)
     for code in range(128)
 ]
-SUBNORMAL_EXPONENT = 0
 NOT_FINITE_EXPONENT = 255.0
 
 
@@ -97,8 +96,8 @@ def _scale(body: BodyWriter, q: str) -> str:
 
 
 def _attention(body: BodyWriter, q: str, rows: str, index: str, d_v: str, sinks: str) -> tuple[str, str, str]:
-    """(out (n, groups, h, d_v), max_logits and lse (n, groups, h, 1)) of q (n, groups, h, d), the rows of numbers (count,
-    d) and indices into them (n, groups, topk), -1 for what does not count; sinks (groups, h, 1)."""
+    """(out (n, groups, h, d_v), max_logits and lse (n, groups, h, 1)) of q (n, groups, h, d), rows (count, d) of numbers
+    and indices into them (n, groups, topk), -1 for what does not count; sinks (groups, h, 1)."""
     ints, minus_inf = _Ints(body), body.constant(-np.inf)
     width, count = ints.dim(rows, -1), ints.dim(rows, 0)
     padded = body.op("Concat", rows, ints_zeros(body, ints.shape(ints.one, width)), axis=0)
@@ -278,10 +277,9 @@ def _part(body: BodyWriter, value: str, begin: int, end: int) -> str:
 
 def _place(body: BodyWriter, byte: str) -> str:
     """A byte as an index; other numbers than bytes, which no runtime computes with, as 0."""
-    is_byte = body.op(
-        "And", body.op("GreaterOrEqual", byte, body.constant(0.0)), body.op("Less", byte, body.constant(256.0))
-    )
-    return body.op("Cast", body.op("Where", is_byte, byte, body.constant(0.0)), to=INT64)
+    zero, end = body.constant(0.0), body.constant(256.0)
+    is_byte = body.op("And", body.op("GreaterOrEqual", byte, zero), body.op("Less", byte, end))
+    return body.op("Cast", body.op("Where", is_byte, byte, zero), to=INT64)
 
 
 def _low_bits(body: BodyWriter, byte: str, count: float) -> str:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -102,11 +101,10 @@ def test_float8_tensors_are_the_same_bytes(layout: str, generator: torch.Generat
     as_float8 = torch.empty_strided(cache.shape, cache.stride(), dtype=torch.float8_e4m3fn)
     kv = tokens(100, layout, generator)
     deepseek_fast.mla_cache_write(cache, kv, layout=layout)
-    deepseek_fast.mla_cache_write(as_float8[:2], kv, layout=layout)
+    deepseek_fast.mla_cache_write(as_float8, kv, layout=layout)
     assert torch.equal(cache[0], as_float8[0].view(torch.uint8))
     d = caches.LAYOUTS[layout].d_qk
     call: dict[str, Any] = {"q": torch.randn(1, 1, 4, d), "layout": layout}
     call["indices"] = torch.arange(100, dtype=torch.int32).reshape(1, 1, 100)
     one, other = (deepseek_fast.sparse_mla_decode(k_cache=c, **call)[0] for c in (cache, as_float8))
     assert torch.equal(one, other)
-    assert ml_dtypes.float8_e4m3fn is not None

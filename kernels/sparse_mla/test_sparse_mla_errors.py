@@ -10,7 +10,7 @@ from torch import Tensor
 import deepseek_fast
 from deepseek_fast.onnx._runtime import LIBRARY, Runner
 from tests.doors import to_numpy
-from tests.mla_nodes import array, node_model
+from tests.mla_nodes import node_model
 from tests.oracle import SENTENCE
 
 
@@ -159,7 +159,6 @@ def test_every_door_says_the_same(name: str) -> None:
     with pytest.raises(Exception) as failed:
         Runner(model, runtime=LIBRARY, threads=1).run(feeds)
     assert sentence in str(failed.value)
-    assert array(torch.zeros(1)).size == 1
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -228,7 +227,7 @@ def test_bad_writes(name: str) -> None:
 
 
 def test_indices_of_any_value(isa: str) -> None:
-    """What no index may reach is not there: rows between pages without access are in tests/test_mla_memory_bounds.py."""
+    """Rows beside pages without access are in tests/test_mla_memory_bounds.py."""
     values = [0, 1, 19, 20, 21, -1, -20, 2**31 - 1, -(2**31), 114514, *range(-2000, 2000, 37)]
     indices = torch.tensor(values, dtype=INT)[None, None].expand(2, 1, -1)
     q, kv = torch.randn(2, 3, 24), torch.randn(20, 1, 24)

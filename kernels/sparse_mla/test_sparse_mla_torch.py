@@ -13,6 +13,7 @@ from tests.mla_doors import arguments
 
 OPS = torch.ops.deepseek_fast
 INT = torch.int32
+TORCH_S_OWN_WARNINGS = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -63,6 +64,7 @@ def as_tuple(result: Any) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else () if result is None else (result,)
 
 
+@TORCH_S_OWN_WARNINGS
 def test_compile_has_no_graph_break() -> None:
     def run(q: Tensor, kv: Tensor) -> Tensor:
         return deepseek_fast.sparse_mla(q * 2, kv, INDICES, d_v=24, attn_sink=SINK)[0].sum(-1)

@@ -27,6 +27,7 @@
 #include "kernels/int8_matmul/cpu.h"
 #include "tests/native/casts.h"
 #include "tests/native/convs.h"
+#include "tests/native/mla.h"
 #include "tests/native/protocol.h"
 
 namespace {
@@ -134,6 +135,7 @@ void serve(const std::string& name, const Arguments& arguments) {
   if (name == "fp8_quantize_weight") return fp8_quantize_weight(arguments);
   if (const CastOp cast = cast_named(name)) return cast(name.c_str(), arguments);
   if (const ConvOp conv = conv_named(name)) return conv(name.c_str(), arguments);
+  if (const MlaOp mla = mla_named(name)) return mla(name.c_str(), arguments);
   run_linear(*function<const LinearRoom*()>("dsf_" + name + "_room")(), arguments);
 }
 
