@@ -117,8 +117,8 @@ template <class V, Dtype dtype>
   for (int i = 0; i < SUMS; ++i) V::store(sums + i * V::LANES, l[i]);
 }
 
-// A step's scores of `rows` rows become weights; m and sums (SUM_LANES a row) go on; factors[row] is what the sums of
-// values so far are multiplied by. A row that sees nothing of the step stays as it is.
+// A step's scores of `rows` rows become weights; m and sums (SUM_LANES a row) go on; factors[row] (of whole vectors)
+// is what the sums of values so far are multiplied by. A row that sees nothing of the step stays as it is.
 template <class V, Dtype dtype>
 inline void softmax_step(const StepMask& mask, int64_t first_row, int64_t rows, float* scores, float* m, float* sums,
                          float* factors, void* weights) {

@@ -49,6 +49,22 @@ struct ProductOf<V, Dtype::bf16> {
   using Tile = TileBf16<V>;
 };
 
+// Rows of sums that a value tile adds to: those of a tile, or a step's keys wherever they are.
+struct TileRows {
+  float* first;
+  const float* factors;  // of each row
+
+  static constexpr bool SCALED = true;
+  float* at(int r) const { return first + r * PANEL_N; }
+};
+struct KeyRows {
+  float* const* rows;
+  int64_t column;
+
+  static constexpr bool SCALED = false;
+  float* at(int r) const { return rows[r] + column; }
+};
+
 // sums[r][c] = sums[r][c] * factors[r], then + sum_key weights[r, key] * panel[key][c]
 template <class V, Dtype dtype>
 struct ValueTile {
@@ -56,14 +72,18 @@ struct ValueTile {
   static constexpr int MR = dtype == Dtype::bf16 ? V::PAIR_TILE_M : V::TILE_M;
   static constexpr int NV = dtype == Dtype::bf16 ? V::PAIR_TILE_NV : V::TILE_NV;
 
-  template <int rows, int vectors>
-  [[gnu::noinline]] static void run(int64_t n, const X* weights, const char* panel, const float* factors, float* sums) {
+  template <int rows, int vectors, class Sums>
+  [[gnu::noinline]] static void run(int64_t n, const X* weights, const char* panel, const Sums& sums) {
     typename V::f32 acc[rows][vectors];
     DSF_UNROLL
     for (int r = 0; r < rows; ++r) {
-      const auto factor = V::set1(factors[r]);
       DSF_UNROLL
-      for (int v = 0; v < vectors; ++v) acc[r][v] = V::mul(V::load(sums + r * PANEL_N + v * V::LANES), factor);
+      for (int v = 0; v < vectors; ++v) acc[r][v] = V::load(sums.at(r) + v * V::LANES);
+      if constexpr (Sums::SCALED) {
+        const auto factor = V::set1(sums.factors[r]);
+        DSF_UNROLL
+        for (int v = 0; v < vectors; ++v) acc[r][v] = V::mul(acc[r][v], factor);
+      }
     }
     if constexpr (dtype == Dtype::bf16) {
       for (int64_t key = 0; key < n; key += 2, panel += PANEL_N * 4) {
@@ -97,7 +117,7 @@ struct ValueTile {
     DSF_UNROLL
     for (int r = 0; r < rows; ++r) {
       DSF_UNROLL
-      for (int v = 0; v < vectors; ++v) V::store(sums + r * PANEL_N + v * V::LANES, acc[r][v]);
+      for (int v = 0; v < vectors; ++v) V::store(sums.at(r) + v * V::LANES, acc[r][v]);
     }
   }
 };
@@ -140,19 +160,48 @@ struct Tile {
   // Rows q[row * q_stride ...], D values each, against a step's panels.
   static void step(const StepMask& mask, const X* q, int64_t q_stride, int64_t rows, int64_t D, int64_t D_v,
                    float scale, const char* keys, const char* values, const TileSums& sums) {
-    constexpr int64_t MR = Product::MR;
-    static_assert(MR <= MAX_TILE_ROWS && Values::MR == MR && Values::NV == Product::NV);
-    alignas(64) float scores[MAX_TILE_ROWS * STEP_KEYS];
     alignas(64) X weights[MAX_TILE_ROWS * STEP_KEYS];
     alignas(64) float factors[16];
+    for_each_row_tile(rows, [&](int64_t row, int64_t count) {
+      weigh_rows(mask, q, q_stride, row, count, D, scale, keys, sums, weights, factors);
+      add_values(weights, factors, count, mask.n, D_v, values, sums.values + row * PANEL_N);
+    });
+  }
+
+  // The two halves of a step, for panels that take turns in one place: what the second needs waits in weights (MAX_ROWS
+  // x STEP_KEYS) and factors (MAX_ROWS + 16).
+  static void weigh(const StepMask& mask, const X* q, int64_t q_stride, int64_t rows, int64_t D, float scale,
+                    const char* keys, const TileSums& sums, X* weights, float* factors) {
+    for_each_row_tile(rows, [&](int64_t row, int64_t count) {
+      weigh_rows(mask, q, q_stride, row, count, D, scale, keys, sums, weights + row * STEP_KEYS, factors + row);
+    });
+  }
+  static void add(const X* weights, const float* factors, int64_t rows, int n, int64_t D_v, const char* values,
+                  const TileSums& sums) {
+    for_each_row_tile(rows, [&](int64_t row, int64_t count) {
+      add_values(weights + row * STEP_KEYS, factors + row, count, n, D_v, values, sums.values + row * PANEL_N);
+    });
+  }
+
+  // take(first row, count) of the fewest register tiles, as even as can be.
+  template <class Take>
+  [[gnu::always_inline]] static void for_each_row_tile(int64_t rows, const Take& take) {
+    constexpr int64_t MR = Product::MR;
+    static_assert(MR <= MAX_TILE_ROWS && Values::MR == MR && Values::NV == Product::NV);
     const int64_t tiles = (rows + MR - 1) / MR;
     for (int64_t i = 0, row = 0; i < tiles; ++i) {
       const int64_t count = (rows - row + (tiles - i) - 1) / (tiles - i);
-      score(q + row * q_stride, q_stride, count, mask.n, D, scale, keys, scores);
-      softmax_step<V, dtype>(mask, row, count, scores, sums.m + row, sums.l + row * SUM_LANES, factors, weights);
-      add_values(weights, factors, count, mask.n, D_v, values, sums.values + row * PANEL_N);
+      take(row, count);
       row += count;
     }
+  }
+
+  // Weights of the register tile of rows [row, row + count), and what the sums of their values are multiplied by.
+  static void weigh_rows(const StepMask& mask, const X* q, int64_t q_stride, int64_t row, int64_t count, int64_t D,
+                         float scale, const char* keys, const TileSums& sums, X* weights, float* factors) {
+    alignas(64) float scores[MAX_TILE_ROWS * STEP_KEYS];
+    score(q + row * q_stride, q_stride, count, mask.n, D, scale, keys, scores);
+    softmax_step<V, dtype>(mask, row, count, scores, sums.m + row, sums.l + row * SUM_LANES, factors, weights);
   }
 
   // scores[row][key] = scale * dot(q[row], key) of up to MR rows.
@@ -170,13 +219,20 @@ struct Tile {
 
   static void add_values(const X* weights, const float* factors, int64_t rows, int n, int64_t D_v, const char* values,
                          float* sums) {
+    for (int64_t p = 0; p < num_value_panels(D_v); ++p)
+      add_panel(weights, rows, n, D_v - p * PANEL_N, values + p * value_panel_bytes(dtype),
+                [&](int64_t c) { return TileRows{sums + p * MAX_ROWS * PANEL_N + c, factors}; });
+  }
+
+  // The columns of one panel: sums_of(first column) are the rows to add to.
+  template <class SumsOf>
+  static void add_panel(const X* weights, int64_t rows, int n, int64_t columns, const char* panel,
+                        const SumsOf& sums_of) {
     constexpr int BLOCK = Values::NV * V::LANES;
-    for (int64_t column = 0; column < D_v; column += BLOCK) {
-      const int64_t p = column / PANEL_N, c = column % PANEL_N;
-      const int left = int((D_v - column + V::LANES - 1) / V::LANES);
-      run_value_tile<Values, Values::MR, Values::NV>(int(rows), left < Values::NV ? left : Values::NV, int64_t{n},
-                                                     weights, values + p * value_panel_bytes(dtype) + c * 4, factors,
-                                                     sums + p * MAX_ROWS * PANEL_N + c);
+    for (int64_t c = 0; c < columns && c < PANEL_N; c += BLOCK) {
+      const int64_t left = (columns - c + V::LANES - 1) / V::LANES;
+      run_value_tile<Values, Values::MR, Values::NV>(int(rows), left < Values::NV ? int(left) : Values::NV, int64_t{n},
+                                                     weights, panel + c * 4, sums_of(c));
     }
   }
 

@@ -248,6 +248,14 @@ struct Vec {
   }
   // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
   static f32 max(f32 a, f32 b) { return _mm256_max_ps(a, b); }
+  // 2 * LANES halves of a and of b, side by side: pairs (a, b) of the first LANES, then of the others.
+  static void interleave_halves(const void* a, const void* b, i32& first, i32& second) {
+    const __m256i low = _mm256_loadu_si256(static_cast<const __m256i*>(a));
+    const __m256i high = _mm256_loadu_si256(static_cast<const __m256i*>(b));
+    const __m256i even = _mm256_unpacklo_epi16(low, high), odd = _mm256_unpackhi_epi16(low, high);
+    first = _mm256_permute2x128_si256(even, odd, 0x20);
+    second = _mm256_permute2x128_si256(even, odd, 0x31);
+  }
   // Without a NaN in it.
   static float largest(f32 v) {
     const __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

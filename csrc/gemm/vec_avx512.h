@@ -229,6 +229,15 @@ struct Vec {
   }
   // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
   static f32 max(f32 a, f32 b) { return _mm512_max_ps(a, b); }
+  // 2 * LANES halves of a and of b, side by side: pairs (a, b) of the first LANES, then of the others.
+  static void interleave_halves(const void* a, const void* b, i32& first, i32& second) {
+    const __m512i low = _mm512_loadu_si512(a), high = _mm512_loadu_si512(b);
+    const __m512i lanes =
+        _mm512_cvtepu16_epi32(_mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    const __m512i order = _mm512_or_si512(lanes, _mm512_slli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(32)), 16));
+    first = _mm512_permutex2var_epi16(low, order, high);
+    second = _mm512_permutex2var_epi16(low, _mm512_add_epi16(order, _mm512_set1_epi16(16)), high);
+  }
   // Without a NaN in it.
   static float largest(f32 v) { return _mm512_reduce_max_ps(v); }
   // a where the lane's bit is set, else b.

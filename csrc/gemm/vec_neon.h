@@ -212,6 +212,13 @@ struct Vec {
   }
   // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
   static f32 max(f32 a, f32 b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+  // 2 * LANES halves of a and of b, side by side: pairs (a, b) of the first LANES, then of the others.
+  static void interleave_halves(const void* a, const void* b, i32& first, i32& second) {
+    const uint16x8_t low = vld1q_u16(static_cast<const uint16_t*>(a)),
+                     high = vld1q_u16(static_cast<const uint16_t*>(b));
+    first = vreinterpretq_s32_u16(vzip1q_u16(low, high));
+    second = vreinterpretq_s32_u16(vzip2q_u16(low, high));
+  }
   // Without a NaN in it.
   static float largest(f32 v) { return vmaxvq_f32(v); }
   // a where the lane's bit is set, else b.

@@ -262,6 +262,14 @@ struct Vec {
   }
   // The larger one, the second of equals, for pools; a lane stays ordered while no NaN was in it.
   static f32 max(f32 a, f32 b) { return a > b ? a : b; }
+  // 2 * LANES halves of a and of b, side by side: pairs (a, b) of the first LANES, then of the others.
+  static void interleave_halves(const void* a, const void* b, i32& first, i32& second) {
+    s16 low, high;
+    std::memcpy(&low, a, sizeof low);
+    std::memcpy(&high, b, sizeof high);
+    first = i32(__builtin_shuffle(low, high, s16{0, 8, 1, 9, 2, 10, 3, 11}));
+    second = i32(__builtin_shuffle(low, high, s16{4, 12, 5, 13, 6, 14, 7, 15}));
+  }
   // Without a NaN in it.
   static float largest(f32 v) {
     const float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];

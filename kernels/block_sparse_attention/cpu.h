@@ -30,16 +30,19 @@
 // rows.
 //
 // Backward, from out and lse as forward stored them; P = exp(z - lse), f as above (from lse and the sink logit):
-//   delta = dot(dout, out);  shift = f * delta - dlse;  dp = dot(dout, v)
+//   delta = sum of dout * out, 16 chains of fused multiply-adds and halves added as l's;  shift = f * delta - dlse
+//   dp = dot(dout, v)
 //   dz = P * (f * dp - shift);  w = f * P          bf16: dz and w rounded to bf16 where they are multiplied
 //   dq[i] = scale * sum_j dz k[j]                  one chain, key steps ascending
-//   dk[j] = scale * sum dz q[i],  dv[j] = sum w dout[i]   one chain: heads of the group ascending, queries ascending
-//   dsink[h] = -sum over b, i of (1 - f) * delta   one chain
+//   dk[j] = scale * sum dz q[i],  dv[j] = sum w dout[i]   one chain: tiles of up to 64 rows ascending (queries of one
+//              block; of several heads of a group where these share lists and fit), in a tile heads, then queries
+//   dsink[h] = -sum over b, i of (1 - f) * delta   one chain, no multiply-add fused
 // One thread owns each output element; nothing is added atomically. A key that no query sees has dk = dv = 0.
 //
 // NaN and inf: a row follows IEEE in what it sees. k[j], v[j] of a key that no query of a block sees are never read
 // into a sum and may be anything. Where v[j] is not finite and some query of a q block (without a mask: of 64 queries
-// from the sequence's first) sees j, its other queries may get NaN.
+// from the sequence's first) sees j, its other queries may get NaN. So may dk and dv of
+// a key that is in a step with a query of NaN.
 //
 //   q     (B, H, S_q, D)      values of a head contiguous; other strides any, so that BSHD is read in place
 //   k, v  (B, H_kv, S_k, D), (B, H_kv, S_k, D_v)   alike, q's dtype

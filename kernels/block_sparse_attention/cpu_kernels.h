@@ -24,6 +24,14 @@ struct KeyStep {
   int64_t bias_stride;   // 0: the same for every row
 };
 
+// A tile's rows backward.
+struct RowsBackward {
+  const char *q[TILE_ROWS], *dout[TILE_ROWS];
+  char* dq[TILE_ROWS];
+  float lse[TILE_ROWS], delta[TILE_ROWS], dlse[TILE_ROWS];
+  float sink[TILE_ROWS];  // -inf: none
+};
+
 struct Kernel {
   // Bytes of a tile's memory.
   int64_t (*tile_bytes)(int64_t D, int64_t D_v);
@@ -32,6 +40,21 @@ struct Kernel {
   void (*step)(const Shape& shape, const KeyStep& keys, char* tile);
   // out: one pointer a row; sink: one logit a row, or null; lse: one pointer a row, or null.
   void (*finish)(const Shape& shape, char* const* out, const float* const* sink, float* const* lse, char* tile);
+
+  // The same backward.
+  int64_t (*backward_bytes)(int64_t D, int64_t D_v);
+  void (*begin_backward)(const Shape& shape, const RowsBackward& rows, char* tile);
+  // dk, dv: a row of sums for each key, null where they are not wanted; dk null: of none. Rows have room for whole
+  // sixteens of values.
+  void (*step_backward)(const Shape& shape, const KeyStep& keys, bool wants_dq, float* const* dk, float* const* dv,
+                        char* tile);
+  void (*finish_backward)(const Shape& shape, const RowsBackward& rows, char* tile);
+  // delta[i] = dot(dout[i], out[i]) of `count` rows; out's are contiguous, dout's stride is in values.
+  void (*delta)(const char* dout, int64_t dout_stride, const char* out, int64_t D_v, int64_t count, float* delta);
+  // sum - the sum over i of (1 - f[i]) delta[i]
+  float (*sink_gradient)(const float* lse, float sink, const float* delta, int64_t count, float sum);
+  // factor * sums, rounded once.
+  void (*store_row)(const float* sums, float factor, int64_t D, char* out);
 };
 
 #define DSF_VARIANT(isa, dtype, kernel) extern const Kernel kernel;

@@ -71,7 +71,7 @@ inline Sight sight_of(const AttentionArgs& args, const Sequence& sequence, int64
   return sight;
 }
 
-// The kept blocks of one row: column(e) of entries [begin, end).
+// The kept blocks of one row: entries [begin, end).
 class KeptBlocks {
  public:
   KeptBlocks(const AttentionArgs& args, const Place& place) : args_(args) {
@@ -92,11 +92,21 @@ class KeptBlocks {
   }
   int64_t begin() const { return begin_; }
   int64_t end() const { return end_; }
-  // The block of entry e, or -1 where it is not kept or beyond the sequence.
-  int64_t column(int64_t e) const {
-    if (kept_) return kept_[e] ? e : -1;
-    const int64_t column = args_.row_offsets ? integer_at(args_.listed, args_.listed_dtype, e) : e;
-    return column < columns_ ? column : -1;
+  // walk(column_of), which gives the block of entry e, or -1 where it is not kept or beyond the sequence.
+  template <class Walk>
+  void with_columns(const Walk& walk) const {
+    const int64_t columns = columns_;
+    const auto listed = [&](const auto* list) {
+      walk([=](int64_t e) __attribute__((always_inline)) { return list[e] < columns ? int64_t(list[e]) : -1; });
+    };
+    if (!args_.has_mask)
+      walk([](int64_t e) { return e; });
+    else if (!args_.row_offsets)
+      walk([kept = kept_](int64_t e) { return kept[e] ? e : -1; });
+    else if (args_.listed_dtype == Dtype::i32)
+      listed(static_cast<const int32_t*>(args_.listed));
+    else
+      listed(static_cast<const int64_t*>(args_.listed));
   }
   // Bits of the query `i` of the block for keys [64 word, 64 word + 64) of the block of entry e.
   uint64_t table_bits(int64_t e, int64_t i, int64_t word) const {
@@ -116,15 +126,14 @@ struct Run {
   int64_t key, count, slot, entry, word;  // word: 64 keys of a block that has several
 };
 
-// visit(runs, number of runs) of every step with keys that `sight` does not rule out, in the contract's order.
-template <class Visit>
-void for_each_step(const AttentionArgs& args, const Place& place, const Sight& sight, const Visit& visit) {
-  const KeptBlocks blocks(args, place);
+template <class ColumnOf, class Visit>
+void walk_steps(const AttentionArgs& args, const Place& place, const Sight& sight, const KeptBlocks& blocks,
+                const ColumnOf& column_of, const Visit& visit) {
   const int64_t block_k = block_k_of(args), k_count = place.sequence.k_count;
   Run runs[KEY_STEP];
   if (block_k >= KEY_STEP) {
     for (int64_t e = blocks.begin(); e < blocks.end(); ++e) {
-      const int64_t column = blocks.column(e);
+      const int64_t column = column_of(e);
       if (column < 0) continue;
       const int64_t first = column * block_k, last = least(first + block_k, k_count);
       if (!sight.anything_of(first, last - first)) continue;
@@ -139,7 +148,7 @@ void for_each_step(const AttentionArgs& args, const Place& place, const Sight& s
   const int64_t per_step = KEY_STEP / block_k;
   int64_t taken = 0, count = 0;
   for (int64_t e = blocks.begin(); e < blocks.end(); ++e) {
-    const int64_t column = blocks.column(e);
+    const int64_t column = column_of(e);
     if (column < 0) continue;
     const int64_t first = column * block_k, keys = least(block_k, k_count - first);
     if (sight.anything_of(first, keys)) runs[count++] = {first, keys, taken * block_k, e, 0};
@@ -150,31 +159,32 @@ void for_each_step(const AttentionArgs& args, const Place& place, const Sight& s
   if (count) visit(blocks, runs, count);
 }
 
-// Tiles of a call, in the order of their memory: visit(place). Those of one share of `shares` only.
+// visit(blocks, runs, number of runs) of every step with keys that `sight` does not rule out, in the contract's order.
 template <class Visit>
-void for_each_tile(const AttentionArgs& args, int64_t share, int64_t shares, const Visit& visit) {
+void for_each_step(const AttentionArgs& args, const Place& place, const Sight& sight, const Visit& visit) {
+  const KeptBlocks blocks(args, place);
+  blocks.with_columns([&](const auto& column_of) { walk_steps(args, place, sight, blocks, column_of, visit); });
+}
+
+// visit(place) of every tile whose queries read head kv of batch b, in ascending order.
+template <class Visit>
+void for_each_tile(const AttentionArgs& args, int64_t b, int64_t kv, const Visit& visit) {
   const int64_t group = args.H / args.H_kv, block_q = block_q_of(args);
   // Heads of a group that read the same lists go together where a tile has room.
   const bool together = !args.has_mask || args.mask_heads != args.H || args.H == 1;
-  int64_t number = 0;
-  for (int64_t b = 0; b < args.B; ++b) {
-    for (int64_t n = 0, first_row = 0; n < sequences_of(args); ++n) {
-      const Sequence sequence = sequence_of(args, n, first_row);
-      const int64_t rows = divide_up(sequence.q_count, block_q), longest = least(block_q, sequence.q_count);
-      first_row += rows;
-      if (rows == 0) continue;
-      const int64_t heads = together ? most(1, least(group, TILE_ROWS / longest)) : 1;
-      for (int64_t kv = 0; kv < args.H_kv; ++kv) {
-        for (int64_t row = 0; row < rows; ++row) {
-          const int64_t i = row * block_q, count = least(block_q, sequence.q_count - i);
-          const int64_t parts = divide_up(count, TILE_ROWS);
-          for (int64_t first = 0; first < group; first += heads) {
-            for (int64_t part = 0; part < parts; ++part) {
-              if (number++ % shares != share) continue;
-              const int64_t begin = count * part / parts, end = count * (part + 1) / parts;
-              visit(Place{sequence, b, kv * group + first, least(heads, group - first), row, i + begin, end - begin});
-            }
-          }
+  for (int64_t n = 0, first_row = 0; n < sequences_of(args); ++n) {
+    const Sequence sequence = sequence_of(args, n, first_row);
+    const int64_t rows = divide_up(sequence.q_count, block_q), longest = least(block_q, sequence.q_count);
+    first_row += rows;
+    if (rows == 0) continue;
+    const int64_t heads = together ? most(1, least(group, TILE_ROWS / longest)) : 1;
+    for (int64_t first = 0; first < group; first += heads) {
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t i = row * block_q, count = least(block_q, sequence.q_count - i);
+        const int64_t parts = divide_up(count, TILE_ROWS);
+        for (int64_t part = 0; part < parts; ++part) {
+          const int64_t begin = count * part / parts, end = count * (part + 1) / parts;
+          visit(Place{sequence, b, kv * group + first, least(heads, group - first), row, i + begin, end - begin});
         }
       }
     }

@@ -18,6 +18,12 @@ bool same_dtype(const char* op, const char* arg, const TensorView& view, const T
   return dtype_error(problem, op, arg, rule, view);
 }
 
+bool check_numbers(const char* op, const TensorView& q, Problem* problem) {
+  const int64_t d_qk = q.sizes[q.ndim - 1];
+  if (d_qk >= 1 && d_qk <= MAX_ROW_NUMBERS) return true;
+  return shape_error(problem, op, "q", ShapeRule("have a last dimension from 1 to %lld", MAX_ROW_NUMBERS).text, q);
+}
+
 // d_v, scale and the sink, the same in both ops. row: whose last dimension bounds d_v.
 bool check_options(const char* op, const char* row, int64_t d_v, float scale, const TensorView* attn_sink,
                    SparseMlaArgs* args, Problem* problem) {
@@ -45,7 +51,7 @@ bool check_prefill(const SparseMlaCall& call, SparseMlaArgs* args, Problem* prob
   if (!check_float(op, "q", q, problem) || !check_dims(op, "q", 3, q, problem)) return false;
   if (!same_dtype(op, "kv", kv, q, problem) || !check_dims(op, "kv", 3, kv, problem)) return false;
   const int64_t s_q = q.sizes[0], h_q = q.sizes[1], h_kv = kv.sizes[1], d_qk = q.sizes[2];
-  if (d_qk < 1) return shape_error(problem, op, "q", "have a last dimension of at least 1", q);
+  if (!check_numbers(op, q, problem)) return false;
   if (kv.sizes[2] != d_qk)
     return shape_error(problem, op, "kv", ShapeRule("have q's last dimension of %lld", d_qk).text, kv);
   if (h_kv < 1 || h_q % h_kv)
@@ -206,7 +212,7 @@ int32_t dsf_sparse_mla_decode_check(const SparseMlaDecodeCall* call, SparseMlaAr
   const int64_t numbers = layout == CacheLayout::v32 ? V32_NUMBERS : V4_NUMBERS;
   if (layout != CacheLayout::plain && q.sizes[3] != numbers)
     return shape_error(problem, op, "q", ShapeRule("have a last dimension of %lld for this layout", numbers).text, q);
-  if (q.sizes[3] < 1) return shape_error(problem, op, "q", "have a last dimension of at least 1", q);
+  if (!check_numbers(op, q, problem)) return 0;
   args->dtype = q.dtype;
   args->b = q.sizes[0];
   args->s_q = q.sizes[1];

@@ -39,7 +39,8 @@
 // Dense decode, without indices: block_table (b, pages a request) and cache_seqlens (b), int32; query i sees the first
 // cache_seqlens[b] tokens, with is_causal those up to cache_seqlens[b] - s_q + i. Entries of the table that these need
 // must be pages; others are not looked at.
-// Alignment of the element type; bytes of a cache need none. Any sizes whose byte counts fit int64.
+// d_qk from 1 to MAX_ROW_NUMBERS. Alignment of the element type; bytes of a cache need none. Any sizes whose byte
+// counts fit int64.
 #pragma once
 #include <cstdint>
 
@@ -51,7 +52,8 @@
 
 namespace dsf {
 
-constexpr int64_t SPLIT_ENTRIES = 512;  // of a list; decides the order of sums
+constexpr int64_t MAX_ROW_NUMBERS = 1024;  // d_qk
+constexpr int64_t SPLIT_ENTRIES = 512;     // of a list; decides the order of sums
 enum class CacheLayout : int32_t { plain, v32, v4 };
 
 struct SparseMlaCall {

@@ -129,9 +129,20 @@ void step(const Query& query, const Keys& keys, char* sums, char* memory) {
   for (uint64_t& row : seen) row = keys.seen;
   const QueryRows<dtype> q(query.q, query.head_stride, query.d_qk, scratch.queries);
   const attention::StepMask mask{keys.n, seen, nullptr, 0};
+  using Tile = attention::Tile<V, dtype>;
   for_tiles(query.heads, query.d_v, sums, [&](const attention::TileSums& tile, int64_t first, int64_t heads) {
-    attention::Tile<V, dtype>::step(mask, q.first + first * q.stride, q.stride, heads, query.d_qk, query.d_v,
-                                    query.scale, scratch.keys, scratch.values, tile);
+    alignas(64) typename Tile::X weights[attention::MAX_ROWS * STEP];
+    alignas(64) float factors[attention::MAX_ROWS + attention::SUM_LANES];
+    Tile::weigh(mask, q.first + first * q.stride, q.stride, heads, query.d_qk, query.scale, scratch.keys, tile, weights,
+                factors);
+    for (int64_t p = 0; p < attention::num_value_panels(query.d_v); ++p) {  // one panel after the other stays in L1
+      const char* panel = scratch.values + p * attention::value_panel_bytes(PANEL<dtype>);
+      float* rows = tile.values + p * attention::MAX_ROWS * PANEL_N;
+      Tile::for_each_row_tile(heads, [&](int64_t row, int64_t count) {
+        Tile::add_panel(weights + row * STEP, count, keys.n, query.d_v - p * PANEL_N, panel,
+                        [&](int64_t c) { return attention::TileRows{rows + row * PANEL_N + c, factors + row}; });
+      });
+    }
   });
 }
 

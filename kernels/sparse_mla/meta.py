@@ -11,6 +11,7 @@ from deepseek_fast import _linear, _load
 _load.load_torch()
 LAYOUTS = ("plain", "v32", "v4")
 NUMBERS = {"v32": 576, "v4": 512}  # of a token
+MAX_ROW_NUMBERS = 1024
 TOKEN_BYTES = {"v32": 656, "v4": 584}
 
 
@@ -31,8 +32,8 @@ def check_prefill(
     _same_dtype(op, "kv", kv, q)
     _dims(op, "kv", kv, 3)
     s_q, h_q, d_qk = q.shape
-    if d_qk < 1:
-        _linear.shape_error(op, "q", "have a last dimension of at least 1", q)
+    if d_qk < 1 or d_qk > MAX_ROW_NUMBERS:
+        _linear.shape_error(op, "q", f"have a last dimension from 1 to {MAX_ROW_NUMBERS}", q)
     if kv.shape[2] != d_qk:
         _linear.shape_error(op, "kv", f"have q's last dimension of {d_qk}", kv)
     if kv.shape[1] < 1 or h_q % kv.shape[1]:
@@ -81,8 +82,8 @@ def check_decode(
     b, s_q, h_q, d_qk = q.shape
     if layout != "plain" and d_qk != NUMBERS[layout]:
         _linear.shape_error(op, "q", f"have a last dimension of {NUMBERS[layout]} for this layout", q)
-    if d_qk < 1:
-        _linear.shape_error(op, "q", "have a last dimension of at least 1", q)
+    if d_qk < 1 or d_qk > MAX_ROW_NUMBERS:
+        _linear.shape_error(op, "q", f"have a last dimension from 1 to {MAX_ROW_NUMBERS}", q)
     check_cache(op, "k_cache", k_cache, layout, q)
     _options(op, "q", d_qk, d_v, h_q, attn_sink)
 

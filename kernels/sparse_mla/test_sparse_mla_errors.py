@@ -40,7 +40,11 @@ TABLE = {"block_table": torch.zeros(2, 3, dtype=INT), "cache_seqlens": torch.ten
 PREFILLS: dict[str, tuple[dict[str, Any], str]] = {
     "q's dtype": ({"q": torch.zeros(3, 6, 40).double()}, "q must be float32, bfloat16 or float16; got dtype float64"),
     "q's dimensions": ({"q": torch.zeros(3, 40)}, "q must have 3 dimensions; got shape (3, 40)"),
-    "no numbers": ({"q": torch.zeros(3, 6, 0)}, "q must have a last dimension of at least 1; got shape (3, 6, 0)"),
+    "no numbers": ({"q": torch.zeros(3, 6, 0)}, "q must have a last dimension from 1 to 1024; got shape (3, 6, 0)"),
+    "too many numbers": (
+        {"q": torch.zeros(3, 6, 1025)},
+        "q must have a last dimension from 1 to 1024; got shape (3, 6, 1025)",
+    ),
     "kv's dtype": ({"kv": torch.zeros(20, 2, 40).half()}, "kv must have q's dtype float32; got dtype float16"),
     "kv's numbers": ({"kv": torch.zeros(20, 2, 41)}, "kv must have q's last dimension of 40; got shape (20, 2, 41)"),
     "heads": ({"kv": torch.zeros(20, 4, 40)}, "kv must have heads that divide q's 6; got shape (20, 4, 40)"),
