@@ -96,8 +96,8 @@ def _scale(body: BodyWriter, q: str) -> str:
 
 
 def _attention(body: BodyWriter, q: str, rows: str, index: str, d_v: str, sinks: str) -> tuple[str, str, str]:
-    """(out (n, groups, h, d_v), max_logits and lse (n, groups, h, 1)) of q (n, groups, h, d), rows (count, d) of numbers
-    and indices into them (n, groups, topk), -1 for what does not count; sinks (groups, h, 1)."""
+    """(out (n, groups, h, d_v), max_logits and lse (n, groups, h, 1)) of q (n, groups, h, d), numbers (count, d) and
+    indices of their rows (n, groups, topk), -1 for what does not count; sinks (groups, h, 1)."""
     ints, minus_inf = _Ints(body), body.constant(-np.inf)
     width, count = ints.dim(rows, -1), ints.dim(rows, 0)
     padded = body.op("Concat", rows, ints_zeros(body, ints.shape(ints.one, width)), axis=0)
