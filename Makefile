@@ -53,7 +53,7 @@ emulated: build
 	@$(LOCKED) $(EMULATED)/aarch64/build.ninja $(EMULATED)/amx_model/build.ninja
 
 test-emulated: emulated ## numerics on CPUs that are not here: aarch64, x86-64 without AVX and with AVX2, AMX
-	@$(BIN)/pytest -m '' tests/test_emulated.py tests/test_emulated_casts.py tests/test_emulated_convs.py \
+	@$(BIN)/pytest -m '' tests/test_emulated.py tests/test_emulated_casts.py tests/test_emulated_convs.py tests/test_emulated_mla.py \
 	  tests/test_aarch64_loops.py $(ARGS)
 
 bench: build ## kernels beside their competitors, networks end to end, the demo's table; build/bench*.json

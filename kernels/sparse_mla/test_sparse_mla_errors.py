@@ -36,7 +36,7 @@ def decode(layout: str = "v32", **changed: Any) -> dict[str, Any]:
 
 
 INT = torch.int32
-TABLE = {"block_table": torch.zeros(2, 3, dtype=INT), "cache_seqlens": torch.tensor([24, 5], dtype=INT)}
+TABLE: dict[str, Any] = {"block_table": torch.zeros(2, 3, dtype=INT), "cache_seqlens": torch.tensor([24, 5], dtype=INT)}
 PREFILLS: dict[str, tuple[dict[str, Any], str]] = {
     "q's dtype": ({"q": torch.zeros(3, 6, 40).double()}, "q must be float32, bfloat16 or float16; got dtype float64"),
     "q's dimensions": ({"q": torch.zeros(3, 40)}, "q must have 3 dimensions; got shape (3, 40)"),
