@@ -1,5 +1,5 @@
-"""sparse_mla and its family on emulated CPUs, within the reference's bounds: on every aarch64 level, on x86-64 without AVX
-and with AVX2 but no more. An instruction above the CPU's level ends the process with SIGILL.
+"""sparse_mla and its family on emulated CPUs, within the reference's bounds: on every aarch64 level, on x86-64 without
+AVX and with AVX2 but no more. An instruction above the CPU's level ends the process with SIGILL.
 """
 
 from collections.abc import Iterator
