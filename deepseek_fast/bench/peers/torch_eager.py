@@ -96,31 +96,3 @@ def rms_norm_cast(inputs: dict[str, Any]) -> dict[str, Peer]:
 
 def _eager(formula: _casts.Formula) -> dict[str, Peer]:
     return {"torch": formula.peer(lambda: formula.function(formula.x))}
-
-
-def sparse_mla_decode(inputs: dict[str, Any]) -> dict[str, Peer]:
-    """One request: its tokens gathered, of FP8 caches decoded by a table, then scaled_dot_product_attention."""
-    q, indices, layout = inputs["q"], inputs["indices"][0, 0].long(), inputs["layout"]
-    if q.shape[:2] != (1, 1):
-        raise Unsupported("torch gather + SDPA: q must be one query; got several")
-    cache, d_v = inputs["k_cache"].flatten(0, 1)[:, 0], inputs["d_v"]
-    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
-
-    def numbers(rows: torch.Tensor) -> torch.Tensor:
-        if layout == "plain":
-            return rows
-        scales = rows[:, 512:528].clone().view(torch.float32)
-        tiles = codes[rows[:, :512].int()].unflatten(1, (4, 128)) * scales[..., None]
-        return torch.cat([tiles.flatten(1).to(q.dtype), rows[:, 528:].clone().view(torch.bfloat16).to(q.dtype)], 1)
-
-    def call() -> torch.Tensor:
-        seen = (indices >= 0) & (indices < len(cache))
-        keys = numbers(cache[torch.where(seen, indices, 0)])
-        keys = torch.where(seen[:, None], keys, 0)  # what does not count may be NaN
-        mask = torch.where(seen, 0.0, -torch.inf).to(q.dtype)
-        out = F.scaled_dot_product_attention(q[0], keys[None], keys[None, :, :d_v], mask)
-        return out[None]
-
-    if layout == "v4":
-        raise Unsupported("torch gather + SDPA: layout must have a token's bytes side by side; got v4")
-    return {"torch gather + SDPA": float_peer(call, q)}
