@@ -37,8 +37,7 @@ struct Work {
   Work(const SparseMlaArgs& args, const Plan& plan, const Kernel& kernel, void* memory) {
     Parts parts(memory);
     scratch_bytes = round_up(
-        most(kernel.gradient_scratch_bytes(plan.group, args.d_qk, args.d_v), kernel.add_scratch_bytes(plan.group)),
-        CACHE_LINE);
+        most(kernel.gradient_scratch_bytes(plan.group, args.d_qk, args.d_v), kernel.add_scratch_bytes()), CACHE_LINE);
     row_values = round_up(args.d_qk, PANEL_N);
     const int64_t rows_of_kv = args.store.page_size * args.h_kv;
     scratch = parts.take(plan.slots, scratch_bytes);

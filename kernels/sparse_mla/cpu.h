@@ -27,8 +27,8 @@
 // Backward (prefill), from out and lse as forward stored them: P, f, delta and dz of block_sparse_attention's cpu.h.
 //   dq[i, h]  = scale * sum_t dz kv[indices[i, t]]            one chain, entries ascending
 //   dkv[j]    = sum of (scale * dz) q[i, h] + (f P) dout[i, h] (the latter of the first d_v numbers)
-//               one chain of f32: queries ascending, entries of a query ascending; of an entry 64 heads at a time, their
-//               products with q before those with dout.  scale * dz and f P are rounded to bf16 where q is
+//               one chain of f32: queries ascending, entries of a query ascending; of an entry 64 heads at a time,
+//               their products with q before those with dout.  scale * dz and f P are rounded to bf16 where q is
 //   delta = dot(dout, out) in 16 sums, d % 16, halves added
 // A row of dkv is one thread's: the lists' transpose, made by counting, says who reads it. Rows nobody reads get 0.
 //

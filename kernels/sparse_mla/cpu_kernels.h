@@ -76,7 +76,7 @@ struct Kernel {
   int64_t (*head_panel_bytes)(int64_t heads, int64_t d_qk, int64_t d_v);
   void (*pack_heads)(const Query& query, const GradientRows& rows, char* panels);
   // rows[i] (f32, whole panels of d_qk) += scale * dz q + w dout of entries[i]; at most STEP distinct rows.
-  int64_t (*add_scratch_bytes)(int64_t heads);
+  int64_t (*add_scratch_bytes)();
   void (*add_to_rows)(const Query& query, int64_t count, const int64_t* entries, const Weights& weights,
                       const char* panels, float* const* rows, char* scratch);
   void (*store_row)(const float* row, int64_t n, void* to);

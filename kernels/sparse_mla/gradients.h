@@ -189,31 +189,45 @@ void pack_heads(const Query& query, const GradientRows& rows, char* panels) {
 }
 
 template <Dtype dtype>
-int64_t add_scratch_bytes(int64_t heads) {
-  return round_up(2 * STEP * heads * VALUE<dtype>, CACHE_LINE) + STEP * PANEL_N * 4;
+int64_t add_scratch_bytes() {
+  return 2 * STEP * STEP * VALUE<dtype>;
+}
+
+// Weights of some entries and of heads [first, first + count), as rows of STEP; zeros after them.
+template <Dtype dtype>
+inline void gather_weights(const void* weights, int64_t heads, int64_t first, int64_t count, int64_t n,
+                           const int64_t* entries, char* to) {
+  for (int64_t i = 0; i < n; ++i, to += STEP * VALUE<dtype>) {
+    const char* from = static_cast<const char*>(weights) + (entries[i] * heads + first) * VALUE<dtype>;
+    std::memcpy(to, from, size_t(count * VALUE<dtype>));
+    std::memset(to + count * VALUE<dtype>, 0, size_t((STEP - count) * VALUE<dtype>));
+  }
 }
 
 template <Dtype dtype>
 void add_to_rows(const Query& query, int64_t count, const int64_t* entries, const Weights& weights, const char* panels,
                  float* const* rows, char* memory) {
   constexpr Dtype P = PANEL<dtype>;
-  const int64_t heads = query.heads, bytes = heads * VALUE<dtype>;
-  char *dz = memory, *w = memory + STEP * bytes;
-  auto* sums = reinterpret_cast<float*>(memory + round_up(2 * STEP * bytes, CACHE_LINE));
-  for (int64_t i = 0; i < count; ++i) {
-    std::memcpy(dz + i * bytes, static_cast<const char*>(weights.dz) + entries[i] * bytes, size_t(bytes));
-    std::memcpy(w + i * bytes, static_cast<const char*>(weights.w) + entries[i] * bytes, size_t(bytes));
-  }
-  for (int64_t p = 0; p < num_value_panels(query.d_qk); ++p) {
-    for (int64_t i = 0; i < count; ++i) std::memcpy(sums + i * PANEL_N, rows[i] + p * PANEL_N, PANEL_N * 4);
-    for (int64_t first = 0; first < heads; first += STEP) {
-      const char* part = panels + first / STEP * part_panel_bytes<dtype>(query.d_qk, query.d_v);
-      const char* douts = part + value_panels_bytes(P, query.d_qk);
-      const int64_t K = least(STEP, heads - first), ahead = first * VALUE<dtype>, at = p * value_panel_bytes(P);
-      multiply_panel<P>(count, K, dz + ahead, heads, part + at, sums, sums);
-      if (p * PANEL_N < query.d_v) multiply_panel<P>(count, K, w + ahead, heads, douts + at, sums, sums);
+  using Tile = attention::Tile<Vec, P>;
+  const int64_t heads = query.heads;
+  auto* dz = reinterpret_cast<typename Tile::X*>(memory);
+  auto* w = dz + STEP * STEP;
+  for (int64_t first = 0; first < heads; first += STEP, panels += part_panel_bytes<dtype>(query.d_qk, query.d_v)) {
+    const int64_t of_part = least(STEP, heads - first);
+    gather_weights<dtype>(weights.dz, heads, first, of_part, count, entries, reinterpret_cast<char*>(dz));
+    gather_weights<dtype>(weights.w, heads, first, of_part, count, entries, reinterpret_cast<char*>(w));
+    const char* douts = panels + value_panels_bytes(P, query.d_qk);
+    for (int64_t p = 0; p < num_value_panels(query.d_qk); ++p) {
+      const int64_t column = p * PANEL_N, at = p * value_panel_bytes(P);
+      Tile::for_each_row_tile(count, [&](int64_t row, int64_t of_tile) {
+        float* sums[attention::MAX_TILE_ROWS];
+        for (int64_t r = 0; r < of_tile; ++r) sums[r] = rows[row + r] + column;
+        const auto sums_of = [&](int64_t c) { return attention::KeyRows{sums, c}; };
+        Tile::add_panel(dz + row * STEP, of_tile, int(of_part), query.d_qk - column, panels + at, sums_of);
+        if (column < query.d_v)
+          Tile::add_panel(w + row * STEP, of_tile, int(of_part), query.d_v - column, douts + at, sums_of);
+      });
     }
-    for (int64_t i = 0; i < count; ++i) std::memcpy(rows[i] + p * PANEL_N, sums + i * PANEL_N, PANEL_N * 4);
   }
 }
 
