@@ -53,19 +53,20 @@ emulated: build
 	@$(LOCKED) $(EMULATED)/aarch64/build.ninja $(EMULATED)/amx_model/build.ninja
 
 test-emulated: emulated ## numerics on CPUs that are not here: aarch64, x86-64 without AVX and with AVX2, AMX
-	@$(BIN)/pytest -m '' tests/test_emulated.py tests/test_emulated_casts.py tests/test_emulated_convs.py tests/test_emulated_mla.py \
-	  tests/test_aarch64_loops.py $(ARGS)
+	@$(BIN)/pytest -m '' tests/test_emulated.py tests/test_emulated_casts.py tests/test_emulated_convs.py \
+	  tests/test_emulated_indexer.py tests/test_emulated_mla.py tests/test_aarch64_loops.py $(ARGS)
 
-bench: build ## kernels beside their competitors, networks end to end, the demo's table; build/bench*.json
+bench: build ## kernels beside their competitors, sparse attention, networks, the demo's table; build/bench*.json
 	@$(BIN)/pytest -c bench/pytest.ini bench --rows build/bench.json $(ARGS)
 	$(BIN)/python -m bench.keep build/bench.json
 	$(BIN)/python -m bench.networks --json build/networks.json
+	$(BIN)/deepseek-fast bench attention --json build/attention.json
 	$(BIN)/deepseek-fast demo --out demo-output
 
 bench-baseline: bench ## `make bench`, kept as this CPU's baseline, and the READMEs' tables filled from it
 	@for i in 1 2; do $(BIN)/deepseek-fast bench --quick --json build/bench-$$i.json >/dev/null; done
 	$(BIN)/python -m bench.keep build/bench.json build/bench-[12].json --demo demo-output/demo.json \
-	  --networks build/networks.json --write
+	  --networks build/networks.json --attention build/attention.json --write
 	$(BIN)/python -m bench.readme
 
 .PHONY: openvino

@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def peer_names(request: pytest.FixtureRequest) -> tuple[str, ...]:
     words = request.config.getoption("peers")
-    return peers.chosen(tuple(words.split(",")) if words else None)
+    return peers.chosen(tuple(words.split(",")) if words else None, quick=request.config.getoption("quick"))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Prints a run beside this CPU's committed baseline, or keeps it as one.
 
-`python -m bench.keep RUN [RUN ...] [--demo F] [--networks F] [--write]`
+`python -m bench.keep RUN [RUN ...] [--demo F] [--networks F] [--attention F] [--write]`
 Several runs are pooled: the rows that the gate compares are run more often than the others.
 """
 
@@ -14,7 +14,7 @@ from deepseek_fast.bench import gate, report
 from deepseek_fast.bench import run as runs
 
 BASELINES = Path(__file__).resolve().parent / "baseline"
-PARTS = ("demo", "networks")  # other measurements of the same machine, kept in the same file
+PARTS = ("demo", "networks", "attention")  # other measurements of the same machine, kept in the same file
 
 
 def main() -> int:

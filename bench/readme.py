@@ -1,7 +1,8 @@
 """Fills the tables of the READMEs from a committed baseline: `python -m bench.readme`, with --check only compares.
 
 A table stands between `<!-- bench/baseline/FILE.json NAME -->` and `<!-- end -->`; NAME: `demo`, `networks`,
-`light` (the convolutional networks of that run), `light_f32` (those in float32 alone) or a room.
+`light` (the convolutional networks of that run), `light_f32` (those in float32 alone), `attention_quality`,
+`attention_growth`, `attention_density` or a room.
 """
 
 import argparse
@@ -9,16 +10,23 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.networks import light_table
 from bench.networks.table import LEGEND, table
-from deepseek_fast.bench import means
+from deepseek_fast.bench import attention_density, attention_growth, attention_quality, means
 from deepseek_fast.bench.report import fairest, is_cast
 from deepseek_fast.cli import output
 
 ROOT = Path(__file__).resolve().parent.parent
+ATTENTION: dict[str, Callable[[Any], str]] = {
+    "quality": attention_quality.table,
+    "growth": attention_growth.table,
+    "density": attention_density.table,
+}
+NOT_YET = "Not in the baseline yet."
 BLOCK = re.compile(r"(<!-- (bench/baseline/\S+\.json) (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 
 
@@ -48,10 +56,12 @@ def filled(path: Path) -> str:
             "networks": ("networks", networks_table),
             "light": ("networks", light_networks_table),
             "light_f32": ("networks", light_f32_table),
+            **{f"attention_{name}": ("attention", partial(attention_table, name)) for name in ATTENTION},
         }
         key, part = parts.get(match[3], ("", None))
-        body = part(run[key]) if part else room_table(run, match[3])
-        return match[1] + body + match[4]
+        if part is None:
+            return match[1] + room_table(run, match[3]) + match[4]
+        return match[1] + (part(run[key]) if key in run else NOT_YET) + match[4]
 
     return BLOCK.sub(block, path.read_text())
 
@@ -79,8 +89,14 @@ def light_f32_table(data: dict[str, Any]) -> str:
     return light_table.table(data, light_table.KINDS[:1]) + "\n\n" + _machine(data["machine"])
 
 
+def attention_table(name: str, data: dict[str, Any]) -> str:
+    return ATTENTION[name](data[name]) + "\n\n" + _machine(data["machine"])
+
+
 def room_table(run: dict[str, Any], room: str) -> str:
     found = [row for row in run["rows"] if row["room"] == room and row["best_level"] and row["threads"] == 1]
+    if not found:
+        return NOT_YET
     shown = [(row, best) for row in found if (best := fairest(row)) or is_cast(row)]  # a cast's kernel has no peer
     if any(is_cast(row) for row, _ in shown):
         header: tuple[str, ...] = ("case", "us", "G elements/s", "GB/s", "of copy", "x peer", "fastest peer")

@@ -228,7 +228,8 @@ def library(architecture: str) -> Path:
 
 def runner(architecture: str) -> Path:
     target = BUILD / f"runner-{architecture}"
-    newest = max(path.stat().st_mtime for path in RUNNER.parent.iterdir())
+    sources = [*RUNNER.parent.iterdir(), *ROOT.glob("kernels/*/*.h"), *ROOT.glob("csrc/*/*.h")]  # structs it fills
+    newest = max(path.stat().st_mtime for path in sources)
     if not target.is_file() or target.stat().st_mtime < newest:
         target.parent.mkdir(parents=True, exist_ok=True)
         warnings = ("-Wall", "-Wextra", "-Werror")

@@ -77,7 +77,7 @@ def session(room: str, inputs: dict[str, Any], *, threads: int = 1, **how: Any) 
 
 def run(made: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> Tensor:
     """The session's one output for the inputs that the model does not hold itself."""
-    return _from_ort(made.run_with_ort_values(None, feeds(made, inputs))[0])
+    return from_ort(made.run_with_ort_values(None, feeds(made, inputs))[0])
 
 
 def feeds(made: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> dict[str, onnxruntime.OrtValue]:
@@ -105,7 +105,7 @@ def call_each(room: str, inputs: dict[str, Any], constants: Sequence[Collection[
             have = {one.name for one in getattr(whole.graph, field)}
             getattr(whole.graph, field).extend(one for one in getattr(graph, field) if one.name not in have)
     made = ort.session(whole.SerializeToString(), threads=1)
-    return [_from_ort(y) for y in made.run_with_ort_values(None, feeds(made, inputs))]
+    return [from_ort(y) for y in made.run_with_ort_values(None, feeds(made, inputs))]
 
 
 def of_a_file(value: Any) -> Any:
@@ -134,7 +134,7 @@ def _to_ort(value: Tensor) -> onnxruntime.OrtValue:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
-def _from_ort(value: onnxruntime.OrtValue) -> Tensor:
+def from_ort(value: onnxruntime.OrtValue) -> Tensor:
     if value.data_type() != "tensor(bfloat16)":
         return from_numpy(value.numpy())
     shape, count = value.shape(), int(np.prod(value.shape()))

@@ -23,6 +23,8 @@ LOOPS = (
     ("int8_matmul/cpu_neon_i8mm", r"TileInt8Matrix<.*run<8, 2, ", "smmla", 16, 40),
     # Each pixel of a convolution has a pointer of its own: all are in registers, of which there are twice as many as on
     # x86-64. The next weights are asked for, by an address and a step.
+    ("lightning_indexer/cpu_neon", r"TileBf16<.*run<4, 4, ", "fmla", 32, 66),
+    ("lightning_indexer/cpu_neon_i8mm", r"TileBf16<.*run<6, 4, ", "bfdot", 24, 41),
     ("fused_conv/cpu_neon", r"ConvTileF32<.*run<6, 4, ", "fmla", 24, 38),
     ("fused_conv/cpu_neon", r"ConvTileBf16<.*run<4, 4, ", "fmla", 32, 70),
     ("fused_conv/cpu_neon_i8mm", r"ConvTileBf16<.*run<6, 4, ", "bfdot", 24, 45),

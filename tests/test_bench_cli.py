@@ -71,7 +71,7 @@ def test_json_on_stdout_is_all_there_is(bench: Run, one_row: rooms.Row) -> None:
     [
         (
             ("int9_matmul",),
-            f"bench: targets must be an ONNX file or among {', '.join(rooms.names())}; got 'int9_matmul'",
+            f"bench: targets must be an ONNX file or among {', '.join(rooms.names())}, attention; got 'int9_matmul'",
         ),
         (
             ("int8_matmul", "model.onnx"),

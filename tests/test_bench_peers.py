@@ -13,13 +13,17 @@ import pytest
 
 import deepseek_fast
 from deepseek_fast.bench import ceiling, peers, rooms, row
+from deepseek_fast.kernels.block_sparse_attention import bench_cases as attention_cases
 from deepseek_fast.kernels.fp8_cast import bench_cases
 from deepseek_fast.kernels.fused_conv import bench_cases as conv_cases
+from deepseek_fast.kernels.lightning_indexer import bench_cases as indexer_cases
+from deepseek_fast.kernels.sparse_mla import bench_cases as mla_cases
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-# Whose answers are tested in test_bench_casts.py and test_bench_conv.py.
-ELSEWHERE = {case.op for case in (*bench_cases.BENCH, *conv_cases.BENCH)}
+# Whose answers are tested in test_bench_casts.py, test_bench_conv.py and test_bench_attention.py.
+ATTENTION = (*attention_cases.BENCH, *mla_cases.BENCH, *indexer_cases.BENCH)
+ELSEWHERE = {case.op for case in (*bench_cases.BENCH, *conv_cases.BENCH, *ATTENTION)}
 COMPILED = ("torch_compile", "torchao_int8")  # seconds for each module
 # N and K suit every library: sglang's kernels want multiples of 32, OpenVINO's groups more than 128 values.
 M, N, K = 5, 64, 256
@@ -69,10 +73,12 @@ def test_a_library_is_imported_only_where_its_peer_is_made() -> None:
 
 
 def test_those_always_there_come_first_and_need_nothing() -> None:
-    assert peers.names()[: len(peers.FIRST)] == list(peers.FIRST)
-    assert all(peers.missing(name) is None for name in peers.FIRST)
-    assert peers.chosen(None) == peers.FIRST and peers.chosen(("none",)) == ()
-    assert set(peers.FIRST) <= set(peers.chosen(("all",))) <= set(peers.names())
+    first = (*peers.FIRST, *peers.FULL)
+    assert peers.names()[: len(first)] == list(first)
+    assert all(peers.missing(name) is None for name in first)
+    assert peers.chosen(None) == first and peers.chosen(None, quick=True) == peers.FIRST
+    assert peers.chosen(("none",)) == ()
+    assert set(first) <= set(peers.chosen(("all",))) <= set(peers.names())
 
 
 def test_an_unknown_name_is_refused() -> None:

@@ -72,7 +72,7 @@ def test_every_door_knows_the_room(room: str) -> None:
     folder = ROOT / "kernels" / room
     assert f'"{camel(room)}"' in (folder / "ort.cc").read_text()
     body = importlib.import_module(f"deepseek_fast.kernels.{room}.body")
-    names = [getattr(body, name) for name in ("OP_TYPE", "CAST", "CONV") if hasattr(body, name)]
+    names = [getattr(body, name) for name in ("OP_TYPE", "CAST", "CONV", "ATTENTION") if hasattr(body, name)]
     assert camel(room) in names
 
 

@@ -96,7 +96,8 @@ def test_values_that_are_outputs_or_captured_keep_their_shape():
     graph.output(graph.op("If", condition, then_branch=branch, else_branch=branch, output="y"), rank=4)
     graph.output(u, rank=4)
     graph.output(conv(graph, v, F, C), rank=4)
-    rewritten(graph)
+    written = [y_layout for _, y_layout in layouts(rewritten(graph).model)]
+    assert written == ["NCHW", "NCHW", "NHWC", "NCHW"]  # captured, an output, between the two, an output
 
 
 def test_transposes_of_a_model_in_nhwc_vanish():

@@ -1,27 +1,18 @@
 // A tile: up to MAX_ROWS rows of queries that see the same keys, which come a step at a time as panels (panels.h).
 //   begin(rows)                  nothing seen so far
-//   step(...) for every step     scores q k^T, softmax, sums of weights * values
+//   weigh(...), then add(...)    for every step: scores q k^T and softmax, then sums of weights * values
 //   finish(row, ...)             out and lse of a row
 #pragma once
 #include <cstdint>
 
 #include "csrc/attention/softmax.h"
-#include "csrc/gemm/tile.h"
+#include "csrc/attention/value_tile.h"
 
 namespace dsf::attention {
 
 inline constexpr int64_t MAX_ROWS = 64;
 
 namespace {
-
-template <Dtype dtype>
-struct RowOf {
-  using Value = float;  // f16 is widened
-};
-template <>
-struct RowOf<Dtype::bf16> {
-  using Value = uint16_t;
-};
 
 // scale * sums to rows of scores.
 template <class V>
@@ -49,88 +40,6 @@ struct ProductOf<V, Dtype::bf16> {
   using Tile = TileBf16<V>;
 };
 
-// Rows of sums that a value tile adds to: those of a tile, or a step's keys wherever they are.
-struct TileRows {
-  float* first;
-  const float* factors;  // of each row
-
-  static constexpr bool SCALED = true;
-  float* at(int r) const { return first + r * PANEL_N; }
-};
-struct KeyRows {
-  float* const* rows;
-  int64_t column;
-
-  static constexpr bool SCALED = false;
-  float* at(int r) const { return rows[r] + column; }
-};
-
-// sums[r][c] = sums[r][c] * factors[r], then + sum_key weights[r, key] * panel[key][c]
-template <class V, Dtype dtype>
-struct ValueTile {
-  using X = typename RowOf<dtype>::Value;
-  static constexpr int MR = dtype == Dtype::bf16 ? V::PAIR_TILE_M : V::TILE_M;
-  static constexpr int NV = dtype == Dtype::bf16 ? V::PAIR_TILE_NV : V::TILE_NV;
-
-  template <int rows, int vectors, class Sums>
-  [[gnu::noinline]] static void run(int64_t n, const X* weights, const char* panel, const Sums& sums) {
-    typename V::f32 acc[rows][vectors];
-    DSF_UNROLL
-    for (int r = 0; r < rows; ++r) {
-      DSF_UNROLL
-      for (int v = 0; v < vectors; ++v) acc[r][v] = V::load(sums.at(r) + v * V::LANES);
-      if constexpr (Sums::SCALED) {
-        const auto factor = V::set1(sums.factors[r]);
-        DSF_UNROLL
-        for (int v = 0; v < vectors; ++v) acc[r][v] = V::mul(acc[r][v], factor);
-      }
-    }
-    if constexpr (dtype == Dtype::bf16) {
-      for (int64_t key = 0; key < n; key += 2, panel += PANEL_N * 4) {
-        typename V::pair w[vectors];
-        DSF_UNROLL
-        for (int v = 0; v < vectors; ++v)
-          w[v] = V::load_pair(reinterpret_cast<const uint16_t*>(panel) + v * V::LANES * 2);
-        DSF_UNROLL
-        for (int r = 0; r < rows; ++r) {
-          uint32_t bits;
-          __builtin_memcpy(&bits, weights + r * STEP_KEYS + key, 4);
-          const auto a = V::set1_pair(bits);
-          DSF_UNROLL
-          for (int v = 0; v < vectors; ++v) acc[r][v] = V::dot_pair(acc[r][v], a, w[v]);
-        }
-      }
-    } else {
-      for (int64_t key = 0; key < n; ++key, panel += PANEL_N * 4) {
-        typename V::f32 w[vectors];
-        DSF_UNROLL
-        for (int v = 0; v < vectors; ++v) w[v] = V::load(reinterpret_cast<const float*>(panel) + v * V::LANES);
-        DSF_UNROLL
-        for (int r = 0; r < rows; ++r) {
-          const auto a = V::set1(weights[r * STEP_KEYS + key]);
-          DSF_UNROLL
-          for (int v = 0; v < vectors; ++v) acc[r][v] = V::madd(a, w[v], acc[r][v]);
-        }
-      }
-    }
-    keep_in_registers<V>(acc);
-    DSF_UNROLL
-    for (int r = 0; r < rows; ++r) {
-      DSF_UNROLL
-      for (int v = 0; v < vectors; ++v) V::store(sums.at(r) + v * V::LANES, acc[r][v]);
-    }
-  }
-};
-
-template <class Tile, int rows, int vectors, class... Args>
-inline void run_value_tile(int row_count, int vector_count, const Args&... args) {
-  if constexpr (rows > 1)
-    if (row_count < rows) return run_value_tile<Tile, rows - 1, vectors>(row_count, vector_count, args...);
-  if constexpr (vectors > 1)
-    if (vector_count < vectors) return run_value_tile<Tile, rows, vectors - 1>(row_count, vector_count, args...);
-  Tile::template run<rows, vectors>(args...);
-}
-
 // Sums under way of up to MAX_ROWS rows.
 struct TileSums {
   float* m;       // MAX_ROWS
@@ -157,19 +66,8 @@ struct Tile {
       __builtin_memset(sums.values + p * MAX_ROWS * PANEL_N, 0, size_t(rows) * PANEL_N * 4);
   }
 
-  // Rows q[row * q_stride ...], D values each, against a step's panels.
-  static void step(const StepMask& mask, const X* q, int64_t q_stride, int64_t rows, int64_t D, int64_t D_v,
-                   float scale, const char* keys, const char* values, const TileSums& sums) {
-    alignas(64) X weights[MAX_TILE_ROWS * STEP_KEYS];
-    alignas(64) float factors[16];
-    for_each_row_tile(rows, [&](int64_t row, int64_t count) {
-      weigh_rows(mask, q, q_stride, row, count, D, scale, keys, sums, weights, factors);
-      add_values(weights, factors, count, mask.n, D_v, values, sums.values + row * PANEL_N);
-    });
-  }
-
-  // The two halves of a step, for panels that take turns in one place: what the second needs waits in weights (MAX_ROWS
-  // x STEP_KEYS) and factors (MAX_ROWS + 16).
+  // The two halves of a step, of rows q[row * q_stride ...], D values each: what the second needs waits in weights
+  // (MAX_ROWS x STEP_KEYS) and factors (MAX_ROWS + 16), so that keys and values may take turns in one place.
   static void weigh(const StepMask& mask, const X* q, int64_t q_stride, int64_t rows, int64_t D, float scale,
                     const char* keys, const TileSums& sums, X* weights, float* factors) {
     for_each_row_tile(rows, [&](int64_t row, int64_t count) {
@@ -181,6 +79,22 @@ struct Tile {
     for_each_row_tile(rows, [&](int64_t row, int64_t count) {
       add_values(weights + row * STEP_KEYS, factors + row, count, n, D_v, values, sums.values + row * PANEL_N);
     });
+  }
+
+  // The second half for the rows of one register tile, which read each value once: without panels of them.
+  static bool takes_rows(int64_t rows, int64_t D_v) { return rows <= Product::MR && D_v % PANEL_N == 0; }
+  static void add_rows(const X* weights, const float* factors, int64_t rows, int n, int64_t D_v,
+                       const char* const* values, const TileSums& sums) {
+    constexpr int BLOCK = Values::NV * V::LANES;
+    const char* at[STEP_KEYS];
+    for (int t = 0; t < n; ++t) at[t] = row_or_zeros(values[t]);
+    if (n % 2) at[n] = ZEROS;
+    for (int64_t column = 0; column < D_v; column += BLOCK) {
+      float* first = sums.values + column / PANEL_N * MAX_ROWS * PANEL_N + column % PANEL_N;
+      run_whole_value_tile<Values, Values::MR>(int(rows), int64_t{n}, weights,
+                                               RowColumns<V, dtype>{at, column * value_bytes(dtype)},
+                                               TileRows{first, factors});
+    }
   }
 
   // take(first row, count) of the fewest register tiles, as even as can be.
@@ -232,7 +146,7 @@ struct Tile {
     for (int64_t c = 0; c < columns && c < PANEL_N; c += BLOCK) {
       const int64_t left = (columns - c + V::LANES - 1) / V::LANES;
       run_value_tile<Values, Values::MR, Values::NV>(int(rows), left < Values::NV ? int(left) : Values::NV, int64_t{n},
-                                                     weights, panel + c * 4, sums_of(c));
+                                                     weights, PanelColumns<V, dtype>{panel + c * 4}, sums_of(c));
     }
   }
 

@@ -40,6 +40,24 @@ bool fold_rows(const TensorView& view, int64_t* rows, int64_t* columns);
 // contiguous values at one distance (the door then copies to contiguous memory first).
 extern "C" DSF_API int64_t dsf_row_stride(const TensorView* view);
 
+// Whether values follow each other without gaps, in the order of the dimensions.
+inline bool is_contiguous(const TensorView& view) {
+  int64_t stride = 1;
+  bool follows = true;
+  for (int64_t d = view.ndim; view.strides && d-- > 0;) {
+    if (view.sizes[d] == 0) return true;
+    follows = follows && (view.sizes[d] == 1 || view.strides[d] == stride);
+    if (follows) stride *= view.sizes[d];  // a tensor's own stride: no overflow
+  }
+  return follows;
+}
+
+// Whether the values of the last dimension do, whatever the others' strides; of no values, whatever theirs.
+inline bool has_rows(const TensorView& view) {
+  return !view.strides || view.ndim == 0 || view.sizes[view.ndim - 1] <= 1 || view.strides[view.ndim - 1] == 1 ||
+         is_contiguous(view);
+}
+
 // Whether so many bytes can be had at all. Small requests are not tried: the allocation itself tells.
 extern "C" DSF_API int32_t dsf_fits_memory(int64_t bytes);
 

@@ -18,7 +18,8 @@ enum class Dtype : int32_t {
   f8e5m2fnuz = 10,
   f4e2m1x2 = 11,  // two values a byte, the first in the low half
   i32 = 12,
-  other = 13
+  i64 = 13,
+  other = 14
 };
 
 struct TensorView {

@@ -107,6 +107,17 @@ struct Fp8Decoder {
   [[gnu::always_inline]] void pairs(const char* codes, __m512i* first, __m512i* second) const {
     __m512i code = _mm512_loadu_si512(codes);
     V::keep(code);  // or GCC 12 loads it three times, where loads are what there is least of
+    decode(code, first, second);
+  }
+  // Of quads that lie side by side, column after column.
+  [[gnu::always_inline]] void of_quads(__m512i quads, __m512i* first, __m512i* second) const {
+    const __m512i pairs_apart =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+    decode(_mm512_shuffle_epi8(quads, pairs_apart), first, second);
+  }
+
+ private:
+  [[gnu::always_inline]] void decode(__m512i code, __m512i* first, __m512i* second) const {
     const __m512i low = _mm512_permutex2var_epi8(low0, code, low1);
     const __m512i magnitude = _mm512_permutex2var_epi8(high0, code, high1);
     const __m512i high = _mm512_ternarylogic_epi32(magnitude, code, sign, 0xF8);  // magnitude | (code & sign)
@@ -118,7 +129,10 @@ struct Fp8Decoder {
 template <class V, Dtype dtype>
 struct Fp8Decoder {
   [[gnu::always_inline]] void pairs(const char* codes, typename V::i32* first, typename V::i32* second) const {
-    const auto quad = V::load_fp8_quads(codes);
+    of_quads(V::load_fp8_quads(codes), first, second);
+  }
+  // Of quads that lie side by side, column after column.
+  [[gnu::always_inline]] void of_quads(typename V::i32 quad, typename V::i32* first, typename V::i32* second) const {
     *first = pair(fp8_to_f32<V, dtype>(V::template byte_of_quad<0>(quad)),
                   fp8_to_f32<V, dtype>(V::template byte_of_quad<1>(quad)));
     *second = pair(fp8_to_f32<V, dtype>(V::template byte_of_quad<2>(quad)),

@@ -21,7 +21,18 @@ struct Fp8Decoder<Vec, dtype> {
   const uint8x16_t last_high = vld1q_u8(TABLE.high + LAST);
 
   [[gnu::always_inline]] void pairs(const char* codes, int32x4_t* first, int32x4_t* second) const {
-    const uint8x16_t code = vld1q_u8(reinterpret_cast<const uint8_t*>(codes));
+    decode(vld1q_u8(reinterpret_cast<const uint8_t*>(codes)), first, second);
+  }
+  // Of quads that lie side by side, column after column.
+  [[gnu::always_inline]] void of_quads(int32x4_t quads, int32x4_t* first, int32x4_t* second) const {
+    const uint16x8_t pairs = vreinterpretq_u16_s32(quads);
+    const uint16x8_t apart =
+        vcombine_u16(vget_low_u16(vuzp1q_u16(pairs, pairs)), vget_low_u16(vuzp2q_u16(pairs, pairs)));
+    decode(vreinterpretq_u8_u16(apart), first, second);
+  }
+
+ private:
+  [[gnu::always_inline]] void decode(uint8x16_t code, int32x4_t* first, int32x4_t* second) const {
     const uint8x16_t magnitude = vandq_u8(code, vdupq_n_u8(0x7F)), from_last = vsubq_u8(magnitude, vdupq_n_u8(LAST));
     // bits = (magnitude << (7 - MANTISSA)) + ((127 - BIAS) << 7)
     uint8x16_t low = vshlq_n_u8(magnitude, 7 - F::MANTISSA);

@@ -349,6 +349,8 @@ struct Vec {
   }
   static pair load_pair(const uint16_t* p) { return pair_of(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static pair set1_pair(uint32_t bits) { return pair_of(_mm256_set1_epi32(int(bits))); }
+  // Words of a pair of halves each.
+  static pair pair_of_words(i32 words) { return pair_of(words); }
   static f32 dot_pair(f32 sum, pair a, pair b) { return madd(a.odd, b.odd, madd(a.even, b.even, sum)); }
 };
 

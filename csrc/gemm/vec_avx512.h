@@ -325,6 +325,14 @@ struct Vec {
   static pair set1_pair(uint32_t bits) { return pair_of(_mm512_set1_epi32(int(bits))); }
   static f32 dot_pair(f32 sum, pair a, pair b) { return madd(a.odd, b.odd, madd(a.even, b.even, sum)); }
 #endif
+  // Words of a pair of halves each.
+  static pair pair_of_words(i32 words) {
+#ifdef __AVX512BF16__
+    return __m512bh(words);
+#else
+    return pair_of(words);
+#endif
+  }
 };
 
 }  // namespace

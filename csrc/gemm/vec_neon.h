@@ -313,6 +313,8 @@ struct Vec {
   using pair = bfloat16x8_t;
   static pair load_pair(const uint16_t* p) { return vreinterpretq_bf16_u16(vld1q_u16(p)); }
   static pair set1_pair(uint32_t bits) { return vreinterpretq_bf16_u32(vdupq_n_u32(bits)); }
+  // Words of a pair of halves each.
+  static pair pair_of_words(i32 words) { return vreinterpretq_bf16_s32(words); }
   static f32 dot_pair(f32 sum, pair a, pair b) { return vbfdotq_f32(sum, a, b); }
 #else
   struct pair {
@@ -324,6 +326,8 @@ struct Vec {
   }
   static pair load_pair(const uint16_t* p) { return pair_of(vreinterpretq_u32_u16(vld1q_u16(p))); }
   static pair set1_pair(uint32_t bits) { return pair_of(vdupq_n_u32(bits)); }
+  // Words of a pair of halves each.
+  static pair pair_of_words(i32 words) { return pair_of(vreinterpretq_u32_s32(words)); }
   static f32 dot_pair(f32 sum, pair a, pair b) { return madd(a.odd, b.odd, madd(a.even, b.even, sum)); }
 #endif
 

@@ -350,6 +350,8 @@ struct Vec {
     return pair_of(bits);
   }
   static pair set1_pair(uint32_t bits) { return pair_of(u32{bits, bits, bits, bits}); }
+  // Words of a pair of halves each.
+  static pair pair_of_words(i32 words) { return pair_of(u32(words)); }
   static f32 dot_pair(f32 sum, pair a, pair b) { return madd(a.odd, b.odd, madd(a.even, b.even, sum)); }
 };
 

@@ -31,6 +31,8 @@ Dtype dtype_of(ONNXTensorElementDataType type) {
       return Dtype::u8;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32:
       return Dtype::i32;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64:
+      return Dtype::i64;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN:
       return Dtype::f8e4m3;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E5M2:
@@ -93,7 +95,7 @@ Tensor::Tensor(const Runtime& runtime, const OrtValue* value) {
 }
 
 void Tensor::align(const char* op) {
-  int64_t bytes = view.dtype == Dtype::i32 ? 4 : value_bytes(view.dtype);
+  int64_t bytes = view.dtype == Dtype::i64 ? 8 : view.dtype == Dtype::i32 ? 4 : value_bytes(view.dtype);
   if (reinterpret_cast<uintptr_t>(view.data) % static_cast<size_t>(bytes) == 0) return;
   for (int64_t d = 0; d < view.ndim; ++d) bytes *= view.sizes[d];
   copy = Memory(op, bytes);

@@ -15,6 +15,7 @@ Dtype dtype_of(const std::string& name) {
   if (name == "float8_e8m0fnu") return Dtype::f8e8m0;
   if (name == "float4_e2m1fn_x2") return Dtype::f4e2m1x2;  // by name alone: NumPy has no such type
   if (name == "int32") return Dtype::i32;
+  if (name == "int64") return Dtype::i64;
   return Dtype::other;
 }
 
@@ -44,8 +45,11 @@ void Operand::read() {
           int64_t(array.ndim()),           sizes.data(),         strides.data()};
 }
 
-bool Operand::make_rows() {
-  if (!present || (whole && (view.ndim == 0 || dsf_row_stride(&view) >= 0))) return false;
+bool Operand::make_rows() { return present && !(whole && (view.ndim == 0 || dsf_row_stride(&view) >= 0)) && copy(); }
+
+bool Operand::make_contiguous() { return present && !(whole && is_contiguous(view)) && copy(); }
+
+bool Operand::copy() {
   if (!dsf_fits_memory(array.size() * 4))
     throw std::runtime_error(std::string(op) + ": " + arg +
                              " must fit into memory once more, as contiguous rows; got too many elements");

@@ -23,6 +23,8 @@ struct Operand {
   Operand(const Operand&) = delete;
   // Copies where the memory is not aligned rows of contiguous values at one distance; returns whether it did.
   bool make_rows();
+  // Copies where the memory is not aligned or not contiguous.
+  bool make_contiguous();
   const TensorView* get() const { return present ? &view : nullptr; }
 
   const char* op;
@@ -34,6 +36,7 @@ struct Operand {
 
  private:
   void read();
+  bool copy();
   std::string dtype_name;
   std::vector<int64_t> sizes, strides;
 };

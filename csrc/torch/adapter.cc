@@ -75,6 +75,8 @@ Dtype dtype_of(ScalarType type) {
       return Dtype::f4e2m1x2;
     case ScalarType::Int:
       return Dtype::i32;
+    case ScalarType::Long:
+      return Dtype::i64;
     default:
       return Dtype::other;
   }
@@ -101,8 +103,11 @@ Operand::Operand(const char* op, const char* arg, const std::optional<Tensor>& t
   view = view_of(*tensor);
 }
 
-bool Operand::make_rows() {
-  if (!tensor || view.ndim == 0 || dsf_row_stride(&view) >= 0) return false;
+bool Operand::make_rows() { return tensor && view.ndim > 0 && dsf_row_stride(&view) < 0 && copy(); }
+
+bool Operand::make_contiguous() { return tensor && !is_contiguous(view) && copy(); }
+
+bool Operand::copy() {
   if (!dsf_fits_memory(tensor->numel() * 4))
     throw std::runtime_error(std::string(op) + ": " + arg +
                              " must fit into memory once more, as contiguous rows; got too many elements");

@@ -31,6 +31,8 @@ struct Operand {
   Operand(const char* op, const char* arg, const std::optional<Tensor>& tensor);
   // Copies where the memory is not rows of contiguous values at one distance; returns whether it did.
   bool make_rows();
+  // Copies where the memory is not contiguous.
+  bool make_contiguous();
   const TensorView* get() const { return tensor ? &view : nullptr; }
 
   static constexpr bool whole = true;  // strides count values
@@ -39,6 +41,9 @@ struct Operand {
   const char* arg;
   std::optional<Tensor> tensor;
   TensorView view{};
+
+ private:
+  bool copy();
 };
 
 Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype);

@@ -9,6 +9,7 @@ ceiling.py what this machine can do at most
 run.py     a whole set of rows, kept as JSON after each one
 gate.py    a run against a baseline of the same CPU: exit code 1 on a slowdown
 report.py  tables for a terminal
+attention.py  sparse attention: quality on MiniLM, growth with n, time by density (attention_*.py: its parts)
 model.py   an ONNX model: whole in several runtimes, and node by node against the ceiling (model_*.py: its parts)
 html.py    one page for a browser (html_*.py, plot*.py, page.css, page.js: its parts)
 """

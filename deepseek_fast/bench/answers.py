@@ -23,7 +23,7 @@ def error_over_bound(y: Any, wanted: Any, bound: Any) -> float:
         return _largest(_cast_error(*three) for three in itertools.zip_longest(ours, wanted, bounds))
     if wanted.dtype != torch.float64:
         return 0.0 if torch.equal(y, wanted) else math.inf
-    return float(((y.double() - wanted).abs() / bound).max())
+    return _over(y.double() - wanted, bound)
 
 
 def relative_error(y: Any, wanted: Any) -> float:
@@ -64,7 +64,12 @@ def _cast_error(y: Any, wanted: Any, bound: Any) -> float:
         return 0.0 if same_bits(y, wanted) else math.inf
     if y.shape != wanted.shape:
         return math.inf
-    error = (values(y) - values(wanted)).abs()
+    return _over(values(y) - values(wanted), bound)
+
+
+def _over(difference: Any, bound: Any) -> float:
+    """The largest share of the bound; 0 where there is no difference, also of a bound of 0."""
+    error = difference.abs()
     return float((error / bound).where(error != 0, 0.0).max()) if error.numel() else 0.0
 
 

@@ -131,7 +131,7 @@ def pooled(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
 def _merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     row = min(a, b, key=lambda one: one["min_us"])
     peers = {}
-    for label in row["peers"]:
+    for label in dict.fromkeys((*row["peers"], *a["peers"], *b["peers"])):  # a quick run has not every peer
         have = [one["peers"][label] for one in (a, b) if label in one["peers"]]
         best = min(have, key=lambda peer: peer["min_us"])
         wrong = [peer for peer in have if not peer["right"]]

@@ -94,12 +94,14 @@ def prepared(room: str, case: Any) -> tuple[dict[str, Any], Any, Any]:
 
     A linear case or a convolution has a reference and a bound of one tensor each, integers none. A cast's are tuples of
     ref.<op>_ref, and of ref.<op>_bound where the room has one, None for tensors whose every bit must agree. A case may
-    name another file of the room than ref.
+    name another file of the room than ref, or have `wanted`: inputs -> (reference, bound), tensors or tuples of them.
     """
     import torch
 
     seed = int.from_bytes(hashlib.sha256(f"{room}-{case.id}".encode()).digest()[:4], "little")
     inputs: dict[str, Any] = case.inputs(torch.Generator().manual_seed(seed))
+    if hasattr(case, "wanted"):
+        return inputs, *case.wanted(inputs)
     reference, name = part(room, getattr(case, "reference", "ref")), op(room, case)
     wanted = getattr(reference, f"{name}_ref")(**inputs)
     if not is_cast(case):

@@ -1,7 +1,8 @@
-"""`deepseek-fast bench [ROOM ... | MODEL]`: our kernels beside their peers, or an ONNX model, on this machine.
+"""`deepseek-fast bench [ROOM ... | attention | MODEL]`: our kernels beside their peers, or a model, on this machine.
 
 Rooms are the operators; every answer is checked against float64 in the same run. A model is timed as it is in stock
-ONNX Runtime, in its own int8 and optimized by us, then node by node against this machine's ceiling.
+ONNX Runtime, in its own int8 and optimized by us, then node by node against this machine's ceiling. attention: what
+sparse attention costs in quality on MiniLM, how its time and memory grow with n, and its time by density.
 """
 
 import argparse
@@ -14,12 +15,15 @@ from typing import Any
 from deepseek_fast.cli import machine, output
 
 PRINT = Path("-")
+ATTENTION = "attention"
 
 
 def add(subparsers: Any) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("bench", help="time our kernels beside their peers, or a model", description=__doc__)
-    parser.add_argument("targets", nargs="*", metavar="ROOM|MODEL", help="operators (default: all), or one ONNX file")
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help="operators (default: all), attention, or one ONNX file"
+    )
     parser.add_argument("--json", type=Path, metavar="F", help="write the figures to F, a row at a time; - prints them")
     parser.add_argument("--html", type=Path, metavar="F", help="write one self-contained page to F")
     kernels = parser.add_argument_group("operators")
@@ -51,8 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"bench: targets must be operators or one ONNX file; got {' '.join(arguments.targets)}")
     if files:
         return _model(arguments, Path(files[0]))
+    if arguments.targets == [ATTENTION]:
+        return _attention(arguments)
     if unknown:
-        raise ValueError(f"bench: targets must be an ONNX file or among {', '.join(known)}; got '{unknown[0]}'")
+        names = ", ".join((*known, ATTENTION))
+        raise ValueError(f"bench: targets must be an ONNX file or among {names}; got '{unknown[0]}'")
     return _rooms(arguments, list(dict.fromkeys(arguments.targets)) or known)
 
 
@@ -85,6 +92,31 @@ def _model(arguments: argparse.Namespace, path: Path) -> int:
     return 0 if model.right(result) else 1
 
 
+def _attention(arguments: argparse.Namespace) -> int:
+    """0 where every answer is right; quality and times are shown, not judged."""
+    if arguments.html is not None or arguments.peers is not None or arguments.baseline is not None:
+        raise ValueError("bench: --html, --peers and --baseline must come with operators; got attention")
+    if importlib.util.find_spec("torch") is None:
+        raise RuntimeError("bench: attention is measured through torch, which is not installed")
+    from deepseek_fast.bench import attention
+    from deepseek_fast.bench import run as runs
+    from deepseek_fast.cli import demo_model
+
+    demo_model.folder()  # says what to install
+    keep = None if arguments.json is None or arguments.json == PRINT else arguments.json
+    if keep is not None:
+        runs.check_writable(keep)
+    with output.Progress(len(attention.PARTS)) as progress:
+        result = attention.measure(progress, quick=arguments.quick)
+    if keep is not None:
+        runs.write(result, keep)
+    if arguments.json == PRINT:
+        output.print_json(result)
+    else:
+        print(attention.text(result))
+    return 0 if attention.right(result) else 1
+
+
 def _rooms(arguments: argparse.Namespace, names: list[str]) -> int:
     """Everything that can be refused is refused before the first row."""
     if importlib.util.find_spec("torch") is None:
@@ -97,7 +129,7 @@ def _rooms(arguments: argparse.Namespace, names: list[str]) -> int:
         if path is not None:
             runs.check_writable(path)
     page = _page(arguments.html)
-    peer_names = peers.chosen(arguments.peers)
+    peer_names = peers.chosen(arguments.peers, quick=arguments.quick)
     rows = rooms.rows(names, quick=arguments.quick)
     cpu, baseline, verdict = machine.cpu_name(), None, None
     if arguments.baseline is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from deepseek_fast.onnx import _casts, _convs, _mla, _opset
+from deepseek_fast.onnx import _attention_nodes, _casts, _convs, _indexer, _mla, _opset
 from deepseek_fast.onnx._body import DOMAIN, MIN_OPSET
 from deepseek_fast.onnx._rewriter import number
 
@@ -21,14 +21,18 @@ ROOMS = {
     "FusedMatmul": "fused_matmul",
     "Int4Matmul": "int4_matmul",
     "Int8Matmul": "int8_matmul",
+    **dict.fromkeys(_attention_nodes.OP_TYPES, "block_sparse_attention"),
     **dict.fromkeys(_casts.OP_TYPES, "fp8_cast"),
     **dict.fromkeys(_convs.OP_TYPES, "fused_conv"),
+    **dict.fromkeys(_indexer.OP_TYPES, "lightning_indexer"),
     **dict.fromkeys(_mla.OP_TYPES, "sparse_mla"),
 }
 # What completes a node, where the room has several operators.
 COMPLETE = {
+    **dict.fromkeys(_attention_nodes.OP_TYPES, _attention_nodes.complete_attention),
     **dict.fromkeys(_casts.OP_TYPES, _casts.complete_cast),
     **dict.fromkeys(_convs.OP_TYPES, _convs.complete_conv),
+    **dict.fromkeys(_indexer.OP_TYPES, _indexer.complete_indexer),
     **dict.fromkeys(_mla.OP_TYPES, _mla.complete_mla),
 }
 # Of these the last two, B and R, may be absent, and Int4Matmul's zero points.
@@ -67,8 +71,7 @@ def attach_bodies(rewriter: Rewriter, rule: str = "optimize: model must import a
         del model.functions[identifier]
     for op_type in sorted(used - without_body):
         room = importlib.import_module(f"deepseek_fast.kernels.{ROOMS[op_type]}.body")
-        is_cast = op_type in _casts.OP_TYPES
-        lowest = room.MIN_OPSETS[op_type] if is_cast else getattr(room, "MIN_OPSET", MIN_OPSET)
+        lowest = getattr(room, "MIN_OPSETS", {}).get(op_type, getattr(room, "MIN_OPSET", MIN_OPSET))
         if rewriter.opset < lowest:
             raise ValueError(f"{rule} from {lowest} on for {op_type}; got {rewriter.opset}")
         options = {"op_type": op_type} if op_type in COMPLETE else {"gated": op_type in gated}

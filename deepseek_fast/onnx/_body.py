@@ -92,6 +92,12 @@ class BodyWriter:
                 self.nodes[-1].attribute.add(name=field, ref_attr_name=attribute, type=onnx.AttributeProto.INT)
         return result
 
+    def number(self, name: str) -> str:
+        """The value of the float attribute `name` of the calling node, of no dimensions."""
+        import onnx
+
+        return self._referred(name, "value_float", onnx.AttributeProto.FLOAT)
+
     def floats(self, name: str) -> str:
         """The values of the attribute `name` of the calling node, as a tensor of one dimension."""
         import onnx

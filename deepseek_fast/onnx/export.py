@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from deepseek_fast.onnx import _casts, _conv_export, _io, _mla
+from deepseek_fast.onnx import _attention_nodes, _casts, _conv_export, _indexer, _io, _mla
 from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, MAX_OPSET, MIN_OPSET
 from deepseek_fast.onnx._runtime import one_line
 
@@ -38,7 +38,7 @@ def export(
     path: where to write it as well (beside, then renamed); None: nowhere.
     dynamic_shapes, input_names, output_names: as torch.onnx.export takes them.
     opset: the ai.onnx opset, 13 to 25; below 18 the exporter converts what it can, Fp8Matmul needs 19,
-        Int4Matmul 14.
+        BlockSparseAttention 15, Int4Matmul 14.
 
     Returns the onnx.ModelProto. Raises TypeError or ValueError for a wrong argument, RuntimeError where the exporter
     did not reach the opset, and whatever torch.onnx.export raises where it cannot export the module.
@@ -109,8 +109,10 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         namespace.fp8_matmul.default: _fp8_matmul,
         namespace.int4_matmul.default: _int4_matmul,
         namespace.int8_matmul.default: _int8_matmul,
+        **_attention_nodes.translations(namespace),
         **_casts.translations(namespace),
         **_conv_export.translations(namespace),
+        **_indexer.translations(namespace),
         **_mla.translations(namespace),
     }
 
@@ -119,17 +121,19 @@ def _register_schemas() -> None:
     """onnxscript looks an operator's attributes up in onnx.defs."""
     from onnx import defs
 
+    from deepseek_fast.kernels.block_sparse_attention import body as attention
     from deepseek_fast.kernels.fp8_cast import body as fp8_cast
     from deepseek_fast.kernels.fp8_matmul import body as fp8_matmul
     from deepseek_fast.kernels.fused_conv import body as fused_conv
     from deepseek_fast.kernels.fused_matmul import body as fused_matmul
     from deepseek_fast.kernels.int4_matmul import body as int4_matmul
     from deepseek_fast.kernels.int8_matmul import body as int8_matmul
+    from deepseek_fast.kernels.lightning_indexer import body as lightning_indexer
     from deepseek_fast.kernels.sparse_mla import body as sparse_mla
 
     rooms = (fp8_matmul, fused_matmul, int4_matmul, int8_matmul)
-    several = (fp8_cast, fused_conv, sparse_mla)
-    for schema in (*(room.schema() for room in rooms), *(one for room in several for one in room.schemas())):
+    of_several = (attention, fp8_cast, fused_conv, lightning_indexer, sparse_mla)
+    for schema in (*(room.schema() for room in rooms), *(schema for room in of_several for schema in room.schemas())):
         if not defs.has(schema.name, domain=DOMAIN):
             defs.register_schema(schema)
 

@@ -91,7 +91,8 @@ struct AttentionCall {
   int64_t left, right;  // the window: keys before and after a query's own; NO_LIMIT
   int64_t sinks;        // first tokens that the window does not hide
   int64_t q_offset;
-  int32_t q_at_end;  // q_offset is len_k - len_q of each sequence
+  int32_t q_at_end;    // q_offset is len_k - len_q of each sequence
+  int64_t key_stride;  // as in AttentionArgs
   int32_t enable_gqa;
   const TensorView* token_bias;
   const TensorView* sink_logits;
@@ -167,20 +168,6 @@ DSF_API int64_t dsf_block_sparse_attention_workspace_bytes(const Context* contex
 DSF_API void dsf_block_sparse_attention(const Context* context, const AttentionArgs* args);
 DSF_API int64_t dsf_block_sparse_attention_backward_workspace_bytes(const Context* context, const AttentionArgs* args);
 DSF_API void dsf_block_sparse_attention_backward(const Context* context, const AttentionArgs* args);
-
-// A boolean mask's lists: entries, then row_offsets (B | 1, heads, rows + 1) and columns, int32.
-DSF_API int64_t dsf_block_lists_count(const TensorView* kept);
-DSF_API void dsf_block_lists(const TensorView* kept, int32_t* row_offsets, int32_t* columns);
-
-// Builders. Each returns the entries; called with columns null it only counts. ref_builders.py has their meaning.
-DSF_API int64_t dsf_local_log_blocks(int64_t S_q, int64_t S_k, int64_t block_q, int64_t block_k, int64_t local,
-                                     int64_t first, int32_t is_causal, int64_t q_offset, int32_t* row_offsets,
-                                     int32_t* columns);
-// Means of blocks in f32, one chain over the tokens, divided; their products as q and k of `dot` above, * scale; the
-// largest num_blocks of each row, of equal scores the lower column. kept: (B, H, rows, columns), as bytes.
-DSF_API int64_t dsf_top_k_blocks_workspace_bytes(const Context* context, const AttentionArgs* args);
-DSF_API void dsf_top_k_blocks(const Context* context, const AttentionArgs* args, int64_t num_blocks, int64_t first,
-                              int64_t local, uint8_t* kept);
 
 // Rows of variants.inc: the i-th one's level and name, -1 and null past the end.
 DSF_API int32_t dsf_block_sparse_attention_variant(int32_t i, const char** name);

@@ -122,7 +122,7 @@ def block_means(x: Tensor, size: int) -> Tensor:
     if S % size:
         count[-1] = S % size
     padded = torch.nn.functional.pad(x, (0, 0, 0, -S % size))
-    return padded.reshape(*x.shape[:-2], -1, size, D).sum(-2) / count
+    return padded.reshape(*x.shape[:-2], len(count), size, D).sum(-2) / count
 
 
 def _distances(S_q: int, S_k: int, block_size: Any, q_offset: int | str) -> tuple[Tensor, Tensor, Tensor]:

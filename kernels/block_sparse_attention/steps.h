@@ -29,9 +29,9 @@ inline const char* row_of(const Heads& heads, Dtype dtype, int64_t b, int64_t he
   return static_cast<const char*>(heads.data) + at * value_bytes(dtype);
 }
 
-// Asks L2 for the lines of a row.
+// Asks L2, which fetches lines by pairs, for a row.
 inline void read_ahead(const char* row, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += CACHE_LINE) __builtin_prefetch(row + at, 0, 2);
+  for (int64_t at = 0; at < bytes; at += 2 * CACHE_LINE) __builtin_prefetch(row + at, 0, 2);
 }
 
 class StepPlanner {

@@ -1,6 +1,7 @@
 """The references themselves: against torch's attention with the equivalent dense mask, FlexAttention's masks, autograd
 and gradcheck in float64; and what the bounds allow."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,14 @@ from deepseek_fast.kernels.block_sparse_attention import ref, ref_bounds, ref_ma
 from deepseek_fast.kernels.block_sparse_attention.cases import CASES, Case
 
 BY_ID = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+
+
+def every_third(cases: Sequence[Case]) -> pytest.MarkDecorator:
+    """The others are slow."""
+    marked = [pytest.param(c, id=c.id, marks=() if i % 3 == 0 else pytest.mark.slow) for i, c in enumerate(cases)]
+    return pytest.mark.parametrize("case", marked)
+
+
 # FlashMLA's criterion for out in bf16: either holds.
 FLASH_MLA_ABS, FLASH_MLA_REL = 8e-4, 3.01 / 128
 
@@ -53,7 +62,7 @@ def test_out_is_that_of_torch_with_a_dense_mask(case: Case, generator: torch.Gen
     assert not out[nothing].any()
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.B], ids=lambda case: case.id)
+@every_third([case for case in CASES if case.B])
 def test_backward_is_autograd_s(case: Case, generator: torch.Generator) -> None:
     inputs = finite(case.inputs(generator))
     gradients: dict[str, Any] = case.gradients(generator)
@@ -70,7 +79,7 @@ def test_backward_is_autograd_s(case: Case, generator: torch.Generator) -> None:
         torch.testing.assert_close(g, w, rtol=1e-8, atol=1e-10, msg=f"d{name}")
 
 
-@BY_ID
+@every_third(CASES)
 def test_bounds_are_finite_and_small(case: Case, generator: torch.Generator) -> None:
     """A bound that allows everything would pass every kernel."""
     inputs = case.inputs(generator)
@@ -86,7 +95,7 @@ def test_bounds_are_finite_and_small(case: Case, generator: torch.Generator) -> 
     assert (bounds[1] <= 2.0**-14 * (1 + torch.where(lse.isinf(), 0.0, lse.abs()))).all()
 
 
-@BY_ID
+@every_third(CASES)
 def test_f32_arithmetic_is_within_the_bound_and_not_far_below(case: Case, generator: torch.Generator) -> None:
     """Softmax by its definition in f32, one order of sums of many; the weights rounded as the dtype has it."""
     inputs = case.inputs(generator)

@@ -88,15 +88,19 @@ template <class V, Dtype dtype, Spread spread, int C_, int pixels>
   }
 }
 
-// The sums of `pixels` windows of S columns without dilation, of which the first or the last one alone may be outside
-// x: what is loaded and permuted once serves all taps that read it. Its weights are vectors side by side.
-template <class V, Dtype dtype, int C, int S, int stride, int pixels>
+// How a run's windows are added up: tap by tap, or column by column, of a whole run of pixels without a test of those
+// between the first and the last column.
+enum class Walk { taps, columns, whole };
+
+// The sums of windows of S columns without dilation that begin less than S before x, in a whole run at most one before
+// or behind it: what is loaded and permuted once serves all taps that read it. Its weights are vectors side by side.
+template <class V, Dtype dtype, int C, int S, int stride, bool whole, int pixels>
 [[gnu::always_inline]] inline void add_columns(const GroupedRun& run, const Lanes<V, dtype>& lanes,
                                                typename Lanes<V, dtype>::Vector (&sums)[pixels][1]) {
   using L = Lanes<V, dtype>;
   constexpr int64_t STEP = V::LANES * 4;
   constexpr int COLUMNS = (pixels - 1) * stride + S;
-  const bool has_first = run.column >= 0, has_last = run.column + COLUMNS <= run.W;
+  const int64_t begin = -run.column, end = least(run.W - run.column, (run.count - 1) * stride + S);
   typename V::i32 lane[C];
   unrolled<C>([&](auto c) __attribute__((always_inline)) {
     lane[c] = V::add_i32(V::load_i32(run.first), c);
@@ -106,10 +110,11 @@ template <class V, Dtype dtype, int C, int S, int stride, int pixels>
   const char* weight = run.weight;
   for (int64_t r = run.rows; r > 0; --r, row += run.x_row, weight += S * C * STEP) {
     Steps<const char> columns(row, run.x_column);
-    unrolled<COLUMNS>([&](auto j) __attribute__((always_inline)) {
+    unrolled_while<COLUMNS>([&](auto j) __attribute__((always_inline)) {
+      constexpr bool may_be_outside = !whole || j == 0 || j == COLUMNS - 1;
       const char* column = columns.at(j);
-      if (j == 0 && !has_first) return;
-      if (j == COLUMNS - 1 && !has_last) return;
+      if (may_be_outside && j >= end) return false;
+      if (may_be_outside && j < S - 1 && j < begin) return true;
       const auto values = lanes.load(column, V::LANES);
       unrolled<C>([&](auto c) __attribute__((always_inline)) {
         auto v = L::permute(values, lane[c]);
@@ -120,12 +125,13 @@ template <class V, Dtype dtype, int C, int S, int stride, int pixels>
             sums[i][0] = L::madd(v, L::load_ready(weight + (s * C + c) * STEP), sums[i][0]);
         });
       });
+      return true;
     });
     unrolled<pixels>([&](auto i) __attribute__((always_inline)) { V::keep(sums[i][0]); });
   }
 }
 
-template <class V, Dtype dtype, Spread spread, int C_, int stride, int pixels>
+template <class V, Dtype dtype, Spread spread, int C_, Walk walk, int stride, int pixels>
 [[gnu::noinline]] void grouped_run(const GroupedRun& run, const Lanes<V, dtype>& lanes,
                                    const typename Lanes<V, dtype>::AnyFinish& finish, int64_t f, const Ends& ends) {
   using L = Lanes<V, dtype>;
@@ -133,11 +139,11 @@ template <class V, Dtype dtype, Spread spread, int C_, int stride, int pixels>
   const int n = spread == Spread::whole ? V::LANES : run.n;
   const auto start = lanes.start(f, n);
   unrolled<pixels>([&](auto i) __attribute__((always_inline)) { sums[i][0] = start; });
-  if constexpr (stride > 0)
-    add_columns<V, dtype, C_, 3, stride>(run, lanes, sums);
-  else
+  if constexpr (walk == Walk::taps)
     add_taps<V, dtype, spread, C_>(run, lanes, sums);
-  L::finish_tile(finish, sums, f, n, stride > 0 ? pixels : run.count, ends);
+  else
+    add_columns<V, dtype, C_, 3, stride, walk == Walk::whole>(run, lanes, sums);
+  L::finish_tile(finish, sums, f, n, walk == Walk::whole ? pixels : run.count, ends);
 }
 
 template <class V, Dtype dtype, Spread spread, int C_>
@@ -147,11 +153,11 @@ template <class V, Dtype dtype, Spread spread, int C_>
   constexpr int PIXELS = V::TILE_M * V::TILE_NV >= 24 ? 7 : 4;
   constexpr int64_t VALUE_BYTES = L::VALUE_BYTES, STEP = V::LANES * 4;
   constexpr bool MAY_COLUMNS = spread == Spread::whole;
-  const int64_t runs = divide_up(args.Q, PIXELS);
+  const int64_t runs = divide_up(args.Q, PIXELS);                                 // of equal lengths, or one less
   const int64_t end = (args.Q - 1) * args.stride.w - args.padding.left + args.S;  // of the last window
-  const bool columns = MAY_COLUMNS && args.S == 3 && args.R <= 3 && args.dilation.w == 1 && args.stride.w <= 2 &&
-                       args.padding.left <= 1 && end <= args.W + 1 && args.Q >= PIXELS &&
-                       (args.Q % PIXELS == 0 || !block.residual.data);  // which y may be
+  const bool columns =
+      MAY_COLUMNS && args.S == 3 && args.R <= 3 && args.dilation.w == 1 && args.stride.w <= 2 && args.padding.left < 3;
+  const bool whole = columns && args.Q % PIXELS == 0 && args.padding.left <= 1 && end <= args.W + 1;
   alignas(64) char side_by_side[MAY_COLUMNS ? 9 * C_ * STEP : 1];
   if (columns) {
     for (int64_t tap = 0; tap < args.R * 3 * C_; ++tap)
@@ -168,19 +174,25 @@ template <class V, Dtype dtype, Spread spread, int C_>
     run.rows = taps.end - taps.begin;
     run.weight = weight + taps.begin * args.S * run.C * run.weight_step;
     for (int64_t i = 0; i < runs; ++i) {
-      // Columns want whole runs, of which the last may begin in the one before; others are of equal lengths, or one
-      // less.
-      const int64_t q = columns ? least(i * PIXELS, args.Q - PIXELS) : args.Q * i / runs;
-      run.count = columns ? PIXELS : int(args.Q * (i + 1) / runs - q);
+      const int64_t q = args.Q * i / runs;
+      run.count = int(args.Q * (i + 1) / runs - q);
       run.column = q * args.stride.w - args.padding.left;
       run.x = channel + (first_row * block.x.stride_h + run.column * block.x.stride_w) * VALUE_BYTES;
       const Ends ends = finish.ends(p, q);
-      if (columns && args.stride.w == 1)
-        grouped_run<V, dtype, spread, C_, MAY_COLUMNS ? 1 : 0, PIXELS>(run, lanes, finish, f, ends);
-      else if (columns)
-        grouped_run<V, dtype, spread, C_, MAY_COLUMNS ? 2 : 0, PIXELS>(run, lanes, finish, f, ends);
-      else
-        grouped_run<V, dtype, spread, C_, 0, PIXELS>(run, lanes, finish, f, ends);
+      if constexpr (MAY_COLUMNS) {
+        const bool one = args.stride.w == 1;
+        if (whole) {
+          one ? grouped_run<V, dtype, spread, C_, Walk::whole, 1, PIXELS>(run, lanes, finish, f, ends)
+              : grouped_run<V, dtype, spread, C_, Walk::whole, 2, PIXELS>(run, lanes, finish, f, ends);
+          continue;
+        }
+        if (columns) {
+          one ? grouped_run<V, dtype, spread, C_, Walk::columns, 1, PIXELS>(run, lanes, finish, f, ends)
+              : grouped_run<V, dtype, spread, C_, Walk::columns, 2, PIXELS>(run, lanes, finish, f, ends);
+          continue;
+        }
+      }
+      grouped_run<V, dtype, spread, C_, Walk::taps, 0, PIXELS>(run, lanes, finish, f, ends);
     }
   }
 }

@@ -3,6 +3,9 @@
 // table of pointers, made once for all panels of a tile of pixels. A tap outside x points to Block::outside. So there
 // is no copy of x (no im2col), and stride, dilation and padding cost nothing in the loop over channels.
 //
+// A tile of pixels takes about 45 cycles for its table, a panel of it 60 to 80 beside its FMAs, 28 of them for the
+// stores of computed vectors (1x1, f32 and bf16, Zen 5, November 2026).
+//
 // Tiles are high and narrow (14 pixels x 32 channels on AVX-512): a panel is read at 9 bytes a cycle, which L3 gives
 // (26 bytes a cycle on Zen 5), so that a panel need not fit into L2; and 7, 14, 28 and 56 pixels leave no remainder.
 #pragma once

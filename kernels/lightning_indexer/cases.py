@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from deepseek_fast.kernels.lightning_indexer import ref
+from deepseek_fast.kernels.lightning_indexer.bench_cases import BENCH as BENCH
 
 WINDOWS = ("none", "causal", "random", "empty", "outside")
 
@@ -173,37 +174,3 @@ def _topk_cases() -> Iterator[TopkCase]:
 CASES = tuple(_logits_cases())
 PAGED_CASES = tuple(_paged_cases())
 TOPK_CASES = tuple(_topk_cases())
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One measured size; flops of the dot products, bytes of codes, scales and logits."""
-
-    op: str
-    s_q: int
-    s_kv: int
-    top_k: int
-    why: str
-    H: int = 64
-    D: int = 128
-    quick: bool = False
-
-    @property
-    def flops(self) -> int:
-        return 2 * self.s_q * self.H * self.D * self.s_kv
-
-    @property
-    def bytes(self) -> int:
-        logits = 4 * self.s_q * self.s_kv
-        return (
-            logits if self.op == "topk_indices" else self.s_kv * (self.D + 4) + logits * (self.op == "fp8_mqa_logits")
-        )
-
-
-BENCH = (
-    Bench("fp8_mqa_logits", 1, 2048, 0, "one query of a decoder, paged", quick=True),
-    Bench("fp8_mqa_logits", 256, 4096, 0, "prefill"),
-    Bench("topk_indices", 1, 65536, 512, "a long context", quick=True),
-    Bench("lightning_indexer", 1, 65536, 512, "fused: logits never stored"),
-    Bench("lightning_indexer", 256, 4096, 2048, "DeepSeek-V3.2's top-k, prefill"),
-)

@@ -184,7 +184,7 @@ def is_top_k(indices: Tensor, logits: Tensor, error: Tensor, k: int) -> bool:
 def slots_of(indices: Tensor, block_table: Tensor, page: int) -> Tensor:
     """Places in a paged cache, page * page size + offset, of a request's tokens (b, ..., k); -1 stays."""
     t = indices.clamp_min(0).long()
-    pages = block_table.long().reshape(block_table.shape[0], *[1] * (indices.dim() - 2), -1)
+    pages = block_table.long().reshape(block_table.shape[0], *[1] * (indices.dim() - 2), block_table.shape[1])
     pages = pages.expand(*indices.shape[:-1], -1).gather(-1, t // page)
     return torch.where(indices < 0, -1, pages * page + t % page).int()
 

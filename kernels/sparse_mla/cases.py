@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from deepseek_fast.kernels.sparse_mla import caches
+from deepseek_fast.kernels.sparse_mla.bench_cases import BENCH as BENCH
 
 JUNK = (-(2**31), -123456, -1, 114514, 2**31 - 1)  # indices of nothing, FlashMLA's own; s_kv itself is one more
 LAYOUTS = ("plain", "v32", "v4")
@@ -206,28 +207,3 @@ def _decodes() -> Iterator[DecodeCase]:
 
 CASES = tuple(_prefills())
 DECODE_CASES = tuple(_decodes())
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One measured size: flops of two products, bytes of the touched tokens and of q and out."""
-
-    case: Case | DecodeCase
-    why: str
-    quick: bool = False
-
-    @property
-    def flops(self) -> int:
-        c = self.case
-        queries = c.s_q * (c.b if isinstance(c, DecodeCase) else 1)
-        d_qk = c.d_qk if isinstance(c, Case) else 576 if c.layout != "v4" else 512
-        return 2 * queries * c.h_q * c.topk * (d_qk + c.d_v)
-
-
-BENCH = (
-    Bench(DecodeCase(1, 1, 64, 8192, 640, layout="v32"), "DeepSeek-V3.2 decode", True),
-    Bench(DecodeCase(1, 1, 64, 8192, 640, layout="v4"), "DeepSeek-V4 decode", True),
-    Bench(DecodeCase(1, 1, 128, 8192, 2048, layout="v32"), "DeepSeek-V3.2, all of its top-k"),
-    Bench(DecodeCase(1, 1, 64, 8192, 640, layout="plain"), "a bf16 cache"),
-    Bench(Case(64, 64, 8192, 512, invalid=0.0), "prefill"),
-)

@@ -93,6 +93,8 @@ constexpr DtypeName DTYPES[] = {
     {"float8_e5m2", Dtype::f8e5m2, 1},
     {"float8_e8m0fnu", Dtype::f8e8m0, 1},
     {"int32", Dtype::i32, 4},
+    {"int64", Dtype::i64, 8},
+    {"bool", Dtype::other, 1},
     {"float8_e4m3fnuz", Dtype::f8e4m3fnuz, 1},
     {"float8_e5m2fnuz", Dtype::f8e5m2fnuz, 1},
     {"float4_e2m1fn_x2", Dtype::f4e2m1x2, 1},

@@ -12,10 +12,10 @@
 //                            memory from the first value to the last (as a text)
 //   its answer          0 (i64), the number of results (i64), the bytes of each (as texts); or
 //                       the Fault (i64, above 0) and its sentence (text)
-// A linear room's function and the casts also take "flush": 1 runs them on a thread that flushes subnormal numbers to
-// zero. Every tensor lies beside a page that nobody may touch, so that a read or write past its edge is a SIGSEGV:
-// PLACE is "end" where that page is right behind it, "begin" where it is right before, "near" where it is 32 bytes
-// behind, for QEMU 7.2, which reads all bytes of a VMASKMOV.
+// A linear room's function, the casts and the indexer also take "flush": 1 runs them on a thread that flushes subnormal
+// numbers to zero. Every tensor lies beside a page that nobody may touch, so that a read or write past its edge is a
+// SIGSEGV: PLACE is "end" where that page is right behind it, "begin" where it is right before, "near" where it is 32
+// bytes behind, for QEMU 7.2, which reads all bytes of a VMASKMOV.
 #include <string>
 
 #include "csrc/core/ceiling.h"
@@ -25,8 +25,10 @@
 #include "kernels/fp8_matmul/cpu.h"
 #include "kernels/int4_matmul/cpu.h"
 #include "kernels/int8_matmul/cpu.h"
+#include "tests/native/attentions.h"
 #include "tests/native/casts.h"
 #include "tests/native/convs.h"
+#include "tests/native/indexer.h"
 #include "tests/native/mla.h"
 #include "tests/native/protocol.h"
 
@@ -135,6 +137,8 @@ void serve(const std::string& name, const Arguments& arguments) {
   if (name == "fp8_quantize_weight") return fp8_quantize_weight(arguments);
   if (const CastOp cast = cast_named(name)) return cast(name.c_str(), arguments);
   if (const ConvOp conv = conv_named(name)) return conv(name.c_str(), arguments);
+  if (const AttentionOp attention = attention_named(name)) return attention(name.c_str(), arguments);
+  if (const IndexerOp indexer = indexer_named(name)) return indexer(name.c_str(), arguments);
   if (const MlaOp mla = mla_named(name)) return mla(name.c_str(), arguments);
   run_linear(*function<const LinearRoom*()>("dsf_" + name + "_room")(), arguments);
 }

@@ -23,6 +23,8 @@ from typing import Any
 # reference of the gate.
 ALWAYS = ("torch_mkldnn", "torch_eager", "ort")
 FIRST = (*ALWAYS, "torch_compile")
+# Of torch, too, but seconds to compile for a row: in the full set, and where it is asked for.
+FULL = ("torch_flex",)
 
 
 def _as_it_is(answer: Any) -> Any:
@@ -49,7 +51,8 @@ class Unsupported(Exception):
 def names() -> list[str]:
     """Every plug-in of this folder, the reference first, installed or not."""
     found = {module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")}
-    return [name for name in FIRST if name in found] + sorted(found - set(FIRST))
+    first = (*FIRST, *FULL)
+    return [name for name in first if name in found] + sorted(found - set(first))
 
 
 def missing(name: str) -> str | None:
@@ -59,14 +62,15 @@ def missing(name: str) -> str | None:
     return f"{', '.join(absent)} is not installed; {module.HOW_TO_INSTALL}" if absent else None
 
 
-def chosen(words: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Plug-ins for `--peers`: names, "all" that are installed, or "none"; None: those that torch and ORT bring.
+def chosen(words: tuple[str, ...] | None, *, quick: bool = False) -> tuple[str, ...]:
+    """Plug-ins for `--peers`: names, "all" that are installed, or "none"; None: those that torch and ORT bring, quick:
+    without those that compile for many seconds.
 
     raises: ValueError for an unknown name, and for one whose library is not installed.
     """
     known = names()
     if words is None:
-        return tuple(name for name in FIRST if name in known)
+        return tuple(name for name in (FIRST if quick else (*FIRST, *FULL)) if name in known)
     if words == ("none",):
         return ()
     if words == ("all",):

@@ -1,5 +1,6 @@
 """What several plug-ins need: activations in torch, and tolerances with their reasons."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -35,9 +36,10 @@ INT8_ROW = (2.5e-2, "int8 with a scale per row of x, or for less")
 FP8_CAST = (3e-2, "x is not cast to FP8")
 
 
-def float_peer(call: Callable[[], Tensor], x: Tensor) -> Peer:
+def float_peer(call: Callable[[], Tensor], x: Tensor, answer: Callable[[Any], Any] | None = None) -> Peer:
     """A peer that computes in x's dtype."""
-    return Peer(call, *FLOAT[str(x.dtype).removeprefix("torch.")])
+    peer = Peer(call, *FLOAT[str(x.dtype).removeprefix("torch.")])
+    return peer if answer is None else dataclasses.replace(peer, answer=answer)
 
 
 def dequantized(q: Tensor, scale: Tensor, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from deepseek_fast._load import supported_isas
-from deepseek_fast.bench.peers import Peer, Unsupported, _casts, _convs
+from deepseek_fast.bench.peers import Peer, Unsupported, _attention, _casts, _convs, _indexer, _sparse_mla
 from deepseek_fast.bench.peers._common import (
     ACTIVATIONS,
     INT8_TENSOR,
@@ -72,6 +72,38 @@ def int4_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
 
 def fused_conv(inputs: dict[str, Any]) -> dict[str, Peer]:
     return _convs.eager(inputs)
+
+
+def block_sparse_attention(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _attention.eager(inputs)
+
+
+def block_sparse_attention_backward(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _attention.eager_backward(inputs)
+
+
+def sparse_mla(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _sparse_mla.prefill(inputs)
+
+
+def sparse_mla_decode(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _sparse_mla.decode(inputs)
+
+
+def fp8_mqa_logits(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _indexer.logits(inputs)
+
+
+def fp8_paged_mqa_logits(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _indexer.paged_logits(inputs)
+
+
+def topk_indices(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _indexer.selection(inputs)
+
+
+def lightning_indexer(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _indexer.fused(inputs)
 
 
 def fp8_cast(inputs: dict[str, Any]) -> dict[str, Peer]:

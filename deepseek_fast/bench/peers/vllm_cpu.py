@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_fast.bench.peers import Peer, Unsupported
+from deepseek_fast.bench.peers import Peer, Unsupported, _vllm_attention
 from deepseek_fast.bench.peers._casts import EXACT, OTHER_SCALE, PLAIN
 from deepseek_fast.bench.peers._common import ACTIVATIONS, INT8_ROW, float_peer, fp8_peer
 
@@ -139,3 +139,23 @@ def int8_cast(inputs: dict[str, Any]) -> dict[str, Peer]:
         return q, scale
 
     return {"vLLM dynamic_scaled_int8_quant": Peer(cast, *OTHER_SCALE)}
+
+
+def block_sparse_attention(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _vllm_attention.attention(_ops(), inputs)
+
+
+def sparse_mla_decode(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _vllm_attention.mla_decode(_ops(), inputs)
+
+
+def fp8_paged_mqa_logits(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _vllm_attention.paged_logits(_ops(), inputs)
+
+
+def topk_indices(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _vllm_attention.selection(_ops(), inputs)
+
+
+def lightning_indexer(inputs: dict[str, Any]) -> dict[str, Peer]:
+    return _vllm_attention.fused(_ops(), inputs)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_fast.bench.peers import Peer, Unsupported
+from deepseek_fast.bench.peers import Peer, Unsupported, _attention
 from deepseek_fast.bench.peers._common import ACTIVATIONS, INT8_ROW, float_peer, int4_codes, int4_peer
 from deepseek_fast.cli import output
 
@@ -78,3 +78,23 @@ def int4_matmul(inputs: dict[str, Any]) -> dict[str, Peer]:
     call = ops.zentorch_woq_linear
     # scales in bf16, half a unit of 2^-8 off: within the tolerance of a bf16 output
     return {"ZenDNN woq_linear": int4_peer(lambda: activate(call(x, packed, scales, None, None) + bias), inputs)}
+
+
+def block_sparse_attention(inputs: dict[str, Any]) -> dict[str, Peer]:
+    _attention.refuse(inputs)
+    if _attention.is_token_list(inputs):
+        raise Unsupported("zentorch_sdpa takes no lists")
+    ops, (q, k, v) = _ops(), (inputs[name] for name in ("q", "k", "v"))
+    causal, window, mask = inputs.get("is_causal", False), inputs.get("window"), inputs.get("block_mask")
+    if window and mask is None:
+        right = 0 if causal else window - 1
+
+        def windowed() -> Tensor:
+            out = torch.empty_like(q)
+            ops.zentorch_sdpa_attn(q, k, v, out, None, causal, None, window - 1, right)
+            return out
+
+        return {"ZenDNN sdpa, window": float_peer(windowed, q)}
+    dense = _attention.dense_mask(inputs)
+    causal = causal and dense is None
+    return {"ZenDNN sdpa": float_peer(lambda: ops.zentorch_sdpa(q, k, v, 0.0, causal, attn_mask=dense)[0], q)}
