@@ -1,7 +1,6 @@
 // What the checks of this room share.
 #pragma once
 #include <cstdio>
-#include <cstring>
 
 #include "csrc/gemm/linear_checks.h"
 #include "kernels/sparse_mla/cpu.h"

@@ -102,8 +102,8 @@ bool check_slots(const CacheWriteCall& call, CacheWriteArgs* args, Problem* prob
     return shape_error(problem, OP, "kv", ShapeRule("have at most the cache's %lld tokens", room).text, call.kv);
   }
   const TensorView& slots = *call.slots;
-  const bool is_i64 = slots.dtype == Dtype::other && std::strcmp(slots.dtype_name, "int64") == 0;
-  if (slots.dtype != Dtype::i32 && !is_i64) return dtype_error(problem, OP, "slots", "be int32 or int64", slots);
+  if (slots.dtype != Dtype::i32 && slots.dtype != Dtype::i64)
+    return dtype_error(problem, OP, "slots", "be int32 or int64", slots);
   if (slots.ndim != 1 || slots.sizes[0] != args->tokens)
     return shape_error(problem, OP, "slots", ShapeRule("have shape (%lld,)", args->tokens).text, slots);
   args->slots = slots.data;
