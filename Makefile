@@ -54,7 +54,7 @@ emulated: build
 
 test-emulated: emulated ## numerics on CPUs that are not here: aarch64, x86-64 without AVX and with AVX2, AMX
 	@$(BIN)/pytest -m '' tests/test_emulated.py tests/test_emulated_casts.py tests/test_emulated_convs.py \
-	  tests/test_emulated_indexer.py tests/test_aarch64_loops.py $(ARGS)
+	  tests/test_emulated_indexer.py tests/test_emulated_mla.py tests/test_aarch64_loops.py $(ARGS)
 
 bench: build ## kernels beside their competitors, sparse attention, networks, the demo's table; build/bench*.json
 	@$(BIN)/pytest -c bench/pytest.ini bench --rows build/bench.json $(ARGS)

@@ -49,6 +49,13 @@ if TYPE_CHECKING:
         lightning_indexer_paged,
         topk_indices,
     )
+    from deepseek_fast.kernels.sparse_mla.op import (
+        mla_cache_empty,
+        mla_cache_read,
+        mla_cache_write,
+        sparse_mla,
+        sparse_mla_decode,
+    )
 
 # Public name -> the module that defines it; a module of the package stands for itself.
 _HOMES = {
@@ -80,12 +87,17 @@ _HOMES = {
     "lightning_indexer_paged": "deepseek_fast.kernels.lightning_indexer.op",
     "local_log_blocks": "deepseek_fast.kernels.block_sparse_attention.op_builders",
     "local_response_norm": "deepseek_fast.kernels.fused_conv.op",
+    "mla_cache_empty": "deepseek_fast.kernels.sparse_mla.op",
+    "mla_cache_read": "deepseek_fast.kernels.sparse_mla.op",
+    "mla_cache_write": "deepseek_fast.kernels.sparse_mla.op",
     "native_sparse_attention": "deepseek_fast.kernels.block_sparse_attention.nsa",
     "pool2d": "deepseek_fast.kernels.fused_conv.op",
     "rms_norm_cast": "deepseek_fast.kernels.fp8_cast.op",
     "set_max_isa": "deepseek_fast._load",
     "silu_mul_cast": "deepseek_fast.kernels.fp8_cast.op",
     "sliding_window_blocks": "deepseek_fast.kernels.block_sparse_attention.op_builders",
+    "sparse_mla": "deepseek_fast.kernels.sparse_mla.op",
+    "sparse_mla_decode": "deepseek_fast.kernels.sparse_mla.op",
     "supported_isas": "deepseek_fast._load",
     "top_k_blocks": "deepseek_fast.kernels.block_sparse_attention.op_builders",
     "topk_indices": "deepseek_fast.kernels.lightning_indexer.op",
@@ -124,6 +136,9 @@ __all__ = [
     "lightning_indexer_paged",
     "local_log_blocks",
     "local_response_norm",
+    "mla_cache_empty",
+    "mla_cache_read",
+    "mla_cache_write",
     "native_sparse_attention",
     "nn",
     "numpy",
@@ -135,6 +150,8 @@ __all__ = [
     "set_max_isa",
     "silu_mul_cast",
     "sliding_window_blocks",
+    "sparse_mla",
+    "sparse_mla_decode",
     "supported_isas",
     "top_k_blocks",
     "topk_indices",

@@ -27,8 +27,13 @@ int8_matmul = _native.int8_matmul
 int8_quantize_weight = _native.int8_quantize_weight
 lightning_indexer = _native.lightning_indexer
 lightning_indexer_paged = _native.lightning_indexer_paged
+mla_cache_read = _native.mla_cache_read
+mla_cache_write = _native.mla_cache_write
 rms_norm_cast = _native.rms_norm_cast
 silu_mul_cast = _native.silu_mul_cast
+sparse_mla = _native.sparse_mla
+sparse_mla_backward = _native.sparse_mla_backward
+sparse_mla_decode = _native.sparse_mla_decode
 topk_indices = _native.topk_indices
 
 

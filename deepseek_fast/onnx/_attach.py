@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from deepseek_fast.onnx import _attention_nodes, _casts, _convs, _indexer, _opset
+from deepseek_fast.onnx import _attention_nodes, _casts, _convs, _indexer, _mla, _opset
 from deepseek_fast.onnx._body import DOMAIN, MIN_OPSET
 from deepseek_fast.onnx._rewriter import number
 
@@ -25,6 +25,7 @@ ROOMS = {
     **dict.fromkeys(_casts.OP_TYPES, "fp8_cast"),
     **dict.fromkeys(_convs.OP_TYPES, "fused_conv"),
     **dict.fromkeys(_indexer.OP_TYPES, "lightning_indexer"),
+    **dict.fromkeys(_mla.OP_TYPES, "sparse_mla"),
 }
 # What completes a node, where the room has several operators.
 COMPLETE = {
@@ -32,6 +33,7 @@ COMPLETE = {
     **dict.fromkeys(_casts.OP_TYPES, _casts.complete_cast),
     **dict.fromkeys(_convs.OP_TYPES, _convs.complete_conv),
     **dict.fromkeys(_indexer.OP_TYPES, _indexer.complete_indexer),
+    **dict.fromkeys(_mla.OP_TYPES, _mla.complete_mla),
 }
 # Of these the last two, B and R, may be absent, and Int4Matmul's zero points.
 NUM_INPUTS = {"Fp8Matmul": 5, "FusedMatmul": 4, "Int4Matmul": 6, "Int8Matmul": 5}

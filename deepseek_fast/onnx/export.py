@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from deepseek_fast.onnx import _attention_nodes, _casts, _conv_export, _indexer, _io
+from deepseek_fast.onnx import _attention_nodes, _casts, _conv_export, _indexer, _io, _mla
 from deepseek_fast.onnx._body import DOMAIN, DOMAIN_VERSION, MAX_OPSET, MIN_OPSET
 from deepseek_fast.onnx._runtime import one_line
 
@@ -113,6 +113,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         **_casts.translations(namespace),
         **_conv_export.translations(namespace),
         **_indexer.translations(namespace),
+        **_mla.translations(namespace),
     }
 
 
@@ -128,9 +129,10 @@ def _register_schemas() -> None:
     from deepseek_fast.kernels.int4_matmul import body as int4_matmul
     from deepseek_fast.kernels.int8_matmul import body as int8_matmul
     from deepseek_fast.kernels.lightning_indexer import body as lightning_indexer
+    from deepseek_fast.kernels.sparse_mla import body as sparse_mla
 
     rooms = (fp8_matmul, fused_matmul, int4_matmul, int8_matmul)
-    of_several = (attention, fp8_cast, fused_conv, lightning_indexer)
+    of_several = (attention, fp8_cast, fused_conv, lightning_indexer, sparse_mla)
     for schema in (*(room.schema() for room in rooms), *(schema for room in of_several for schema in room.schemas())):
         if not defs.has(schema.name, domain=DOMAIN):
             defs.register_schema(schema)

@@ -186,6 +186,8 @@ def _prefills() -> Iterator[Case]:
         yield Case(2, 8, 100, 64, 64, 64, size=size)
     for s_q, s_kv, topk in ((0, 10, 4), (3, 0, 4), (3, 10, 0)):
         yield Case(s_q, 8, s_kv, topk, 32, 16)
+    for h_q, h_kv, dtype in ((300, 1, "bfloat16"), (130, 2, "float32"), (131, 1, "float16")):
+        yield Case(2, h_q, 50, 70, 41, 33, h_kv=h_kv, dtype=dtype, attn_sink="finite", duplicates=True)
 
 
 def _decodes() -> Iterator[DecodeCase]:
@@ -199,6 +201,8 @@ def _decodes() -> Iterator[DecodeCase]:
     for layout in LAYOUTS:
         yield DecodeCase(1, 1, 8, 100, 64, 64, layout, dtype="float32")
         yield DecodeCase(0, 1, 8, 10, 4, 64, layout)
+    for layout in LAYOUTS:
+        yield DecodeCase(2, 1, 9, 100, 70, 16, layout, dtype="float16", extra_topk=30)
 
 
 CASES = tuple(_prefills())

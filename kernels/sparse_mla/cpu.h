@@ -26,8 +26,10 @@
 //
 // Backward (prefill), from out and lse as forward stored them: P, f, delta and dz of block_sparse_attention's cpu.h.
 //   dq[i, h]  = scale * sum_t dz kv[indices[i, t]]            one chain, entries ascending
-//   dkv[j]    = sum of scale * dz q[i, h] + (f P) dout[i, h] (the latter of the first d_v numbers)
-//               one chain: queries ascending, entries of a query ascending, heads ascending, dk's product before dv's
+//   dkv[j]    = sum of (scale * dz) q[i, h] + (f P) dout[i, h] (the latter of the first d_v numbers)
+//               one chain of f32: queries ascending, entries of a query ascending; of an entry 64 heads at a time,
+//               their products with q before those with dout.  scale * dz and f P are rounded to bf16 where q is
+//   delta = dot(dout, out) in 16 sums, d % 16, halves added
 // A row of dkv is one thread's: the lists' transpose, made by counting, says who reads it. Rows nobody reads get 0.
 //
 //   q        (s_q, h_q, d_qk) bf16, f16 or f32; decode (b, s_q, h_q, d_qk);  head's values contiguous
@@ -39,7 +41,8 @@
 // Dense decode, without indices: block_table (b, pages a request) and cache_seqlens (b), int32; query i sees the first
 // cache_seqlens[b] tokens, with is_causal those up to cache_seqlens[b] - s_q + i. Entries of the table that these need
 // must be pages; others are not looked at.
-// Alignment of the element type; bytes of a cache need none. Any sizes whose byte counts fit int64.
+// d_qk from 1 to MAX_ROW_NUMBERS. Alignment of the element type; bytes of a cache need none. Any sizes whose byte
+// counts fit int64.
 #pragma once
 #include <cstdint>
 
@@ -51,7 +54,8 @@
 
 namespace dsf {
 
-constexpr int64_t SPLIT_ENTRIES = 512;  // of a list; decides the order of sums
+constexpr int64_t MAX_ROW_NUMBERS = 1024;  // d_qk
+constexpr int64_t SPLIT_ENTRIES = 512;     // of a list; decides the order of sums
 enum class CacheLayout : int32_t { plain, v32, v4 };
 
 struct SparseMlaCall {
@@ -130,15 +134,27 @@ struct SparseMlaArgs {
 };
 
 // Tokens to a cache and back; NumPy's caches.py has the same bytes.
+struct CacheWriteCall {
+  TensorView cache;  // bytes, as k_cache of sparse_mla_decode; its page and token strides as they are
+  TensorView kv;     // (tokens, d_qk) bf16 or f32
+  const char* layout;
+  const TensorView* slots;  // (tokens) int32 or int64, or null
+};
+struct CacheReadCall {
+  TensorView cache;
+  const char* layout;
+};
 struct CacheWriteArgs {
   CacheLayout layout;  // v32 or v4
   Dtype dtype;         // of kv: bf16 or f32
   int64_t tokens, page_size;
   const void* kv;  // (tokens, d_qk)
   int64_t kv_stride;
-  const int64_t* slots;  // a token's page * page size + offset, or null: 0, 1, 2 ...; below 0: the token is left out
+  const void* slots;     // a token's page * page size + offset, or null: 0, 1, 2 ...; below 0: the token is left out
+  int64_t slots_stride;  // elements
+  int32_t slots_are_i32;
   uint8_t* cache;
-  int64_t pages, page_stride;
+  int64_t pages, page_stride, token_stride;  // bytes
 };
 
 extern "C" {
@@ -155,7 +171,12 @@ DSF_API void dsf_sparse_mla_backward(const Context* context, const SparseMlaArgs
 DSF_API int64_t dsf_sparse_mla_decode_workspace_bytes(const Context* context, const SparseMlaArgs* args);
 DSF_API void dsf_sparse_mla_decode(const Context* context, const SparseMlaArgs* args);
 
+// The check reads slots: each must be below the cache's tokens. Two tokens of one slot leave the bytes of either.
+DSF_API int32_t dsf_mla_cache_write_check(const CacheWriteCall* call, CacheWriteArgs* args, Problem* problem);
+DSF_API int32_t dsf_mla_cache_read_check(const CacheReadCall* call, TokenStore* store, Problem* problem);
 DSF_API void dsf_mla_cache_write(const Context* context, const CacheWriteArgs* args);
+// Numbers of a token: 576 or 512.
+DSF_API int64_t dsf_mla_cache_numbers(const TokenStore* store);
 // numbers: (pages * page_size, d_qk) bf16, contiguous.
 DSF_API void dsf_mla_cache_read(const Context* context, const TokenStore* store, uint16_t* numbers);
 

@@ -232,8 +232,9 @@ def dense_indices(block_table: Tensor, cache_seqlens: Tensor, s_q: int, page: in
 
 
 def read_cache(k_cache: Any, layout: str, dtype: torch.dtype) -> Tensor:
-    """(tokens, d_qk) of q's dtype: FP8 numbers are rounded to bf16 once, which powers of two as scales never need."""
+    """(tokens, d_qk) of q's dtype, float32 where that is float16: FP8 numbers are rounded to bf16 once, which powers of
+    two as scales never need."""
     if layout == "plain":
         return k_cache.reshape(-1, k_cache.shape[-1])  # type: ignore[no-any-return]
     numbers = caches.read_cache(k_cache, layout).reshape(-1, caches.LAYOUTS[layout].d_qk)
-    return torch.from_numpy(numbers.astype(np.float32)).to(dtype)
+    return torch.from_numpy(numbers.astype(np.float32)).to(torch.float32 if dtype == torch.float16 else dtype)

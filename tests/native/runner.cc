@@ -29,6 +29,7 @@
 #include "tests/native/casts.h"
 #include "tests/native/convs.h"
 #include "tests/native/indexer.h"
+#include "tests/native/mla.h"
 #include "tests/native/protocol.h"
 
 namespace {
@@ -138,6 +139,7 @@ void serve(const std::string& name, const Arguments& arguments) {
   if (const ConvOp conv = conv_named(name)) return conv(name.c_str(), arguments);
   if (const AttentionOp attention = attention_named(name)) return attention(name.c_str(), arguments);
   if (const IndexerOp indexer = indexer_named(name)) return indexer(name.c_str(), arguments);
+  if (const MlaOp mla = mla_named(name)) return mla(name.c_str(), arguments);
   run_linear(*function<const LinearRoom*()>("dsf_" + name + "_room")(), arguments);
 }
 
