@@ -182,13 +182,19 @@ class Forward {
     kernel_.begin(query, sums, scratch);
     Keys keys[2];
     bool counts = begin < end && fill_keys(list, begin, end, &keys[0]);
+    bool first = true;
     int now = 0;
     for (int64_t t = begin; t < end; t += STEP, now = 1 - now) {
       const bool next = t + STEP < end && fill_keys(list, t + STEP, end, &keys[1 - now]);
       if (next) prefetch_keys(keys[1 - now], bytes);
-      if (counts) kernel_.step(query, keys[now], sums, scratch);
+      if (counts) {
+        keys[now].first = first;
+        kernel_.step(query, keys[now], sums, scratch);
+        first = false;
+      }
       counts = next;
     }
+    if (first) kernel_.clear(query, sums);
   }
 
   void finish(const Part& part, char* sums) const {

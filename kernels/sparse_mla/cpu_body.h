@@ -86,11 +86,18 @@ inline void for_tiles(int64_t heads, int64_t d_v, char* sums, const Body& body) 
 template <Dtype dtype>
 void begin(const Query& query, char* sums, char* memory) {
   for_tiles(query.heads, query.d_v, sums, [&](const attention::TileSums& tile, int64_t, int64_t heads) {
-    attention::Tile<Vec, dtype>::begin(tile, heads, query.d_v);
+    attention::Tile<Vec, dtype>::begin(tile, heads);
   });
   if constexpr (dtype == Dtype::f16)
     widen_rows(query.q, query.heads, query.head_stride, query.d_qk,
                Scratch<dtype>(query.heads, query.d_qk, query.d_v, memory).queries);
+}
+
+template <Dtype dtype>
+void clear(const Query& query, char* sums) {
+  for_tiles(query.heads, query.d_v, sums, [&](const attention::TileSums& tile, int64_t, int64_t heads) {
+    attention::Tile<Vec, dtype>::clear_values(tile, heads, query.d_v);
+  });
 }
 
 // Tokens of a cache as rows of numbers.
@@ -138,10 +145,16 @@ void step(const Query& query, const Keys& keys, char* sums, char* memory) {
     for (int64_t p = 0; p < attention::num_value_panels(query.d_v); ++p) {  // one panel after the other stays in L1
       const char* panel = scratch.values + p * attention::value_panel_bytes(PANEL<dtype>);
       float* rows = tile.values + p * attention::MAX_ROWS * PANEL_N;
-      Tile::for_each_row_tile(heads, [&](int64_t row, int64_t count) {
-        Tile::add_panel(weights + row * STEP, count, keys.n, query.d_v - p * PANEL_N, panel,
-                        [&](int64_t c) { return attention::TileRows{rows + row * PANEL_N + c, factors + row}; });
-      });
+      const auto add = [&](const auto& sums_of) {
+        Tile::for_each_row_tile(heads, [&](int64_t row, int64_t count) {
+          Tile::add_panel(weights + row * STEP, count, keys.n, query.d_v - p * PANEL_N, panel,
+                          [&](int64_t c) { return sums_of(row, rows + row * PANEL_N + c); });
+        });
+      };
+      if (keys.first)
+        add([&](int64_t, float* at) { return attention::FreshRows{at}; });
+      else
+        add([&](int64_t row, float* at) { return attention::TileRows{at, factors + row}; });
     }
   });
 }
@@ -173,18 +186,28 @@ void merge(int64_t heads, int64_t d_v, char* into_sums, char* from_sums) {
   });
 }
 
+// Where the results of heads from `first` on go.
+template <Dtype dtype>
+struct ResultRows {
+  const Result& result;
+  const attention::TileSums& sums;
+  int64_t first, d_v;
+
+  const float* sink(int64_t row) const { return result.sinks ? result.sinks + first + row : nullptr; }
+  char* out(int64_t row) const {
+    return static_cast<char*>(result.out) + (first + row) * d_v * (dtype == Dtype::f32 ? 4 : 2);
+  }
+  void lse(int64_t row, float lse) const {
+    const bool is_lonely = lse == attention::NEGATIVE_INFINITY;
+    result.lse[(first + row) * result.lse_stride] = is_lonely ? -lse : lse;  // FlashMLA's +inf
+    if (result.max_logits) result.max_logits[first + row] = sums.m[row];
+  }
+};
+
 template <Dtype dtype>
 void finish(const Query& query, char* sums, const Result& result) {
-  constexpr int64_t BYTES = dtype == Dtype::f32 ? 4 : 2;
   for_tiles(query.heads, query.d_v, sums, [&](const attention::TileSums& tile, int64_t first, int64_t heads) {
-    for (int64_t row = 0; row < heads; ++row) {
-      const int64_t h = first + row;
-      float lse;
-      attention::Tile<Vec, dtype>::finish(tile, row, query.d_v, result.sinks ? result.sinks + h : nullptr,
-                                          static_cast<char*>(result.out) + h * query.d_v * BYTES, &lse);
-      result.lse[h * result.lse_stride] = lse == attention::NEGATIVE_INFINITY ? -lse : lse;  // FlashMLA's +inf
-      if (result.max_logits) result.max_logits[h] = tile.m[row];
-    }
+    attention::Tile<Vec, dtype>::finish(tile, heads, query.d_v, ResultRows<dtype>{result, tile, first, query.d_v});
   });
 }
 
@@ -205,6 +228,7 @@ inline constexpr Kernel kernel_of = {
     scratch_bytes<dtype>,
     sums_bytes,
     begin<dtype>,
+    clear<dtype>,
     step<dtype>,
     merge,
     finish<dtype>,

@@ -25,6 +25,7 @@ struct Keys {
   const void* scales[STEP];
   uint64_t seen;  // bit j: entry j counts
   int n;          // the last that counts, plus 1
+  bool first;     // of the sums that it is added to
   CacheLayout layout;
 };
 
@@ -54,8 +55,10 @@ struct Kernel {
   // Bytes that a task of so many heads works in, and those of a softmax that is not finished.
   int64_t (*scratch_bytes)(int64_t heads, int64_t d_qk, int64_t d_v);
   int64_t (*sums_bytes)(int64_t heads, int64_t d_v);
-  // Empty sums; q as the tiles read it.
+  // Empty sums, whose values the first step writes; q as the tiles read it.
   void (*begin)(const Query& query, char* sums, char* scratch);
+  // Values of sums to which no step was added.
+  void (*clear)(const Query& query, char* sums);
   void (*step)(const Query& query, const Keys& keys, char* sums, char* scratch);
   // into's entries come before from's.
   void (*merge)(int64_t heads, int64_t d_v, char* into, char* from);
