@@ -86,7 +86,8 @@ inline void for_tiles(int64_t heads, int64_t d_v, char* sums, const Body& body) 
 template <Dtype dtype>
 void begin(const Query& query, char* sums, char* memory) {
   for_tiles(query.heads, query.d_v, sums, [&](const attention::TileSums& tile, int64_t, int64_t heads) {
-    attention::Tile<Vec, dtype>::begin(tile, heads, query.d_v);
+    attention::Tile<Vec, dtype>::begin(tile, heads);
+    attention::Tile<Vec, dtype>::clear_values(tile, heads, query.d_v);
   });
   if constexpr (dtype == Dtype::f16)
     widen_rows(query.q, query.heads, query.head_stride, query.d_qk,
@@ -173,18 +174,27 @@ void merge(int64_t heads, int64_t d_v, char* into_sums, char* from_sums) {
   });
 }
 
+// Results of the heads from `first` on.
+template <Dtype dtype>
+struct HeadResults {
+  const Query& query;
+  const Result& result;
+  int64_t first;
+
+  char* out(int64_t row) const {
+    return static_cast<char*>(result.out) + (first + row) * query.d_v * value_bytes(dtype);
+  }
+  const float* sink(int64_t row) const { return result.sinks ? result.sinks + first + row : nullptr; }
+  void lse(int64_t row, float lse) const {
+    result.lse[(first + row) * result.lse_stride] = lse == attention::NEGATIVE_INFINITY ? -lse : lse;  // FlashMLA's
+  }
+};
+
 template <Dtype dtype>
 void finish(const Query& query, char* sums, const Result& result) {
-  constexpr int64_t BYTES = dtype == Dtype::f32 ? 4 : 2;
   for_tiles(query.heads, query.d_v, sums, [&](const attention::TileSums& tile, int64_t first, int64_t heads) {
-    for (int64_t row = 0; row < heads; ++row) {
-      const int64_t h = first + row;
-      float lse;
-      attention::Tile<Vec, dtype>::finish(tile, row, query.d_v, result.sinks ? result.sinks + h : nullptr,
-                                          static_cast<char*>(result.out) + h * query.d_v * BYTES, &lse);
-      result.lse[h * result.lse_stride] = lse == attention::NEGATIVE_INFINITY ? -lse : lse;  // FlashMLA's +inf
-      if (result.max_logits) result.max_logits[h] = tile.m[row];
-    }
+    attention::Tile<Vec, dtype>::finish(tile, heads, query.d_v, HeadResults<dtype>{query, result, first});
+    for (int64_t row = 0; result.max_logits && row < heads; ++row) result.max_logits[first + row] = tile.m[row];
   });
 }
 
