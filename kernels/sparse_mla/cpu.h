@@ -163,7 +163,8 @@ DSF_API int32_t dsf_sparse_mla_check(const SparseMlaCall* call, SparseMlaArgs* a
 DSF_API int32_t dsf_sparse_mla_backward_check(const SparseMlaCall* call, SparseMlaArgs* args, Problem* problem);
 DSF_API int32_t dsf_sparse_mla_decode_check(const SparseMlaDecodeCall* call, SparseMlaArgs* args, Problem* problem);
 
-// Bytes of context->workspace, -1 where that overflows. Decode: (d_v + 18) f32 a head of each split.
+// Bytes of context->workspace, -1 where that overflows. Of sums (d_v + 17) f32 for each of 64 heads or part of them,
+// d_v rounded up to 64: twice a thread, or for every split where splits are tasks.
 DSF_API int64_t dsf_sparse_mla_workspace_bytes(const Context* context, const SparseMlaArgs* args);
 DSF_API void dsf_sparse_mla(const Context* context, const SparseMlaArgs* args);
 DSF_API int64_t dsf_sparse_mla_backward_workspace_bytes(const Context* context, const SparseMlaArgs* args);
