@@ -14,7 +14,8 @@ SSE, SSE_PAIR = (("mulps", 1), ("addps", 1)), (("mulps", 2), ("addps", 2))
 DOT = (("vdpbf16ps", 1),)
 COPIES = "SHUFPS spreads a number, and SSE overwrites an operand: copies"
 SPLIT = "a shift and a mask split each pair, both read the panel; beside them, copies"
-LOOPS = (  # (level, name, dtype, sums, registers, steps, reads, others, why)
+Row = tuple[str, str, tuple[str, str], int, str, tuple[tuple[str, int], ...], int, int, str]
+LOOPS: tuple[Row, ...] = (  # (level, name, dtype, sums, registers, steps, reads, others, why)
     ("scalar", "f32", F32, 8, "xmm", SSE, 6, 12, f"4 x 2; {COPIES}"),
     ("scalar", "bf16", BF16, 4, "xmm", SSE_PAIR, 4, 30, f"2 x 2; pairs split; {COPIES}"),
     ("avx2", "f32", F32, 12, "ymm", FMA, 8, 5, "6 x 2"),
@@ -24,7 +25,9 @@ LOOPS = (  # (level, name, dtype, sums, registers, steps, reads, others, why)
     ("avx512bf16", "f32", F32, 24, "zmm", FMA, 10, 5, "6 x 4"),
     ("avx512bf16", "bf16", BF16, 24, "zmm", DOT, 10, 5, "6 x 4"),
 )
-ROW_LOOPS = (  # the rows' addresses are read, too, and bf16 is put side by side by unpacking or permuting
+ROW_LOOPS: tuple[
+    Row, ...
+] = (  # the rows' addresses are read, too, and bf16 is put side by side by unpacking or permuting
     ("scalar", "f32", F32, 8, "xmm", SSE, 7, 12, f"4 x 2; {COPIES}"),
     ("scalar", "bf16", BF16, 4, "xmm", SSE_PAIR, 6, 32, f"2 x 2; pairs made and split; {COPIES}"),
     ("avx2", "f32", F32, 12, "ymm", FMA, 9, 5, "6 x 2"),

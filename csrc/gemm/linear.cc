@@ -72,9 +72,9 @@ bool check_residual(const LinearCall& call, const char* op, LinearArgs* args, Pr
 }  // namespace
 
 const char* dtype_name(Dtype dtype) {
-  constexpr const char* NAMES[] = {"float32",         "bfloat16",         "int8",  "uint8",        "float8_e4m3fn",
-                                   "float8_e5m2",     "float8_e8m0fnu",   "uint4", "float16",      "float8_e4m3fnuz",
-                                   "float8_e5m2fnuz", "float4_e2m1fn_x2", "int32", "int64", "another dtype"};
+  constexpr const char* NAMES[] = {"float32",         "bfloat16",         "int8",  "uint8",   "float8_e4m3fn",
+                                   "float8_e5m2",     "float8_e8m0fnu",   "uint4", "float16", "float8_e4m3fnuz",
+                                   "float8_e5m2fnuz", "float4_e2m1fn_x2", "int32", "int64",   "another dtype"};
   static_assert(sizeof NAMES / sizeof *NAMES == size_t(Dtype::other) + 1);
   return NAMES[size_t(dtype)];
 }
