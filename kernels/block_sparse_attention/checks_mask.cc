@@ -118,9 +118,22 @@ bool check_offsets_shape(const char* op, const TensorView& offsets, AttentionArg
   return true;
 }
 
+// Strictly ascending from 0 to columns - 1, without stopping where it is not: in vectors.
+template <class T>
+bool ascends(const T* list, int64_t count, int64_t columns) {
+  if (count == 0) return true;
+  bool falls = false;
+  for (int64_t e = 1; e < count; ++e) falls |= list[e] <= list[e - 1];
+  return !falls && list[0] >= 0 && list[count - 1] < columns;
+}
+
 // One row's list, read through.
 bool check_row(const char* op, const AttentionArgs& args, int64_t begin, int64_t end, Problem* problem) {
   const Integers listed{args.listed, args.listed_dtype};
+  if (args.listed_dtype == Dtype::i32
+          ? ascends(static_cast<const int32_t*>(args.listed) + begin, end - begin, args.columns)
+          : ascends(static_cast<const int64_t*>(args.listed) + begin, end - begin, args.columns))
+    return true;
   for (int64_t e = begin; e < end; ++e) {
     const int64_t column = listed[e];
     if (column < 0 || column >= args.columns)
