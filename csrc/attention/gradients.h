@@ -53,8 +53,9 @@ struct BackwardTile {
                    const RowPanels& row_panels, const TileSums* dq, const KeySums* sums, Scratch& scratch) {
     for (int i = 0; i < 16; ++i) scratch.ones[i] = 1.0f;
     Forward::for_each_row_tile(rows, [&](int64_t row, int64_t count) {
-      Forward::score(q + row * q_stride, q_stride, count, mask.n, D, scale, panels.k_keys, scratch.scores);
-      Forward::score(dout + row * dout_stride, dout_stride, count, mask.n, D_v, 1.0f, panels.v_keys, scratch.dp);
+      const KeyRange range = range_of(mask, row, count);
+      Forward::score(q + row * q_stride, q_stride, count, range, D, scale, panels.k_keys, scratch.scores);
+      Forward::score(dout + row * dout_stride, dout_stride, count, range, D_v, 1.0f, panels.v_keys, scratch.dp);
       for (int64_t r = 0; r < count; ++r)
         differentiate(mask, row + r, row_gradients, scratch.scores + r * STEP_KEYS, scratch.dp + r * STEP_KEYS,
                       scratch);

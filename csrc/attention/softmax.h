@@ -20,7 +20,24 @@ struct StepMask {
   int64_t bias_stride;   // 0: the same for every row
 };
 
+// Keys of a step from `begin`, an even one, to `end`.
+struct KeyRange {
+  int begin, end;
+
+  int count() const { return end > begin ? end - begin : 0; }
+};
+
 namespace {
+
+// Those that some of `count` rows see: at the edges of windows far from all.
+inline KeyRange range_of(const StepMask& mask, int64_t row, int64_t count) {
+  if (!mask.seen) return {0, mask.n};
+  uint64_t some = 0;
+  for (int64_t r = row; r < row + count; ++r) some |= mask.seen[r];
+  if (mask.n < STEP_KEYS) some &= (uint64_t{1} << mask.n) - 1;
+  if (!some) return {0, 0};
+  return {__builtin_ctzll(some) & ~1, 64 - __builtin_clzll(some)};
+}
 
 constexpr float NEGATIVE_INFINITY = -__builtin_inff();
 constexpr float LEAST_EXPONENT = -87.0f;  // below it a weight is 0: exp_negative's range, and above the subnormals

@@ -77,28 +77,36 @@ struct Tile {
       weigh_rows(mask, q, q_stride, row, count, D, scale, keys, sums, weights + row * STEP_KEYS, factors + row);
     });
   }
-  static void add(const X* weights, const float* factors, int64_t rows, int n, int64_t D_v, const char* values,
-                  const TileSums& sums, bool first) {
+  static void add(const StepMask& mask, const X* weights, const float* factors, int64_t rows, int64_t D_v,
+                  const char* values, const TileSums& sums, bool first) {
+    constexpr int64_t KEY_BYTES = value_panel_bytes(dtype) / STEP_KEYS;
     for_each_row_tile(rows, [&](int64_t row, int64_t count) {
-      add_values(weights + row * STEP_KEYS, factors + row, count, n, D_v, values, sums.values + row * PANEL_N, first);
+      const KeyRange range = range_of(mask, row, count);
+      add_values(weights + row * STEP_KEYS + range.begin, factors + row, count, range.count(), D_v,
+                 values + range.begin * KEY_BYTES, sums.values + row * PANEL_N, first);
     });
   }
 
   // The second half for the rows of one register tile, which read each value once: without panels of them.
   static bool takes_rows(int64_t rows, int64_t D_v) { return rows <= Product::MR && D_v % PANEL_N == 0; }
-  static void add_rows(const X* weights, const float* factors, int64_t rows, int n, int64_t D_v,
+  static void add_rows(const StepMask& mask, const X* weights, const float* factors, int64_t rows, int64_t D_v,
                        const char* const* values, const TileSums& sums, bool first) {
     constexpr int BLOCK = Values::NV * V::LANES;
-    const char* at[STEP_KEYS];
-    for (int t = 0; t < n; ++t) at[t] = row_or_zeros(values[t]);
-    if (n % 2) at[n] = ZEROS;
+    const KeyRange range = range_of(mask, 0, rows);
+    const char* at[STEP_KEYS + 1];
+    for (int t = range.begin; t < mask.n; ++t) at[t] = row_or_zeros(values[t]);
+    at[mask.n] = ZEROS;  // the last key's partner, if it has none
     for (int64_t column = 0; column < D_v; column += BLOCK) {
       float* into = sums.values + column / PANEL_N * MAX_ROWS * PANEL_N + column % PANEL_N;
-      const RowColumns<V, dtype> columns{at, column * value_bytes(dtype)};
+      const RowColumns<V, dtype> columns{at + range.begin, column * value_bytes(dtype)};
+      const auto run = [&](const auto& rows_of) {
+        run_whole_value_tile<Values, Values::MR>(int(rows), int64_t{range.count()}, weights + range.begin, columns,
+                                                 rows_of);
+      };
       if (first)
-        run_whole_value_tile<Values, Values::MR>(int(rows), int64_t{n}, weights, columns, FreshRows{into});
+        run(FreshRows{into});
       else
-        run_whole_value_tile<Values, Values::MR>(int(rows), int64_t{n}, weights, columns, TileRows{into, factors});
+        run(TileRows{into, factors});
     }
   }
 
@@ -119,21 +127,19 @@ struct Tile {
   static void weigh_rows(const StepMask& mask, const X* q, int64_t q_stride, int64_t row, int64_t count, int64_t D,
                          float scale, const char* keys, const TileSums& sums, X* weights, float* factors) {
     alignas(64) float scores[MAX_TILE_ROWS * STEP_KEYS];
-    score(q + row * q_stride, q_stride, count, mask.n, D, scale, keys, scores);
+    score(q + row * q_stride, q_stride, count, range_of(mask, row, count), D, scale, keys, scores);
     softmax_step<V, dtype>(mask, row, count, scores, sums.m + row, sums.l + row * SUM_LANES, factors, weights);
   }
 
-  // scores[row][key] = scale * dot(q[row], key) of up to MR rows.
-  static void score(const X* q, int64_t q_stride, int64_t rows, int n, int64_t D, float scale, const char* keys,
-                    float* scores) {
+  // scores[row][key] = scale * dot(q[row], key) of up to MR rows; those beyond the range stay what they are.
+  static void score(const X* q, int64_t q_stride, int64_t rows, const KeyRange& range, int64_t D, float scale,
+                    const char* keys, float* scores) {
     constexpr int BLOCK = Product::NV * V::LANES;
-    for (int c = 0; c < n; c += BLOCK) {
-      const int left = (n - c + V::LANES - 1) / V::LANES;
+    for (int c = range.begin / V::LANES * V::LANES; c < range.end; c += BLOCK) {
+      const int left = (range.end - c + V::LANES - 1) / V::LANES;
       run_tile<Product, Product::MR, Product::NV>(int(rows), left < Product::NV ? left : Product::NV, D, q, q_stride,
                                                   keys + c * 4, nullptr, StoreScores<V>{scores + c, scale});
     }
-    for (int c = (n + V::LANES - 1) / V::LANES * V::LANES; c < STEP_KEYS; c += V::LANES)  // hidden; but numbers
-      for (int64_t row = 0; row < rows; ++row) V::store(scores + row * STEP_KEYS + c, V::zero());
   }
 
   // first: the sums begin with this step.

@@ -79,14 +79,14 @@ template <Dtype dtype>
 void step(const Shape& shape, const KeyStep& keys, char* tile) {
   const Memory<dtype> memory(shape.D, shape.D_v, tile);
   using Tile = attention::Tile<Vec, dtype>;
+  const attention::StepMask mask{keys.n, keys.seen, keys.bias, keys.bias_stride};
   attention::pack_keys<Vec, dtype>(keys.k, keys.n, shape.D, memory.panels);
-  Tile::weigh({keys.n, keys.seen, keys.bias, keys.bias_stride}, memory.q, memory.q_stride, shape.rows, shape.D,
-              shape.scale, memory.panels, memory.sums, memory.weights, memory.factors);
+  Tile::weigh(mask, memory.q, memory.q_stride, shape.rows, shape.D, shape.scale, memory.panels, memory.sums,
+              memory.weights, memory.factors);
   if (Tile::takes_rows(shape.rows, shape.D_v))
-    return Tile::add_rows(memory.weights, memory.factors, shape.rows, keys.n, shape.D_v, keys.v, memory.sums,
-                          keys.first);
+    return Tile::add_rows(mask, memory.weights, memory.factors, shape.rows, shape.D_v, keys.v, memory.sums, keys.first);
   attention::pack_values<Vec, dtype>(keys.v, keys.n, shape.D_v, memory.panels);
-  Tile::add(memory.weights, memory.factors, shape.rows, keys.n, shape.D_v, memory.panels, memory.sums, keys.first);
+  Tile::add(mask, memory.weights, memory.factors, shape.rows, shape.D_v, memory.panels, memory.sums, keys.first);
 }
 
 struct Results {
