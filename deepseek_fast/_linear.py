@@ -4,6 +4,7 @@ The compiled operators check every call themselves, but from C++ only RuntimeErr
 no compiled kernel does (Meta kernels), and after a compiled check has failed, to raise its sentence with its type.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -105,34 +106,35 @@ def new_output(x: Tensor, out_features: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-def autocast(value: Any, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Any:
-    """value as autocast on the CPU has it: a tensor of float32, bfloat16 or float16 in autocast's dtype.
+def autocast(value: Any, dtypes: tuple[torch.dtype, ...] = DTYPES, device: str = "cpu") -> Any:
+    """value as autocast on the device has it: a tensor of float32, bfloat16 or float16 in autocast's dtype.
 
     Where that is none of dtypes it becomes float32.
     """
     is_float = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-    dtype = torch.get_autocast_dtype("cpu")
+    dtype = torch.get_autocast_dtype(device)
     return value.to(dtype if dtype in dtypes else torch.float32) if is_float else value
 
 
 def register_autocast(name: str, keep: tuple[str, ...] = (), dtypes: tuple[torch.dtype, ...] = DTYPES) -> None:
-    """Under autocast on the CPU the op runs in autocast's dtype, where that is one of dtypes, but for what is in keep.
+    """Under autocast the op runs in autocast's dtype, where that is one of dtypes, but for what is in keep.
 
     By hand, because torch.library.register_autocast takes no keyword-only arguments (torch 2.13).
     """
     op = getattr(torch.ops.deepseek_fast, name).default
     args = [arg.name for arg in op._schema.arguments]
 
-    def cast(arg: str, value: Any) -> Any:
-        return value if arg in keep else autocast(value, dtypes)
+    def run(device: str, *values: Any, **named: Any) -> Any:
+        def cast(arg: str, value: Any) -> Any:
+            return value if arg in keep else autocast(value, dtypes, device)
 
-    def run(*values: Any, **named: Any) -> Any:
         in_order = [cast(arg, value) for arg, value in zip(args, values, strict=False)]
         by_name = {arg: cast(arg, value) for arg, value in named.items()}
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(device, enabled=False):
             return op(*in_order, **by_name)
 
-    _LIBRARY.impl(name, run, "AutocastCPU")
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        _LIBRARY.impl(name, functools.partial(run, device), key)
 
 
 _LIBRARY = torch.library.Library("deepseek_fast", "IMPL")

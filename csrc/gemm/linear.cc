@@ -52,8 +52,7 @@ bool check_residual(const LinearCall& call, const char* op, LinearArgs* args, Pr
   bool single = true;
   for (int64_t d = 0; d < residual.ndim; ++d) single = single && residual.sizes[d] == 1;
   if (single) {
-    args->residual_constant = 0;
-    args->residual_constant = float_at(residual.dtype, residual.data, 0);
+    args->residual_constant = residual.data ? float_at(residual.dtype, residual.data, 0) : 0;
     return true;
   }
   char rule[224] = "have the output's shape ", *end = rule + std::strlen(rule);

@@ -26,7 +26,11 @@ TensorView view_of(const Tensor& tensor);
 // Throws the sentence; Python turns it into a ValueError or TypeError.
 [[noreturn]] void raise(const Problem& problem);
 
-// An argument of an operator: a tensor on the CPU, or none.
+// Thrown by new_tensor, in place of the first result, while a call is only checked (see dsf_torch_only_check).
+inline constexpr const char* CHECKED = "deepseek_fast: checked";
+
+// An argument of an operator: a tensor on the CPU, or none. While a call is only checked a tensor on any device, of
+// which the checks see shape, strides and dtype, but no values: its data is null.
 struct Operand {
   Operand(const char* op, const char* arg, const std::optional<Tensor>& tensor);
   // Copies where the memory is not rows of contiguous values at one distance; returns whether it did.

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from deepseek_fast import _load
+from deepseek_fast.gpu.register import register
 from deepseek_fast.kernels.fp8_cast.meta import check_types
 
 _load.load_torch()
+register("fp8_cast", "int8_cast")
 _CAST = torch.ops.deepseek_fast.fp8_cast.default
 _SILU_MUL_CAST = torch.ops.deepseek_fast.silu_mul_cast.default
 _RMS_NORM_CAST = torch.ops.deepseek_fast.rms_norm_cast.default

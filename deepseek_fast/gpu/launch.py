@@ -1,0 +1,137 @@
+"""One kernel launch, for the current device; for another chip, compiling in place of launching.
+
+`make gpu-aot` runs the rooms' launchers with tensors of device "meta" inside `compiling(...)`: what it compiles is what a
+call with such tensors would launch, Triton's specialization included (an address or size that 16 divides, a size of 1).
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+ARCHS = (80, 86, 89, 90, 100, 120)  # compute capabilities that every kernel is compiled for
+# Streaming multiprocessors: of the largest product of each, for grids that are as large as the chip.
+MULTIPROCESSORS = {80: 108, 86: 84, 89: 142, 90: 132, 100: 148, 120: 188}
+# Bytes of shared memory a block may have: CUDA C++ Programming Guide, technical specifications per compute capability.
+SHARED_BYTES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+
+
+@dataclass
+class Launch:
+    """A launch that was compiled: its kernel, its name and options, Triton's compiled kernel."""
+
+    kernel: str
+    arch: int
+    constants: dict[str, Any]
+    compiled: Any
+
+
+@dataclass
+class _Compiling:
+    arch: int
+    launches: list[Launch] = field(default_factory=list)
+
+
+_compiling: _Compiling | None = None
+_assumed: int | None = None
+
+
+def arch() -> int:
+    """The chip's compute capability, 90 for 9.0: of the current device, or the one that is compiled for or assumed."""
+    if _compiling is not None:
+        return _compiling.arch
+    if _assumed is not None:
+        return _assumed
+    return _device_arch(torch.cuda.current_device()) if torch.cuda.is_available() else 90
+
+
+def multiprocessors() -> int:
+    if _compiling is not None or _assumed is not None or not torch.cuda.is_available():
+        return MULTIPROCESSORS.get(arch(), 132)
+    return _device_multiprocessors(torch.cuda.current_device())
+
+
+def shared_bytes() -> int:
+    """Bytes of shared memory a block may have."""
+    known = SHARED_BYTES.get(arch())
+    return known if known is not None else SHARED_BYTES[86]  # the least of those from 8.0 on
+
+
+def launch(kernel: Any, grid: tuple[int, ...] | Callable[..., tuple[int, ...]], *args: Any, **options: Any) -> None:
+    """kernel[grid](*args, **options); a grid without blocks launches nothing."""
+    if _compiling is not None:
+        compiled = kernel.warmup(*args, grid=(1,), **options)
+        _compiling.launches.append(Launch(kernel.fn.__name__, _compiling.arch, options, compiled))
+        return
+    if not callable(grid) and 0 in grid:
+        return
+    kernel[grid](*args, **options)
+
+
+@contextlib.contextmanager
+def compiling(arch: int) -> Iterator[list[Launch]]:
+    """Launches inside are compiled for arch, not run; the list fills with them."""
+    global _compiling
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    outer, before = _compiling, _active_driver(driver)
+    _compiling = _Compiling(arch)
+    driver.set_active(_NoGpu(GPUTarget("cuda", arch, 32)))
+    try:
+        yield _compiling.launches
+    finally:
+        _compiling = outer
+        if before is not None:
+            driver.set_active(before)
+
+
+@contextlib.contextmanager
+def assuming(arch: int) -> Iterator[None]:
+    """Tile tables and kernels' forms are chosen as for arch: so the interpreter reaches those of every chip."""
+    global _assumed
+    before, _assumed = _assumed, arch
+    try:
+        yield
+    finally:
+        _assumed = before
+
+
+class _NoGpu:
+    """What Triton asks a driver when it only compiles; a device's number is its arch, so that their caches are apart."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return int(self.target.arch)
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
+
+
+def _active_driver(driver: Any) -> Any:
+    try:
+        return driver.active if torch.cuda.is_available() else None
+    except RuntimeError:
+        return None
+
+
+@functools.cache
+def _device_arch(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor
+
+
+@functools.cache
+def _device_multiprocessors(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
