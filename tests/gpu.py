@@ -1,4 +1,4 @@
-"""Calls public functions as with CUDA tensors: on a GPU where there is one, else on CPU tensors in Triton's interpreter.
+"""Calls public functions as with CUDA tensors: on a GPU if there is one, else on CPU tensors in Triton's interpreter.
 
 Tests that use it lie in `kernels/<op>/test_<op>_triton.py` and run under `make test-gpu-kernels`, which sets
 TRITON_INTERPRET=1, or on a GPU machine with `pytest -m gpu`.

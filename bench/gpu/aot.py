@@ -3,8 +3,8 @@
     python -m bench.gpu.aot [--rooms fp8_cast ...] [--archs 90 ...] [--all] [--json build/gpu-aot.json]
 
 Every call of the rooms' gpu_cases.py goes through the room's launcher with tensors of device "meta", for each compute
-capability. A kernel fails with spilled registers, without the instructions that its room expects, with more shared memory
-than the chip has for a block, or with a cubin of unexpected size; a table fails with a row that no call reaches.
+capability. A kernel fails with spilled registers, without the instructions that its room expects, with more shared
+memory than the chip has for a block, or with a cubin of unexpected size; a table with a row that no call reaches.
 """
 
 import argparse

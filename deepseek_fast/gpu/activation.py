@@ -63,7 +63,7 @@ def _less(z, a, u):
 
 @triton.jit
 def exp_negative(x):
-    """exp(x) for x <= 0 within 2 ULP; 0 below -87. ln 2 is taken off in two parts (Cody and Waite), the first exactly."""
+    """exp(x) for x <= 0 within 2 ULP, 0 below -87; ln 2 comes off in two parts (Cody and Waite), the first exactly."""
     x = tl.where(x < -87, -87.0, x)
     n = tl.floor(x * 1.44269504 + 0.5)
     r = (x - n * 0.693145751953125) - n * 1.42860682030941723e-6

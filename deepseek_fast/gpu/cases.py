@@ -1,4 +1,4 @@
-"""What a room's gpu_cases.py lists: calls to compile ahead of time, what must be in the machine code, and rows to measure."""
+"""What a room's gpu_cases.py lists: calls to compile ahead of time, what their code must have, and rows to measure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Goal:
-    """at least `ratio` times: the copy bandwidth ("copy": of bytes), the bf16 product rate ("product": of flops), a peer's speed."""
+    """At least `ratio` times the copy bandwidth ("copy"), the bf16 product rate ("product"), or a peer's speed."""
 
     ratio: float
     of: str

@@ -1,8 +1,8 @@
-"""Checks of a call with CUDA tensors, before any launch: the CPU op's own, compiled ones, so that the sentences are the same.
+"""Checks of a call with CUDA tensors, before any launch: the CPU op's own, compiled ones, in the same sentences.
 
 The CPU op sees shapes, strides and dtypes, and stops where it would allocate its first result. It sees no values, which
-would have to be waited for: what depends on them (an index in range, a scale above zero) the kernels treat as their README
-says, and never read outside a tensor.
+would have to be waited for: what depends on them (an index in range, a scale above zero) the kernels treat as their
+README says, and never read outside a tensor.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _passed: set[Any] = set()
 
 
 def check(op: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-    """RuntimeError with the CPU op's sentence for a call that it would refuse; a call like an earlier one passes at once."""
+    """RuntimeError with the CPU op's sentence where it would refuse; a call like an earlier one passes at once."""
     signature = (op, *map(_signature, args), *((name, _signature(value)) for name, value in named.items()))
     if signature in _passed:
         return

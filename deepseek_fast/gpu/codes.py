@@ -1,7 +1,7 @@
-"""Inside kernels: FP8 codes (uint8) from float32 and back, from integer operations that every chip and the interpreter have.
+"""Inside kernels: FP8 codes (uint8) from float32 and back, in integer operations that run everywhere.
 
-Compute capability 8.0 and 8.6 have no FP8 conversion, and the interpreter's is wrong. A format is its bits of mantissa, its
-exponent bias and its largest number: e4m3fn 3, 7, 448.
+Compute capability 8.0 and 8.6 have no FP8 conversion, and the interpreter's is wrong. A format is its bits of mantissa,
+its exponent bias and its largest number: e4m3fn 3, 7, 448.
 """
 
 import triton
@@ -21,7 +21,7 @@ def encode_fp8(x, MANTISSA: tl.constexpr = 3, BIAS: tl.constexpr = 7, LARGEST: t
     capped = tl.minimum(size.to(tl.float32, bitcast=True), LARGEST)
     size = capped.to(tl.uint32, bitcast=True)
     normal = ((size + ((1 << (SHIFT - 1)) - 1) + ((size >> SHIFT) & 1)) >> SHIFT) - ((127 - BIAS) << MANTISSA)
-    # Adding 2^(23 - MANTISSA + 1 - BIAS) leaves the multiple of the smallest number in the low bits, rounded half to even.
+    # Adding 2^(23 - MANTISSA + 1 - BIAS) leaves multiples of the smallest number in the low bits, rounded half to even.
     UNIT: tl.constexpr = (23 - MANTISSA + 1 - BIAS + 127) << 23
     small = (capped + tl.full([], UNIT, tl.uint32).to(tl.float32, bitcast=True)).to(tl.uint32, bitcast=True) - UNIT
     code = tl.where(size < ((1 - BIAS + 127) << 23), small, normal)

@@ -1,7 +1,7 @@
 """One kernel launch, for the current device; for another chip, compiling in place of launching.
 
-`make gpu-aot` runs the rooms' launchers with tensors of device "meta" inside `compiling(...)`: what it compiles is what a
-call with such tensors would launch, Triton's specialization included (an address or size that 16 divides, a size of 1).
+`make gpu-aot` runs the rooms' launchers with tensors of device "meta" inside `compiling(...)`: what it compiles is what
+a call with such tensors would launch, Triton's specialization included (what 16 divides, a size of 1).
 """
 
 import contextlib
@@ -101,7 +101,7 @@ def assuming(arch: int) -> Iterator[None]:
 
 
 class _NoGpu:
-    """What Triton asks a driver when it only compiles; a device's number is its arch, so that their caches are apart."""
+    """What Triton asks a driver when it only compiles; a device's number is its arch, which keeps caches apart."""
 
     def __init__(self, target: Any) -> None:
         self.target = target

@@ -1,7 +1,7 @@
 """Inside kernels: numbers that come out the same on a chip and in Triton's interpreter.
 
-The interpreter keeps bfloat16 as bits: its products, sums and roundings of that type are wrong without a word (anchored by
-tests/test_gpu_numbers.py). So a kernel widens what it loads to float32, multiplies with `dot`, rounds with `round_to`.
+The interpreter keeps bfloat16 as bits: its products, sums and roundings of that type are wrong without a word. So a
+kernel widens what it loads to float32, multiplies with `dot`, rounds with `round_to` (tests/test_gpu_numbers.py).
 On a chip each of them is the one instruction it looks like.
 """
 

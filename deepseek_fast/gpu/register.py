@@ -14,12 +14,12 @@ _LIBRARY = torch.library.Library("deepseek_fast", "IMPL")
 
 
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1, set before triton is imported."""
+    """Whether kernels run in Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1 before triton is imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def register(room: str, *ops: str, on_host: tuple[str, ...] = (), refused: dict[str, str] | None = None) -> None:
-    """For the CUDA key: ops from OPS of the room's triton_kernel.py; on_host runs on the CPU, with copies there and back.
+    """For the CUDA key: ops from OPS of the room's triton_kernel.py; on_host: the CPU's kernel, with copies.
 
     refused: ops that CUDA tensors may not reach, with what to do instead. A torch without CUDA registers nothing.
     """

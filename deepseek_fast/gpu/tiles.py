@@ -35,7 +35,7 @@ class Row:
 
 
 class Table:
-    """rows: the last must hold always. key: the sizes, in words, that a tuned choice is kept by: powers of two of them."""
+    """rows: the last must hold always. key: the sizes, a word each, whose powers of two a tuned choice is kept by."""
 
     def __init__(self, name: str, key: str, rows: tuple[Row, ...]) -> None:
         self.name, self.key, self.rows = name, tuple(key.split()), rows
