@@ -11,6 +11,7 @@ from deepseek_fast._version import __version__
 if TYPE_CHECKING:
     from deepseek_fast import checkpoints, importers, nn, numpy, onnx, ort, quantization
     from deepseek_fast._load import isa, set_max_isa, supported_isas
+    from deepseek_fast.gpu.tune import tune
     from deepseek_fast.kernels.block_sparse_attention.nsa import native_sparse_attention
     from deepseek_fast.kernels.block_sparse_attention.op import block_sparse_attention, flex_block_lists
     from deepseek_fast.kernels.block_sparse_attention.op_builders import (
@@ -101,6 +102,7 @@ _HOMES = {
     "supported_isas": "deepseek_fast._load",
     "top_k_blocks": "deepseek_fast.kernels.block_sparse_attention.op_builders",
     "topk_indices": "deepseek_fast.kernels.lightning_indexer.op",
+    "tune": "deepseek_fast.gpu.tune",
 }
 _MODULES = ("checkpoints", "importers", "nn", "numpy", "onnx", "ort", "quantization")
 
@@ -155,6 +157,7 @@ __all__ = [
     "supported_isas",
     "top_k_blocks",
     "topk_indices",
+    "tune",
 ]
 
 

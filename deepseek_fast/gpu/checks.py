@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from deepseek_fast import _load
-from deepseek_fast.gpu.register import interpreted
 
 _CHECKED = "deepseek_fast: checked"  # csrc/torch/adapter.h
 _CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
@@ -65,9 +64,9 @@ def _check_devices(op: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Non
     name = op._schema.name.split("::")[1]
     arguments = dict(zip((argument.name for argument in op._schema.arguments), args, strict=False)) | named
     tensors = {arg: value for arg, value in arguments.items() if isinstance(value, Tensor)}
-    first, device = next(
-        (arg, value.device) for arg, value in tensors.items() if value.device.type != "cpu" or interpreted()
-    )
+    off_cpu = [arg for arg, tensor in tensors.items() if tensor.device.type != "cpu"]
+    first = (off_cpu or list(tensors))[0]
+    device = tensors[first].device
     for arg, tensor in tensors.items():
         if tensor.device != device:
             raise RuntimeError(f"{name}: {arg} must be on {first}'s device {device}; got {tensor.device}")

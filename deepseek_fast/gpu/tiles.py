@@ -15,6 +15,7 @@ import contextlib
 import functools
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Table:
 
     def __init__(self, name: str, key: str, rows: tuple[Row, ...]) -> None:
         self.name, self.key, self.rows = name, tuple(key.split()), rows
+        self.module = str(sys._getframe(1).f_globals["__name__"])  # whose calls must reach every row
         TABLES[name] = self
 
     def choose(self, **sizes: int) -> Config:
