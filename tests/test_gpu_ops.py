@@ -1,0 +1,50 @@
+"""Every op on CUDA tensors: a kernel for each, schemas and Meta kernels that agree, torch.compile and CUDA graphs."""
+
+import pytest
+import torch
+
+import deepseek_fast
+from deepseek_fast.gpu.register import interpreted
+from tests import gpu
+from tests.doors import EVERY_ROOM, part
+
+pytestmark = gpu.gpu
+
+
+def ops() -> list[str]:
+    for room in EVERY_ROOM:
+        part(room, "op")
+    names = torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
+    return sorted(name.split("::")[1] for name in names if name.startswith("deepseek_fast::"))
+
+
+@pytest.mark.parametrize("op", ops())
+def test_every_op_has_a_kernel_for_cuda_tensors(op: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"deepseek_fast::{op}", "CUDA")
+
+
+on_a_chip = pytest.mark.skipif(interpreted(), reason="opcheck and torch.compile run kernels on a GPU only")
+
+
+@on_a_chip
+@pytest.mark.parametrize("room", EVERY_ROOM)
+def test_opcheck(room: str) -> None:
+    """Each op of gpu_cases.SMALL, as op.py calls it."""
+    for name, arguments in part(room, "gpu_cases").SMALL.items():
+        op = getattr(torch.ops.deepseek_fast, name).default
+        with torch.device("cuda"):
+            args, named = arguments()
+        torch.library.opcheck(op, args, named)
+
+
+@on_a_chip
+def test_compiled_and_captured_calls_give_the_same() -> None:
+    x = torch.randn(64, 512, device="cuda", dtype=torch.bfloat16)
+    want = deepseek_fast.fp8_cast(x)
+    compiled = torch.compile(deepseek_fast.fp8_cast, fullgraph=True)(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = deepseek_fast.fp8_cast(x)
+    graph.replay()
+    for got in (compiled, captured):
+        assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(got, want, strict=True))
