@@ -62,6 +62,24 @@ export TRITON_CACHE_DIR := $(CURDIR)/build/triton
 gpu-aot: build ## GPU kernels to machine code for six chips, without a GPU, and its gates
 	@$(BIN)/python -m bench.gpu.aot --json build/gpu-aot.json $(ARGS)
 
+.PHONY: gpu-cuda gpu-bundle
+NVCC ?= $(shell command -v nvcc)
+# The library of CUDA C++ kernels alone, beside the _C_core that the environment has.
+gpu-cuda: build ## CUDA C++ kernels to machine code for five chips and PTX, without a GPU, and their gates
+	@if [ -z "$(NVCC)" ]; then echo 'gpu-cuda: no nvcc; its checks are skipped'; exit 0; fi
+	$(call run,cuda,CUDACXX=$(NVCC) PATH="$$PWD/$(BIN):$$PATH" cmake -S . -B build/cuda -G Ninja -D CMAKE_BUILD_TYPE=Release \
+	  -D DSF_CUDA=ON -D DSF_CORE="$$(echo $$PWD/$(VENV)/lib/python3*/site-packages/deepseek_fast/_C_core.abi3.so)" \
+	  -D Python_EXECUTABLE="$$PWD/$(BIN)/python" && PATH="$$PWD/$(BIN):$$PATH" cmake --build build/cuda)
+	$(BIN)/python -m bench.gpu.cuda_library build/cuda/_C_torch_cuda.abi3.so
+
+gpu-bundle: gpu-cuda ## what a GPU machine needs beside this tree, in build/gpu-bundle (bench/gpu/README.md)
+	@mkdir -p build/gpu-bundle
+	cp $(VENV)/lib/python3*/site-packages/deepseek_fast/_C_{core,torch}.abi3.so build/gpu-bundle
+	[ ! -f build/cuda/_C_torch_cuda.abi3.so ] || cp build/cuda/_C_torch_cuda.abi3.so build/gpu-bundle
+	$(BIN)/python -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
+	  --platform manylinux2014_x86_64 --platform any -d build/gpu-bundle torchao fla-core || echo 'gpu-bundle: no peers'
+	du -sh build/gpu-bundle
+
 test-gpu-kernels: build ## numerics of the GPU kernels, in Triton's interpreter
 	@TRITON_INTERPRET=1 $(BIN)/pytest $(ARGS)
 

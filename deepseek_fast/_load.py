@@ -55,6 +55,18 @@ def load_torch() -> None:
         ) from error
 
 
+@functools.cache
+def load_torch_cuda() -> bool:
+    """Registers the CUDA C++ kernels; False where they were not built (DSF_CUDA=ON) or torch has no CUDA."""
+    import torch
+
+    load_torch()
+    if torch.version.cuda is None or importlib.util.find_spec("deepseek_fast._C_torch_cuda") is None:
+        return False
+    torch.ops.load_library(library_path("_C_torch_cuda"))
+    return True
+
+
 def isa() -> str:
     """The highest instruction set level that kernels use now: "avx512bf16", ..., "scalar"."""
     level: str = native().isa()

@@ -1,10 +1,13 @@
 """Calls public functions as with CUDA tensors: on a GPU if there is one, else on CPU tensors in Triton's interpreter.
 
+On a GPU each op's first calls also go through torch.library.opcheck, with the arguments that they had.
+
 Tests that use it lie in `kernels/<op>/test_<op>_triton.py` and run under `make test-gpu-kernels`, which sets
 TRITON_INTERPRET=1, or on a GPU machine with `pytest -m gpu`.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,6 +33,32 @@ class _AsOnCuda(TorchDispatchMode):
         return func.redispatch(_CUDA, *args, **(kwargs or {}))
 
 
+class _Recorded(TorchDispatchMode):
+    """Keeps the calls of deepseek_fast's ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "deepseek_fast":
+            self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+OPCHECKS = 2  # calls of an op that are checked
+# Not test_schema: it compares results with `allclose`, which torch has not for FP8.
+OPCHECK_UTILS = ("test_autograd_registration", "test_faketensor")
+_checked: Counter[str] = Counter()
+
+
+def _opcheck(calls: list[tuple[Any, Any, Any]]) -> None:
+    for func, args, kwargs in calls:
+        _checked[func.name()] += 1
+        if _checked[func.name()] <= OPCHECKS:
+            torch.library.opcheck(func, args, kwargs, test_utils=OPCHECK_UTILS)
+
+
 def device() -> str:
     return "cpu" if interpreted() else "cuda"
 
@@ -46,9 +75,19 @@ def on_gpu(arch: int | None = None) -> Iterator[None]:
         yield
 
 
+def moved(value: Tensor) -> Tensor:
+    """value on the device, with its strides and its place in its storage."""
+    if device() == "cpu":
+        return value
+    flat = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage()).to(device())
+    return flat.as_strided(value.size(), value.stride(), value.storage_offset()).requires_grad_(value.requires_grad)
+
+
 def call(function: Callable[..., Any], /, *args: Any, arch: int | None = None, **named: Any) -> Any:
     """function(*args, **named) with its tensors on the device; results on the CPU."""
-    args, named = pytree.tree_map_only(Tensor, lambda value: value.to(device()), (args, named))
-    with on_gpu(arch):
+    args, named = pytree.tree_map_only(Tensor, moved, (args, named))
+    with on_gpu(arch), _Recorded() if not interpreted() else contextlib.nullcontext() as recorded:
         results = function(*args, **named)
+    if recorded is not None:
+        _opcheck(recorded.calls)
     return pytree.tree_map_only(Tensor, lambda value: value.to("cpu"), results)

@@ -1,4 +1,4 @@
-"""Every op on CUDA tensors: a kernel for each, schemas and Meta kernels that agree, torch.compile and CUDA graphs."""
+"""Every op on CUDA tensors has a kernel; torch.compile and CUDA graphs give what a call gives."""
 
 import pytest
 import torch
@@ -23,18 +23,7 @@ def test_every_op_has_a_kernel_for_cuda_tensors(op: str) -> None:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"deepseek_fast::{op}", "CUDA")
 
 
-on_a_chip = pytest.mark.skipif(interpreted(), reason="opcheck and torch.compile run kernels on a GPU only")
-
-
-@on_a_chip
-@pytest.mark.parametrize("room", EVERY_ROOM)
-def test_opcheck(room: str) -> None:
-    """Each op of gpu_cases.SMALL, as op.py calls it."""
-    for name, arguments in part(room, "gpu_cases").SMALL.items():
-        op = getattr(torch.ops.deepseek_fast, name).default
-        with torch.device("cuda"):
-            args, named = arguments()
-        torch.library.opcheck(op, args, named)
+on_a_chip = pytest.mark.skipif(interpreted(), reason="torch.compile and CUDA graphs need a GPU")
 
 
 @on_a_chip

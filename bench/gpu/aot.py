@@ -4,7 +4,8 @@
 
 Every call of the rooms' gpu_cases.py goes through the room's launcher with tensors of device "meta", for each compute
 capability. A kernel fails with spilled registers, without the instructions that its room expects, with more shared
-memory than the chip has for a block, or with a cubin of unexpected size; a table with a row that no call reaches.
+memory than the chip has for a block, or with a cubin of unexpected size; a call whose results are not of the sizes,
+strides and dtypes that its Meta kernel says; a table with a row that no call reaches.
 """
 
 import argparse
@@ -87,15 +88,29 @@ def _compile_calls(room: str, arch: int, results: list[Result], reached: dict[st
             args, named = call.arguments(), call.named()
         with torch.device("meta"), launch.compiling(arch) as launches, tiles.asked() as asked:
             try:
-                launchers[call.op](*args, **named)
+                made = launchers[call.op](*args, **named)
+                _check_layout(made, getattr(torch.ops.deepseek_fast, call.op).default(*args, **named))
             except Exception as error:
-                raise RuntimeError(f"{call.name}: {error}") from error
+                raise RuntimeError(f"{call.op} {call.name}: {error}") from error
             for table, sizes in asked.values():
                 reached.setdefault(table.name, set()).add(table.rows.index(table.row(**sizes)))
         for one in launches:
             if (one.kernel, one.compiled.hash) not in seen:
                 seen.add((one.kernel, one.compiled.hash))
                 results.append(_held_to(room, call.name, one, cases.EXPECTS[one.kernel]))
+
+
+def _check_layout(made: Any, promised: Any) -> None:
+    """Results must be of the sizes, strides and dtypes that the Meta kernel promises torch.compile."""
+    from torch import Tensor
+    from torch.utils import _pytree as pytree
+
+    def layouts(results: Any) -> list[Any]:
+        tensors = [value for value in pytree.tree_leaves(results) if isinstance(value, Tensor)]
+        return [(tuple(value.shape), value.dtype, value.stride() if value.numel() else ()) for value in tensors]
+
+    if layouts(made) != layouts(promised):
+        raise ValueError(f"results must be {layouts(promised)}, as the Meta kernel says; got {layouts(made)}")
 
 
 def _held_to(room: str, call: str, launch: Any, expect: Any) -> Result:

@@ -5,7 +5,7 @@
 // to nearest even there, normal and subnormal numbers alike, and leaves how many such units it is in the low bits and e
 // in the exponent field.
 #pragma once
-#include "csrc/gemm/epilogue.h"
+#include "csrc/core/api.h"
 #include "csrc/gemm/fp8.h"
 #include "kernels/fp8_cast/cpu_kernels.h"
 
@@ -35,7 +35,7 @@ struct Format {
 
 // Code without sign of |v|, rounded to nearest even and cut to limit; anything for NaN.
 template <class V, Dtype format>
-[[gnu::always_inline]] inline typename V::i32 nearest_code(typename V::f32 v, float limit) {
+[[gnu::always_inline]] DSF_HOST_DEVICE inline typename V::i32 nearest_code(typename V::f32 v, float limit) {
   using C = Format<format>;
   const auto size = V::min_limit(V::abs(v), limit);
   auto exponent = V::and_bits(V::bits_of(size), F32_EXPONENT);
@@ -78,8 +78,8 @@ template <class V, Dtype format>
 
 // code with NaN where v is NaN, and x's sign: v may be a NaN of any sign, made of inf * 0.
 template <class V, Dtype format>
-[[gnu::always_inline]] inline typename V::i32 with_sign_and_nan(typename V::i32 code, typename V::f32 v,
-                                                                typename V::f32 x, bool sign_of_zero) {
+[[gnu::always_inline]] DSF_HOST_DEVICE inline typename V::i32 with_sign_and_nan(typename V::i32 code, typename V::f32 v,
+                                                                                typename V::f32 x, bool sign_of_zero) {
   using C = Format<format>;
   const auto size = V::bits_of(V::abs(v));
   const auto sign = V::and_bits(V::template shift_right<C::SIGN_SHIFT>(V::bits_of(x)), C::SIGN);

@@ -1,6 +1,7 @@
 // Codes 64 values at a time with AVX-512 VBMI, four vectors at a time elsewhere. What is left of a block, and every
 // unusual rule, goes through encode.h.
 #pragma once
+#include "csrc/gemm/epilogue.h"
 #include "kernels/fp8_cast/encode.h"
 
 namespace dsf::fp8_cast {

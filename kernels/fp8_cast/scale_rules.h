@@ -1,8 +1,9 @@
 // Scales of blocks from their amax, in every convention: the table of README.md, a line of ref.py's scale_of() each.
-// Only exactly rounded operations: the same bits on every level.
+// Only exactly rounded operations: the same bits on every level, and in CUDA kernels (compiled without contraction).
 #pragma once
 #include <cstdint>
 
+#include "csrc/core/api.h"
 #include "csrc/gemm/fp8.h"
 #include "kernels/fp8_cast/cpu_kernels.h"
 
@@ -12,44 +13,39 @@ namespace {
 inline constexpr uint32_t INF_BITS = 0x7F800000u, NAN_BITS = 0x7FC00000u, MANTISSA_BITS = 0x7FFFFFu;
 inline constexpr uint32_t E8M0_NAN = 255;
 
-inline float f32_from(uint32_t bits) {
-  float value;
-  __builtin_memcpy(&value, &bits, 4);
-  return value;
-}
-inline uint32_t bits_from(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, 4);
-  return bits;
-}
+DSF_HOST_DEVICE inline float f32_from(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+DSF_HOST_DEVICE inline uint32_t bits_from(float value) { return __builtin_bit_cast(uint32_t, value); }
 
 // The number of an e8m0 byte, 2^(b - 127), and 1 over it; both may be subnormal. 255 is NaN.
-inline float power_of(uint32_t b) { return f32_from(b == E8M0_NAN ? NAN_BITS : b == 0 ? 0x400000u : b << 23); }
-inline float inverse_power_of(uint32_t b) {
+DSF_HOST_DEVICE inline float power_of(uint32_t b) {
+  return f32_from(b == E8M0_NAN ? NAN_BITS : b == 0 ? 0x400000u : b << 23);
+}
+DSF_HOST_DEVICE inline float inverse_power_of(uint32_t b) {
   return f32_from(b == E8M0_NAN ? NAN_BITS : b == 254 ? 0x400000u : (254 - b) << 23);
 }
 // NaN stays NaN.
-inline float at_least(float amax, float floor) { return amax < floor ? floor : amax; }
+DSF_HOST_DEVICE inline float at_least(float amax, float floor) { return amax < floor ? floor : amax; }
 // The power of two at or above s, of NaN and inf the largest.
-inline uint32_t power_above(float s) {
+DSF_HOST_DEVICE inline uint32_t power_above(float s) {
   const uint32_t bits = bits_from(s), field = (bits >> 23) + (bits & MANTISSA_BITS ? 1 : 0);
   return field < 1 ? 1 : field > 254 ? 254 : field;
 }
 // The e4m3 code of a number in [2^-6, 448], and the number of such a code.
-inline uint32_t e4m3_code_of_normal(float v) {
+DSF_HOST_DEVICE inline uint32_t e4m3_code_of_normal(float v) {
   const uint32_t bits = bits_from(v);
   return ((bits + 0x7FFFFu + (bits >> 20 & 1)) >> 20) - (120u << 3);
 }
-inline float e4m3_number_of_normal(uint32_t code) { return f32_from((code << 20) + (120u << 23)); }
+DSF_HOST_DEVICE inline float e4m3_number_of_normal(uint32_t code) { return f32_from((code << 20) + (120u << 23)); }
 
 template <class Body>
-[[gnu::always_inline]] inline void each(int n, const uint32_t* amax_bits, const Body& body) {
+[[gnu::always_inline]] DSF_HOST_DEVICE inline void each(int n, const uint32_t* amax_bits, const Body& body) {
   for (int i = 0; i < n; ++i) body(i, f32_from(amax_bits[i]));
 }
 
 // scale[i], what the codes are multiplied with to get x back, and factor[i], what x is multiplied with (rule.divide:
 // divided by); code[i]: the byte of an e8m0 or e4m3 scale.
-inline void scales_f32(const ScaleRule& rule, int n, const uint32_t* amax_bits, float* scale, float* factor) {
+DSF_HOST_DEVICE inline void scales_f32(const ScaleRule& rule, int n, const uint32_t* amax_bits, float* scale,
+                                       float* factor) {
   const float largest = rule.largest, floor = rule.floor, inverse_largest = 1.0f / largest;
   switch (rule.mode) {
     case CastMode::v32:
@@ -90,8 +86,8 @@ inline void scales_f32(const ScaleRule& rule, int n, const uint32_t* amax_bits, 
 
 // The bytes of e8m0 scales, 255 for NaN: byte_of(amax, its bits) for each block, without a branch.
 template <class ByteOf>
-[[gnu::always_inline]] inline void each_e8m0(int n, const uint32_t* amax_bits, float* scale, float* factor,
-                                             uint8_t* code, const ByteOf& byte_of) {
+[[gnu::always_inline]] DSF_HOST_DEVICE inline void each_e8m0(int n, const uint32_t* amax_bits, float* scale,
+                                                             float* factor, uint8_t* code, const ByteOf& byte_of) {
   for (int i = 0; i < n; ++i) {
     const uint32_t b = byte_of(f32_from(amax_bits[i]), amax_bits[i]);
     code[i] = uint8_t(b);
@@ -100,8 +96,8 @@ template <class ByteOf>
   }
 }
 
-inline void scales_ue8m0(const ScaleRule& rule, int n, const uint32_t* amax_bits, float* scale, float* factor,
-                         uint8_t* code) {
+DSF_HOST_DEVICE inline void scales_ue8m0(const ScaleRule& rule, int n, const uint32_t* amax_bits, float* scale,
+                                         float* factor, uint8_t* code) {
   const float largest = rule.largest, floor = rule.floor, inverse_largest = 1.0f / largest;
   const auto each = [&](const auto& byte_of) { each_e8m0(n, amax_bits, scale, factor, code, byte_of); };
   // Open Compute's MX: the exponent of amax over that of the largest number.
@@ -158,8 +154,8 @@ inline void scales_ue8m0(const ScaleRule& rule, int n, const uint32_t* amax_bits
 }
 
 // NVFP4's second level: e4m3 scales of at least its smallest normal number.
-inline void scales_e4m3(const ScaleRule& rule, int n, const uint32_t* amax_bits, float* scale, float* factor,
-                        uint8_t* code) {
+DSF_HOST_DEVICE inline void scales_e4m3(const ScaleRule& rule, int n, const uint32_t* amax_bits, float* scale,
+                                        float* factor, uint8_t* code) {
   constexpr float SMALLEST = 0x1p-6f, LARGEST = 448.0f;
   constexpr uint32_t NAN_CODE = 0x7F;
   const float tensor_scale = rule.has_tensor_scale ? rule.tensor_scale : 1.0f, inverse = 1.0f / tensor_scale;
@@ -175,8 +171,8 @@ inline void scales_e4m3(const ScaleRule& rule, int n, const uint32_t* amax_bits,
   }
 }
 
-inline void scales(const ScaleRule& rule, int n, const uint32_t* amax_bits, float* scale, float* factor,
-                   uint8_t* code) {
+DSF_HOST_DEVICE inline void scales(const ScaleRule& rule, int n, const uint32_t* amax_bits, float* scale, float* factor,
+                                   uint8_t* code) {
   if (rule.kind == ScaleKind::f32) return scales_f32(rule, n, amax_bits, scale, factor);
   if (rule.kind == ScaleKind::ue8m0) return scales_ue8m0(rule, n, amax_bits, scale, factor, code);
   scales_e4m3(rule, n, amax_bits, scale, factor, code);
