@@ -57,7 +57,7 @@ def nearest_code(x, MANTISSA: tl.constexpr, BIAS: tl.constexpr, LARGEST: tl.cons
     OFFSET: tl.constexpr = (128 - BIAS + KEPT) << MANTISSA
     size = tl.minimum(tl.abs(x), LARGEST)
     power = tl.maximum(size.to(tl.int32, bitcast=True) & 0x7F800000, SMALLEST).to(tl.float32, bitcast=True)
-    total = (size + power * (1 << KEPT)).to(tl.uint32, bitcast=True)
+    total = tl.fma(power, float(1 << KEPT), size).to(tl.uint32, bitcast=True)  # the product is exact, fused or not
     return ((total >> KEPT) + total - OFFSET) & 0xFF  # the units are below 2^KEPT: the shift leaves e's bits alone
 
 

@@ -10,16 +10,17 @@ from deepseek_fast.kernels.fp8_cast.triton_values import (
     random_bits,
     size_bits,
     store_codes,
+    tile_of,
     values_of,
 )
 
-SIZES = ["M", "row_blocks", "col_blocks", "col_tiles", "key0", "key1"]  # not worth a variant each
+SIZES = ["M", "row_blocks", "col_blocks", "key0", "key1"]  # not worth a variant each
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _cast_blocks(
     x, weight, inverses, tensor_scale, codes, scale,
-    M, K, x_stride, block_rows, block_cols, row_blocks, col_blocks, scale_row, scale_col, col_tiles, eps, key0, key1,
+    M, K, x_stride, block_rows, block_cols, row_blocks, col_blocks, scale_row, scale_col, eps, key0, key1,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ROW_PARTS: tl.constexpr, COL_PARTS: tl.constexpr,
     EXACT_ROWS: tl.constexpr, EXACT_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
     SOURCE: tl.constexpr, MODE: tl.constexpr, KIND: tl.constexpr, FORMAT: tl.constexpr, MX: tl.constexpr,
@@ -34,7 +35,7 @@ def _cast_blocks(
     """
     TILE_M: tl.constexpr = ROWS * ROW_PARTS
     TILE_K: tl.constexpr = COLUMNS * COL_PARTS
-    row_tile, col_tile = tl.program_id(0) // col_tiles, tl.program_id(0) % col_tiles
+    row_tile, col_tile = tile_of()
     m, in_m = places(row_tile, M, block_rows, ROWS, ROW_PARTS, EXACT_ROWS, 1, True)
     k, in_k = places(col_tile, K, block_cols, COLUMNS, COL_PARTS, EXACT_COLUMNS, 1, WIDE)
     inside = in_m[:, None] & in_k[None, :]

@@ -5,12 +5,12 @@ import triton.language as tl
 
 from deepseek_fast.gpu.codes import decode, decode_e8m0
 from deepseek_fast.gpu.numbers import round_to
-from deepseek_fast.kernels.fp8_cast.triton_values import places
+from deepseek_fast.kernels.fp8_cast.triton_values import places, tile_of
 
 
-@triton.jit(do_not_specialize=["M", "col_tiles"])
+@triton.jit(do_not_specialize=["M"])
 def _dequantize(
-    codes, scale, tensor_scale, y, M, K, codes_stride, block_rows, block_cols, scale_row, scale_col, col_tiles,
+    codes, scale, tensor_scale, y, M, K, codes_stride, block_rows, block_cols, scale_row, scale_col,
     TILE_M: tl.constexpr, TILE_K: tl.constexpr, ROW_GROUP: tl.constexpr, COL_GROUP: tl.constexpr, WIDE: tl.constexpr,
     KIND: tl.constexpr, FORMAT: tl.constexpr, HARDWARE: tl.constexpr,
 ):  # fmt: skip
@@ -18,7 +18,7 @@ def _dequantize(
 
     ROW_GROUP x COL_GROUP values of a tile lie in one block together.
     """
-    row_tile, col_tile = tl.program_id(0) // col_tiles, tl.program_id(0) % col_tiles
+    row_tile, col_tile = tile_of()
     m, in_m = places(row_tile, M, 0, TILE_M, 1, True, 1, True)
     k, in_k = places(col_tile, K, 0, TILE_K, 1, True, 1, WIDE)
     PER: tl.constexpr = 2 if FORMAT == "e2m1" else 1
@@ -33,9 +33,10 @@ def _dequantize(
     if KIND != "nothing":
         DOWN_GROUPS: tl.constexpr = TILE_M // ROW_GROUP
         ACROSS: tl.constexpr = TILE_K // COL_GROUP
-        first_m = tl.cast(row_tile, tl.int64) * TILE_M + tl.arange(0, DOWN_GROUPS) * ROW_GROUP
-        first_k = tl.cast(col_tile, k.dtype) * TILE_K + tl.arange(0, ACROSS) * COL_GROUP
-        r, c = first_m // block_rows, (first_k // block_cols).to(tl.int64)
+        INDEX: tl.constexpr = tl.int64 if WIDE else tl.int32
+        first_m = tl.cast(row_tile, INDEX) * TILE_M + tl.arange(0, DOWN_GROUPS) * ROW_GROUP
+        first_k = tl.cast(col_tile, INDEX) * TILE_K + tl.arange(0, ACROSS) * COL_GROUP
+        r, c = (first_m // block_rows).to(tl.int64), (first_k // block_cols).to(tl.int64)
         inside = (first_m < M)[:, None] & (first_k < K)[None, :]
         column = c // 4 if KIND == "packed" else c
         factor = tl.load(scale + r[:, None] * scale_row + column[None, :] * scale_col, inside, 0)

@@ -36,7 +36,7 @@ IGNORES_NAN = (*DIVIDES, "tilekernels", "te")
 MOST = 16384  # values of a block that is cast in one pass: 128 x 128, and 64 values a thread at most
 WIDTH = 1024  # columns of a tile: 2 KiB of bfloat16 side by side, more rows beside them
 NARROWEST = 32  # columns of a tile that reads memory well: two sectors of bfloat16
-WIDE = 1 << 30  # columns from which they are counted in int64, a tile's beyond the last included
+WIDE = 1 << 30  # rows or columns from which they are counted in int64, a tile's beyond the last included
 
 # Bytes in flight decide: 3.35 TB/s times 0.7 us of latency are 2.3 MB, 18 KiB of loads on each of 132 SMs at every
 # moment, so about twice as many bytes in resident programs. 32 values a thread are 64 bytes of bfloat16 in four loads.
@@ -272,18 +272,17 @@ def _in_one_pass(call: Cast, rows: int, columns: int) -> None:
     values = max(config.pop("VALUES"), rows * columns)
     col_parts = _power(across) if whole else _parts(across, min(values // (rows * columns), max(1, WIDTH // columns)))
     row_parts = min(max(1, values // (rows * columns * col_parts)), _power(down))
-    col_tiles = -(-across // col_parts)
     inverses = None if call.source != "rms_norm" or whole else _inverses(call)
     scale, strides = _scale_bytes(call.scale)
     exact = _is_exact(block_cols, call.K)
     rules = call.rules()
     launch(
-        _cast_blocks, (-(-down // row_parts) * col_tiles,),
+        _cast_blocks, _grid(-(-down // row_parts), -(-across // col_parts)),
         call.x, call.weight, inverses, call.tensor_scale, call.codes, scale,
-        call.M, call.K, call.x.stride(0), block_rows, block_cols, down, across, *strides, col_tiles, call.eps,
+        call.M, call.K, call.x.stride(0), block_rows, block_cols, down, across, *strides, call.eps,
         *call.keys,
         ROWS=rows, COLUMNS=columns, ROW_PARTS=row_parts, COL_PARTS=col_parts,
-        EXACT_ROWS=_is_exact(block_rows, call.M), EXACT_COLUMNS=exact, WIDE=call.K > WIDE,
+        EXACT_ROWS=_is_exact(block_rows, call.M), EXACT_COLUMNS=exact, WIDE=max(call.M, call.K) > WIDE,
         IGNORE_NAN=call.mode in IGNORES_NAN and call.codes is not None,
         IN_FOURS=exact and call.K % 4 == 0 and columns * col_parts >= 4, AMAX_ONLY=call.codes is None,
         **rules, **config, enable_fp_fusion=False,
@@ -304,9 +303,9 @@ def _in_two_passes(call: Cast) -> None:
     row_parts, parts_of_a_block = -(-block_rows // rows), -(-block_cols // columns)
     groups = across * parts_of_a_block if col_parts == 1 else -(-across // col_parts)
     launch(
-        _amax, (down * row_parts * groups,), call.x, call.weight, inverses, amax,
-        call.M, call.K, call.x.stride(0), block_rows, block_cols, across, row_parts, parts_of_a_block, groups,
-        ROWS=rows, COLUMNS=columns, COL_PARTS=col_parts, EXACT=columns == block_cols, WIDE=call.K > WIDE,
+        _amax, _grid(down * row_parts, groups), call.x, call.weight, inverses, amax,
+        call.M, call.K, call.x.stride(0), block_rows, block_cols, across, row_parts, parts_of_a_block,
+        ROWS=rows, COLUMNS=columns, COL_PARTS=col_parts, EXACT=columns == block_cols, WIDE=max(call.M, call.K) > WIDE,
         SOURCE=call.source, IGNORE_NAN=call.mode in IGNORES_NAN and not of_amax, **config, enable_fp_fusion=False,
     )  # fmt: skip
     if not of_amax:
@@ -333,13 +332,12 @@ def _encode_tiles(
     tile_m, tile_k = _tile(M, K, config.pop("VALUES"))
     block_rows, block_cols = call.block_sizes
     scale, strides = _scale_bytes(call.scale)
-    col_tiles = -(-K // tile_k)
     launch(
-        _encode, (-(-M // tile_m) * col_tiles,),
+        _encode, _grid(-(-M // tile_m), -(-K // tile_k)),
         call.x, call.weight, inverses, known, call.tensor_scale, call.codes, scale,
-        M, K, x_stride, block_rows, block_cols, *known_strides, *strides, col_tiles, *call.keys,
+        M, K, x_stride, block_rows, block_cols, *known_strides, *strides, *call.keys,
         TILE_M=tile_m, TILE_K=tile_k, ROW_GROUP=_group(block_rows, M, tile_m), COL_GROUP=_group(block_cols, K, tile_k),
-        WIDE=K > WIDE, KNOWN=kind, IN_FOURS=K % 4 == 0 and tile_k >= 4, **call.rules(), **config,
+        WIDE=max(M, K) > WIDE, KNOWN=kind, IN_FOURS=K % 4 == 0 and tile_k >= 4, **call.rules(), **config,
         enable_fp_fusion=False,
     )  # fmt: skip
 
@@ -377,7 +375,7 @@ def fp8_cast_transposed(
     config = PAIR.choose(PART=part)
     parts = config.pop("TILE") // part
     launch(
-        _cast_pair, (-(-down // parts) * -(-across // parts),),
+        _cast_pair, _grid(-(-down // parts), -(-across // parts)),
         rows, call.codes, _scale_bytes(scales)[0], codes_t.view(torch.uint8), _scale_bytes(scales_t)[0],
         M, K, rows.stride(0), block_cols, down, across, PART=part, PARTS=parts, EXACT=part == block_cols,
         IGNORE_NAN=mode in IGNORES_NAN, **rules, **config, enable_fp_fusion=False,
@@ -410,12 +408,11 @@ def fp8_dequantize(
         M, K = 1, M * K
     config = DEQUANTIZE.choose(TOTAL=M * K)
     tile_m, tile_k = _tile(M, K, config.pop("VALUES"))
-    col_tiles = -(-K // tile_k)
     launch(
-        _dequantize, (-(-M // tile_m) * col_tiles,),
-        rows, scale, tensor_scale, y, M, K, rows.stride(0), block_rows, block_cols, *strides, col_tiles,
+        _dequantize, _grid(-(-M // tile_m), -(-K // tile_k)),
+        rows, scale, tensor_scale, y, M, K, rows.stride(0), block_rows, block_cols, *strides,
         TILE_M=tile_m, TILE_K=tile_k, ROW_GROUP=_group(block_rows, M, tile_m), COL_GROUP=_group(block_cols, K, tile_k),
-        WIDE=K > WIDE, KIND=kind, FORMAT=FORMATS[codes.dtype], HARDWARE=_has_fp8(), **config, enable_fp_fusion=False,
+        WIDE=max(M, K) > WIDE, KIND=kind, FORMAT=FORMATS[codes.dtype], HARDWARE=_has_fp8(), **config, enable_fp_fusion=False,
     )  # fmt: skip
     return y
 
@@ -444,6 +441,12 @@ def int8_cast(x: Tensor) -> tuple[Tensor, Tensor]:
 def _has_fp8() -> bool:
     """Whether the chip converts to and from e4m3 itself."""
     return arch() >= 89 and not interpreted()
+
+
+def _grid(down: int, across: int) -> tuple[int, int, int]:
+    """Programs of down x across tiles, columns first; those beyond the last row have nothing inside."""
+    most = 32768  # a grid's second and third number end at 65,535
+    return across, min(down, most), -(-down // most)
 
 
 def _length(block: int, size: int) -> int:

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from deepseek_fast.gpu.codes import encode
 from deepseek_fast.kernels.fp8_cast.triton_scales import scale_of
-from deepseek_fast.kernels.fp8_cast.triton_values import places, size_bits
+from deepseek_fast.kernels.fp8_cast.triton_values import places, size_bits, tile_of
 
 
 @triton.jit(do_not_specialize=["down", "across"])
@@ -17,8 +17,7 @@ def _cast_pair(
 ):  # fmt: skip
     """PARTS x PARTS squares of block x block values, each in PART x PART places. codes (M, K), codes_t (K, M)."""
     TILE: tl.constexpr = PART * PARTS
-    col_tiles = (across + PARTS - 1) // PARTS
-    row_tile, col_tile = tl.program_id(0) // col_tiles, tl.program_id(0) % col_tiles
+    row_tile, col_tile = tile_of()
     m, in_m = places(row_tile, M, block, PART, PARTS, EXACT, 1, True)
     k, in_k = places(col_tile, K, block, PART, PARTS, EXACT, 1, True)
     inside = in_m[:, None] & in_k[None, :]

@@ -8,41 +8,40 @@ import triton.language as tl
 
 from deepseek_fast.gpu.codes import FORMATS, decode_e8m0, encode_fp8, mantissa_of
 
-FLOORS = {"v3": 1e-4, "v32": 1e-4, "deepgemm": 1e-4, "tilekernels": 1e-4, "vllm": 1e-10, "torchao": 1e-12}
 LARGEST_F32, LARGEST_BF16 = tl.constexpr(3.4028234663852886e38), tl.constexpr(3.3895313892515355e38)
+# The float32 nearest to 1e-4, 1e-10 and 1e-12.
+FLOOR, FLOOR_VLLM, FLOOR_TORCHAO = 9.999999747378752e-05, 1.000000013351432e-10, 9.999999960041972e-13
+# Largest numbers: 1 over each as float32 has it, and the exponent of the power of two at or below.
+INVERSES = {
+    448.0: (0.0022321429569274187, 8),
+    57344.0: (1.743861685099546e-05, 15),
+    240.0: (0.004166666883975267, 7),
+    224.0: (0.004464285913854837, 7),
+    6.0: (0.1666666716337204, 2),
+}
 
 
 @triton.constexpr_function
 def _largest_of(MODE, FORMAT):
-    return 224.0 if (MODE, FORMAT) == ("vllm", "e4m3fnuz") else FORMATS[FORMAT][2]
-
-
-@triton.constexpr_function
-def _f32(value):
-    """The float32 nearest to a number."""
-    import numpy as np
-
-    return float(np.float32(value))
-
-
-@triton.constexpr_function
-def _floor_of(MODE, KIND, FORMAT):
-    if (MODE, FORMAT) == ("tilekernels", "e2m1"):
-        return 6 * 2.0**-126
-    return FLOORS.get(MODE, 0.0) if MODE != "torchao" or KIND == "f32" else 0.0
+    return 224.0 if MODE == "vllm" and FORMAT == "e4m3fnuz" else FORMATS[FORMAT][2]
 
 
 @triton.constexpr_function
 def _inverse_of(largest):
-    """1 / largest as float32 has it; largest is a float32."""
-    import numpy as np
-
-    return float(np.float32(1) / np.float32(largest))
+    return INVERSES[largest][0]
 
 
 @triton.constexpr_function
 def _exponent_of(largest):
-    return {448.0: 8, 57344.0: 15, 240.0: 7, 6.0: 2}[largest]
+    return INVERSES[largest][1]
+
+
+@triton.constexpr_function
+def _floor_of(MODE, FORMAT):
+    """What amax is at least, where a mode has that."""
+    if MODE == "tilekernels" and FORMAT == "e2m1":
+        return 6 * 2.0**-126
+    return FLOOR_VLLM if MODE == "vllm" else (FLOOR_TORCHAO if MODE == "torchao" else FLOOR)
 
 
 @triton.jit
@@ -60,14 +59,14 @@ def scale_of(
     if KIND == "e4m3":
         return _nvfp4(amax, tensor_scale, LARGEST)
     elif KIND == "ue8m0":
-        byte = _byte_of(bits, amax, MODE, KIND, FORMAT, LARGEST, MX, BF16)
+        byte = _byte_of(bits, amax, MODE, FORMAT, LARGEST, MX, BF16)
         return byte.to(tl.uint8), decode_e8m0(tl.where(byte == 255, 255, 254 - byte))
     elif MODE == "te":
         factor = _te_factor(bits, amax, LARGEST, BF16)
         return tl.div_rn(1.0, factor), factor
     else:
-        FLOOR: tl.constexpr = _f32(_floor_of(MODE, KIND, FORMAT))
-        amax = tl.where(amax < FLOOR, FLOOR, amax)
+        LEAST: tl.constexpr = _floor_of(MODE, FORMAT)
+        amax = tl.where(amax < LEAST, LEAST, amax)
         if MODE == "v32":
             scale = amax * _inverse_of(LARGEST)
             return scale, scale
@@ -93,8 +92,7 @@ def _te_factor(bits, amax, LARGEST: tl.constexpr, BF16: tl.constexpr):
 
 @triton.jit
 def _byte_of(
-    bits, amax, MODE: tl.constexpr, KIND: tl.constexpr, FORMAT: tl.constexpr, LARGEST: tl.constexpr, MX: tl.constexpr,
-    BF16: tl.constexpr,
+    bits, amax, MODE: tl.constexpr, FORMAT: tl.constexpr, LARGEST: tl.constexpr, MX: tl.constexpr, BF16: tl.constexpr
 ):  # fmt: skip
     """The bytes of e8m0 scales as int32, 255 for NaN."""
     if MODE == "te":
@@ -118,8 +116,8 @@ def _byte_of(
             exponent += ((bits & 0x7FFFFF) != 0).to(tl.int32)
         return tl.where(bits >= 0x7F800000, 255, tl.minimum(tl.maximum(exponent, 0), 255))
     else:
-        FLOOR: tl.constexpr = _f32(_floor_of(MODE, KIND, FORMAT))
-        amax = tl.where(amax < FLOOR, FLOOR, amax)
+        LEAST: tl.constexpr = _floor_of(MODE, FORMAT)
+        amax = tl.where(amax < LEAST, LEAST, amax)
         if MODE == "v32":
             scale = (amax * _inverse_of(LARGEST)).to(tl.int32, bitcast=True)
         else:

@@ -8,6 +8,12 @@ from deepseek_fast.gpu.codes import encode
 
 
 @triton.jit
+def tile_of():
+    """(row, column) of this program's tile: columns side by side run together; triton_kernel.py's _grid."""
+    return tl.program_id(1) + tl.program_id(2) * tl.num_programs(1), tl.program_id(0)
+
+
+@triton.jit
 def values_of(x, x_stride, weight, inverse, m, k, inside, K, SOURCE: tl.constexpr):
     """Rows m, columns k of what is cast, float32: x, silu(x[:, :K]) * x[:, K:], or x * inverse * weight."""
     at = x + m[:, None] * x_stride + k[None, :]
