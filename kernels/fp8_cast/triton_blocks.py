@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from deepseek_fast.gpu.numbers import widen
 from deepseek_fast.kernels.fp8_cast.triton_scales import scale_of
 from deepseek_fast.kernels.fp8_cast.triton_values import (
     inverse_rms,
@@ -42,7 +43,7 @@ def _cast_blocks(
     if SOURCE == "rms_norm" and inverses is None:
         v = values_of(x, x_stride, None, None, m, k, inside, K, "x")
         inverse = inverse_rms(tl.sum(v * v, 1), K, eps)
-        v = v * inverse[:, None] * tl.load(weight + k, in_k, 0.0).to(tl.float32)[None, :]
+        v = v * inverse[:, None] * widen(tl.load(weight + k, in_k, 0.0))[None, :]
     elif SOURCE == "rms_norm":
         v = values_of(x, x_stride, weight, tl.load(inverses + m, in_m, 0.0), m, k, inside, K, SOURCE)
     else:

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from deepseek_fast.gpu.numbers import widen
+
 
 @triton.jit
 def _int8_cast(x, q, scale, x_stride, K, BLOCK_K: tl.constexpr, WHOLE: tl.constexpr):
@@ -10,11 +12,11 @@ def _int8_cast(x, q, scale, x_stride, K, BLOCK_K: tl.constexpr, WHOLE: tl.conste
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
     # amax = x.abs().amax(-1), NaN where there is one: NaN's bits are the largest
-    v = tl.load(x + row * x_stride + k, k < K, 0.0).to(tl.float32)
+    v = widen(tl.load(x + row * x_stride + k, k < K, 0.0))
     largest = v.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     if not WHOLE:
         for first in range(BLOCK_K, K, BLOCK_K):
-            v = tl.load(x + row * x_stride + first + k, first + k < K, 0.0).to(tl.float32)
+            v = widen(tl.load(x + row * x_stride + first + k, first + k < K, 0.0))
             largest = tl.maximum(largest, v.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
     amax = tl.max(largest, 0).to(tl.float32, bitcast=True)
     # q = round(x * (127 / amax)), zeros where amax is below 2^-100 or not finite: 127 / amax must stay finite
@@ -24,7 +26,7 @@ def _int8_cast(x, q, scale, x_stride, K, BLOCK_K: tl.constexpr, WHOLE: tl.conste
         tl.store(q + row * K + k, _code(v, inverse, finite), k < K)
     else:
         for first in range(0, K, BLOCK_K):
-            v = tl.load(x + row * x_stride + first + k, first + k < K, 0.0).to(tl.float32)
+            v = widen(tl.load(x + row * x_stride + first + k, first + k < K, 0.0))
             tl.store(q + row * K + first + k, _code(v, inverse, finite), first + k < K)
     tl.store(scale + row, tl.where(finite, tl.div_rn(amax, 127.0), float("nan")))
 

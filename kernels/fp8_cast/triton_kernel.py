@@ -36,6 +36,7 @@ IGNORES_NAN = (*DIVIDES, "tilekernels", "te")
 MOST = 16384  # values of a block that is cast in one pass: 128 x 128, and 64 values a thread at most
 WIDTH = 1024  # columns of a tile: 2 KiB of bfloat16 side by side, more rows beside them
 NARROWEST = 32  # columns of a tile that reads memory well: two sectors of bfloat16
+MANY = 1 << 40  # values, as of a large call
 WIDE = 1 << 30  # rows or columns from which they are counted in int64, a tile's beyond the last included
 
 # Bytes in flight decide: 3.35 TB/s times 0.7 us of latency are 2.3 MB, 18 KiB of loads on each of 132 SMs at every
@@ -268,10 +269,14 @@ def run(call: Cast) -> None:
 def _in_one_pass(call: Cast, rows: int, columns: int) -> None:
     (block_rows, block_cols), (down, across) = call.block_sizes, call.blocks
     whole = call.source == "rms_norm" and _is_exact(block_cols, call.K) and _power(across) * columns <= MOST
-    config = BLOCKS.choose(BLOCK=_power(across) * columns if whole else rows * columns, TOTAL=call.M * call.K)
+    # A sum's order follows the tile: that of a row's squares may not depend on how many rows there are.
+    sums = call.source == "rms_norm"
+    total = call.M * call.K if not sums else MANY
+    config = BLOCKS.choose(BLOCK=_power(across) * columns if whole else rows * columns, TOTAL=total)
     values = max(config.pop("VALUES"), rows * columns)
     col_parts = _power(across) if whole else _parts(across, min(values // (rows * columns), max(1, WIDTH // columns)))
-    row_parts = min(max(1, values // (rows * columns * col_parts)), _power(down))
+    row_parts = max(1, values // (rows * columns * col_parts))
+    row_parts = row_parts if sums else min(row_parts, _power(down))
     inverses = None if call.source != "rms_norm" or whole else _inverses(call)
     scale, strides = _scale_bytes(call.scale)
     exact = _is_exact(block_cols, call.K)

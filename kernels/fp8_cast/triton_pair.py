@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from deepseek_fast.gpu.numbers import widen
 from deepseek_fast.gpu.codes import encode
 from deepseek_fast.kernels.fp8_cast.triton_scales import scale_of
 from deepseek_fast.kernels.fp8_cast.triton_values import places, size_bits, tile_of
@@ -21,7 +22,7 @@ def _cast_pair(
     m, in_m = places(row_tile, M, block, PART, PARTS, EXACT, 1, True)
     k, in_k = places(col_tile, K, block, PART, PARTS, EXACT, 1, True)
     inside = in_m[:, None] & in_k[None, :]
-    v = tl.load(x + m[:, None] * x_stride + k[None, :], inside, 0.0).to(tl.float32)
+    v = widen(tl.load(x + m[:, None] * x_stride + k[None, :], inside, 0.0))
     bits = size_bits(v, IGNORE_NAN)
 
     # along rows: blocks of (1, block)

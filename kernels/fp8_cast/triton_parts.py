@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from deepseek_fast.gpu.numbers import widen
 from deepseek_fast.gpu.codes import decode_e8m0
 from deepseek_fast.kernels.fp8_cast.triton_blocks import SIZES
 from deepseek_fast.kernels.fp8_cast.triton_scales import scale_of
@@ -23,7 +24,7 @@ def _inverse_rms(x, x_stride, inverses, K, eps, BLOCK_K: tl.constexpr):
     squares = tl.zeros([BLOCK_K], tl.float32)
     for first in range(0, K, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        v = tl.load(x + row * x_stride + k, k < K, 0.0).to(tl.float32)
+        v = widen(tl.load(x + row * x_stride + k, k < K, 0.0))
         squares += v * v
     tl.store(inverses + row, inverse_rms(tl.sum(squares, 0), K, eps))
 

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from deepseek_fast.gpu.numbers import widen
 from deepseek_fast.gpu.activation import activate
 from deepseek_fast.gpu.codes import encode
 
@@ -17,11 +18,11 @@ def tile_of():
 def values_of(x, x_stride, weight, inverse, m, k, inside, K, SOURCE: tl.constexpr):
     """Rows m, columns k of what is cast, float32: x, silu(x[:, :K]) * x[:, K:], or x * inverse * weight."""
     at = x + m[:, None] * x_stride + k[None, :]
-    v = tl.load(at, inside, 0.0).to(tl.float32)
+    v = widen(tl.load(at, inside, 0.0))
     if SOURCE == "silu_mul":
-        v = activate(v, "silu") * tl.load(at + K, inside, 0.0).to(tl.float32)
+        v = activate(v, "silu") * widen(tl.load(at + K, inside, 0.0))
     elif SOURCE == "rms_norm":
-        v = v * inverse[:, None] * tl.load(weight + k, k < K, 0.0).to(tl.float32)[None, :]
+        v = v * inverse[:, None] * widen(tl.load(weight + k, k < K, 0.0))[None, :]
     return v
 
 
