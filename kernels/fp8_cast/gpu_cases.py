@@ -10,7 +10,7 @@ from deepseek_fast.kernels.fp8_cast.gpu_bench import BENCH as BENCH
 
 BF16, E4M3, E5M2, E2M1 = torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float4_e2m1fn_x2
 EXPECTS = {
-    name: Expect(max_bytes=96 * 1024)
+    name: Expect()  # no products; loads go to registers: each value is used at once
     for name in ("_cast_blocks", "_amax", "_encode", "_inverse_rms", "_cast_pair", "_dequantize", "_int8_cast")
 }
 
@@ -44,7 +44,9 @@ def _fused(name: str, op: str, K: int, block: tuple[int, int], M: int = 8192) ->
     return Call(name, op, arguments)
 
 
-def _dequantize(name: str, codes: torch.dtype, scale: torch.dtype | None, block: tuple[int, int], y: torch.dtype) -> Call:
+def _dequantize(
+    name: str, codes: torch.dtype, scale: torch.dtype | None, block: tuple[int, int], y: torch.dtype
+) -> Call:
     def arguments() -> tuple[Any, ...]:
         M, K = 8192, 7168
         parts = (1 if block[0] < 0 else M // block[0], 1 if block[1] < 0 else K // block[1])

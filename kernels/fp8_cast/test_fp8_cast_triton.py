@@ -206,3 +206,16 @@ def test_a_wrong_call_has_the_cpu_ops_sentence():
         gpu.call(deepseek_fast.fp8_cast_transposed, torch.zeros(2, 3), block=(1, 129))
     with pytest.raises(ValueError, match="fp8_dequantize: scale must have shape"):
         gpu.call(deepseek_fast.fp8_dequantize, torch.zeros(2, 3).to(E4M3), torch.ones(3, 3))
+
+
+def test_the_measured_rows_are_right_when_small():
+    from deepseek_fast.kernels.fp8_cast.gpu_bench import rows
+
+    for row in rows(((256, 256),), gpu.device()):
+        inputs = row.inputs()
+        with large_tiles():
+            result = gpu.call(row.ours, **inputs)
+        assert row.error(inputs, result) == 0, row.name
+        wrong = [part.clone() for part in (result if isinstance(result, tuple) else (result,))]
+        wrong[0].view(torch.uint8)[0, 0] ^= 1
+        assert row.error(inputs, tuple(wrong) if isinstance(result, tuple) else wrong[0]) > 1, row.name

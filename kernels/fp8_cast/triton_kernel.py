@@ -184,7 +184,9 @@ def fp8_cast(
     K = x.shape[-1]
     kind = "f32" if plain or given is not None else scale
     codes = codes_like(x, dtype, K)
-    scales = x.new_empty((1, 1), dtype=torch.float32) if plain else new_scale(x, block_rows, block_cols, kind, layout, K=K)
+    scales = (
+        x.new_empty((1, 1), dtype=torch.float32) if plain else new_scale(x, block_rows, block_cols, kind, layout, K=K)
+    )
     block = None if plain else (block_rows, block_cols)
     call = Cast(
         "x", as_rows(x), K, codes.view(torch.uint8), scales, block, dtype, kind, mode, saturate,
