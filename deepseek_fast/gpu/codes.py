@@ -99,7 +99,7 @@ def _encode_e4m3(v, x):
 
     PTX ISA 8.7, cvt: rounds to nearest even, keeps subnormal numbers, gives sizes above 448 as 448 with their sign and
     NaN as a NaN of the format; of e4m3 those are 0x7F and 0xFF, so that x's sign in bit 7 makes it the one that is
-    wanted, and changes nothing where v is a number: its sign is x's. e5m2 has three NaN, of which the manual names none.
+    wanted, and changes nothing where v is a number: its sign is x's. e5m2 has three NaN, and the manual names none.
     """
     return tl.inline_asm_elementwise(
         """{

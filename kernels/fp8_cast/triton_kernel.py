@@ -88,7 +88,7 @@ PAIR = Table(
     "fp8_cast_transposed",
     "PART",
     (
-        Row({"TILE": 64, "num_warps": 4}, PART=64, why="derived: 32 values a thread; 64-byte rows of both results"),
+        Row({"TILE": 64, "num_warps": 8}, PART=64, why="derived: 16 values a thread; 64-byte rows of both results"),
         Row({"TILE": 128, "num_warps": 16}, why="derived: squares of 128; 32 values a thread"),
     ),
 )
@@ -409,7 +409,7 @@ def fp8_dequantize(
     if scale is not None:
         kind = SCALE_KINDS[scale.dtype]
         flat = scale if scale.dim() == 2 else scale.reshape(-(-M // block_rows), -1)
-        strides = flat.stride()
+        strides = (flat.stride(0), flat.stride(1))
         scale = flat if scale.element_size() == 4 else flat.view(torch.uint8)
     elif rows.stride(0) * per_byte == K and M * K < WIDE:  # one long row
         M, K = 1, M * K
@@ -419,7 +419,8 @@ def fp8_dequantize(
         _dequantize, _grid(-(-M // tile_m), -(-K // tile_k)),
         rows, scale, tensor_scale, y, M, K, rows.stride(0), block_rows, block_cols, *strides,
         TILE_M=tile_m, TILE_K=tile_k, ROW_GROUP=_group(block_rows, M, tile_m), COL_GROUP=_group(block_cols, K, tile_k),
-        WIDE=max(M, K) > WIDE, KIND=kind, FORMAT=FORMATS[codes.dtype], HARDWARE=_has_fp8(), **config, enable_fp_fusion=False,
+        WIDE=max(M, K) > WIDE, KIND=kind, FORMAT=FORMATS[codes.dtype], HARDWARE=_has_fp8(), **config,
+        enable_fp_fusion=False,
     )  # fmt: skip
     return y
 
@@ -489,7 +490,7 @@ def _group(block: int, size: int, tile: int) -> int:
 
 
 def _scale_bytes(scale: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """What a kernel stores scales to, with the strides of rows and columns of blocks, of bytes where they are packed."""
+    """What a kernel stores scales to, and the strides of rows and columns of blocks, of bytes where they are packed."""
     if scale.dtype == torch.int32:
         return scale.t().view(torch.uint8), (4 * scale.stride(0), 4 * scale.stride(1))
     strides = (scale.stride(0), scale.stride(1)) if scale.dim() == 2 else (scale.shape[-1], 1)

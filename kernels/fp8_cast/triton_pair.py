@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from deepseek_fast.gpu.numbers import widen
 from deepseek_fast.gpu.codes import encode
+from deepseek_fast.gpu.numbers import widen
 from deepseek_fast.kernels.fp8_cast.triton_scales import scale_of
 from deepseek_fast.kernels.fp8_cast.triton_values import places, size_bits, tile_of
 

@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from deepseek_fast.gpu.numbers import widen
 from deepseek_fast.gpu.activation import activate
 from deepseek_fast.gpu.codes import encode
+from deepseek_fast.gpu.numbers import widen
 
 
 @triton.jit
