@@ -72,7 +72,7 @@ def encode(
     rounding, or None. DOWN: half towards zero, and no sign for zero and NaN (DeepGEMM's e2m1).
     HARDWARE: the instruction that capabilities from 8.9 on have, where it gives the same bits.
     """
-    if HARDWARE and FORMAT == "e4m3fn" and SATURATE and random is None:
+    if HARDWARE and FORMAT == "e4m3fn" and SATURATE and random is None and v.numel >= 4:
         return _encode_e4m3(v, x)
     else:
         FNUZ: tl.constexpr = FORMAT == "e4m3fnuz" or FORMAT == "e5m2fnuz"

@@ -4,13 +4,13 @@ triton_blocks.py reads x once, where blocks lie within a tile; triton_parts.py t
 where scales are given or none are wanted.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from deepseek_fast.gpu.launch import arch, launch
@@ -124,37 +124,35 @@ class Cast:
     weight: Tensor | None = None
     eps: float = 0.0
 
-    @property
+    @functools.cached_property
     def M(self) -> int:
         return self.x.shape[0]
 
-    @property
+    @functools.cached_property
     def block_sizes(self) -> tuple[int, int]:
         """Values of a block: those that there are, at least one."""
-        M, K = ((-1, -1) if self.block is None else self.block)[0], ((-1, -1) if self.block is None else self.block)[1]
-        return _length(M, self.M), _length(K, self.K)
+        rows, columns = self.block or (-1, -1)
+        return _length(rows, self.M), _length(columns, self.K)
 
-    @property
+    @functools.cached_property
     def blocks(self) -> tuple[int, int]:
         """How many blocks of rows and of columns; a block of all is one, of nothing too."""
-        assert self.block is not None
-        down, across = (
-            1 if part < 0 else -(-size // part) for part, size in zip(self.block, (self.M, self.K), strict=True)
-        )
-        return down, across
+        rows, columns = self.block or (-1, -1)
+        return (1 if rows < 0 else -(-self.M // rows)), (1 if columns < 0 else -(-self.K // columns))
 
     def rules(self) -> dict[str, Any]:
         """The constants that every kernel of codes has."""
+        format = FORMATS[self.dtype]
         return {
             "SOURCE": self.source,
             "MODE": self.mode,
             "KIND": self.kind,
-            "FORMAT": FORMATS[self.dtype],
+            "FORMAT": format,
             "MX": self.block in ((1, 32), (32, 1)),
             "BF16": self.x.dtype == torch.bfloat16 and self.source == "x",
             "DIVIDE": self.mode in DIVIDES and self.kind == "f32" and self.block is not None,
             "SATURATE": self.saturate,
-            "DOWN": FORMATS[self.dtype] == "e2m1" and self.mode == "deepgemm",
+            "DOWN": format == "e2m1" and self.mode == "deepgemm",
             "HARDWARE": _has_fp8(),
             "STOCHASTIC": self.stochastic,
             "PACKED": self.scale.dtype == torch.int32,
@@ -468,7 +466,7 @@ def _is_exact(block: int, size: int) -> bool:
 
 def _power(size: int) -> int:
     """The power of two at or above size, at least 1."""
-    return int(triton.next_power_of_2(size)) if size > 1 else 1
+    return 1 << (size - 1).bit_length() if size > 1 else 1
 
 
 def _parts(count: int, most: int) -> int:
