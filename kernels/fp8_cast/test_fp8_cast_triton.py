@@ -134,9 +134,9 @@ BEYOND = (  # blocks that no tile holds: two passes
 @pytest.fixture
 def small_most(monkeypatch):
     """The largest block of one pass, for the interpreter: small shapes reach two."""
-    from deepseek_fast.kernels.fp8_cast import triton_kernel
+    from deepseek_fast.kernels.fp8_cast import triton_tiles
 
-    monkeypatch.setattr(triton_kernel, "MOST", 256)
+    monkeypatch.setattr(triton_tiles, "MOST", 256)
 
 
 @pytest.mark.parametrize(("shape", "options"), BEYOND, ids=str)
@@ -163,14 +163,14 @@ def test_activations_of_long_rows_and_odd_blocks(op, block, small_most, generato
 
 
 def test_sizes_that_are_counted_in_64_bits(monkeypatch, generator):
-    from deepseek_fast.kernels.fp8_cast import triton_kernel
+    from deepseek_fast.kernels.fp8_cast import triton_tiles
 
-    monkeypatch.setattr(triton_kernel, "WIDE", 1)
+    monkeypatch.setattr(triton_tiles, "WIDE", 1)
     x = torch.randn(20, 300, generator=generator)
     with large_tiles():
         for form, options in HOT.items():
             check("fp8_cast", {"x": x, **options}, form)
-        monkeypatch.setattr(triton_kernel, "MOST", 256)
+        monkeypatch.setattr(triton_tiles, "MOST", 256)
         check("fp8_cast", {"x": x, "block": (-1, -1)})
         check("fp8_cast", {"x": x, "block": (3, 100), "scale": torch.rand(7, 3, generator=generator) + 0.1})
         codes = x.clamp(-448, 448).to(E4M3)

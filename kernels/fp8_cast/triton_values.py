@@ -10,7 +10,7 @@ from deepseek_fast.gpu.numbers import widen
 
 @triton.jit
 def tile_of():
-    """(row, column) of this program's tile: columns side by side run together; triton_kernel.py's _grid."""
+    """(row, column) of this program's tile: columns side by side run together; triton_tiles.py's grid."""
     return tl.program_id(1) + tl.program_id(2) * tl.num_programs(1), tl.program_id(0)
 
 
