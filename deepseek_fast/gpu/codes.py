@@ -47,7 +47,8 @@ def encode_fp8(x, MANTISSA: tl.constexpr = 3, BIAS: tl.constexpr = 7, LARGEST: t
 
 @triton.jit
 def nearest_code(x, MANTISSA: tl.constexpr, BIAS: tl.constexpr, LARGEST: tl.constexpr):
-    """The code without sign of |x| as uint32, half to even, of sizes above LARGEST that of LARGEST; anything for NaN.
+    """The code without sign of |x| as uint32, half to even, of sizes above LARGEST that of LARGEST; anything for NaN,
+    of e2m1 (whose LARGEST is 6) that of LARGEST.
 
     With e the power of two at or below |x|, not below the smallest normal number, the sum |x| + e * 2^(23 - MANTISSA)
     ends where the format does: the addition rounds, and leaves the units in the low bits, e in the exponent.
@@ -55,7 +56,10 @@ def nearest_code(x, MANTISSA: tl.constexpr, BIAS: tl.constexpr, LARGEST: tl.cons
     KEPT: tl.constexpr = 23 - MANTISSA
     SMALLEST: tl.constexpr = (128 - BIAS) << 23  # bits of the smallest normal number
     OFFSET: tl.constexpr = (128 - BIAS + KEPT) << MANTISSA
-    size = tl.minimum(tl.abs(x), LARGEST)
+    if MANTISSA == 1:  # by bits, NaN's above all: e2m1 has its largest for NaN
+        size = tl.minimum(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0x40C00000).to(tl.float32, bitcast=True)
+    else:
+        size = tl.minimum(tl.abs(x), LARGEST)
     power = tl.maximum(size.to(tl.int32, bitcast=True) & 0x7F800000, SMALLEST).to(tl.float32, bitcast=True)
     total = tl.fma(power, float(1 << KEPT), size).to(tl.uint32, bitcast=True)  # the product is exact, fused or not
     return ((total >> KEPT) + total - OFFSET) & 0xFF  # the units are below 2^KEPT: the shift leaves e's bits alone
@@ -86,7 +90,9 @@ def encode(
         sign = (bits >> 28) & 0x8 if FORMAT == "e2m1" else (bits >> 24) & 0x80
         NAN: tl.constexpr = 0x80 if FNUZ else (0x7 if FORMAT == "e2m1" else 0x7F)
         is_nan = (v.to(tl.uint32, bitcast=True) & 0x7FFFFFFF) > 0x7F800000
-        if FNUZ or DOWN:
+        if FORMAT == "e2m1" and random is None and not DOWN:
+            code = code | sign
+        elif FNUZ or DOWN:
             code = tl.where(is_nan, NAN, tl.where(code == 0, code, code | sign))
         else:
             code = tl.where(is_nan, NAN, code) | sign
