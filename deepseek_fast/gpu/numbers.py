@@ -40,6 +40,21 @@ def round_to(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def widen(x):
+    """float32, bfloat16 or float16 to float32, exactly; NaN keeps its sign, which the instructions do not promise.
+
+    The interpreter's conversion of bfloat16 loses subnormal numbers.
+    """
+    if x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif x.dtype == tl.float16:
+        sign = (x.to(tl.uint16, bitcast=True).to(tl.uint32) & 0x8000) << 16
+        return (x.to(tl.float32).to(tl.uint32, bitcast=True) & 0x7FFFFFFF | sign).to(tl.float32, bitcast=True)
+    else:
+        return x
+
+
+@triton.jit
 def power_of_two(exponent):
     """2^exponent as float32, for integers from -126 to 127: its bits."""
     return ((exponent + 127) << 23).to(tl.float32, bitcast=True)

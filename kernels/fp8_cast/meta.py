@@ -83,17 +83,17 @@ def _check_dtype(op: str, dtype: Any, allowed: tuple[torch.dtype, ...], rule: st
         raise TypeError(f"{op}: dtype must {rule}; got {_linear.dtype_name(dtype)}")
 
 
-def _blocks(size: Any, block: int) -> Any:
+def blocks_of(size: Any, block: int) -> Any:
     """How many blocks a dimension has; -1 is all of it, even of nothing."""
     return (size + block - 1) // block if block > 0 else 1
 
 
-def _new_scale(x: Tensor, rows: int, columns: int, scale: str, layout: str, *, K: Any) -> Tensor:
+def new_scale(x: Tensor, rows: int, columns: int, scale: str, layout: str, *, K: Any) -> Tensor:
     M = math.prod(x.shape[:-1])  # torch.Size.numel() would fix a symbolic size
     dtype = _SCALE_DTYPES.get(scale, torch.float32)
     if rows == 1 and x.dim() > 2:
-        return x.new_empty((*x.shape[:-1], _blocks(K, columns)), dtype=dtype)
-    down, across = _blocks(M, rows), _blocks(K, columns)
+        return x.new_empty((*x.shape[:-1], blocks_of(K, columns)), dtype=dtype)
+    down, across = blocks_of(M, rows), blocks_of(K, columns)
     if layout == "packed":
         dtype, across = torch.int32, (across + 3) // 4
     if layout == "row":
@@ -102,7 +102,7 @@ def _new_scale(x: Tensor, rows: int, columns: int, scale: str, layout: str, *, K
     return x.new_empty_strided((down, across), (1, (down + step - 1) // step * step), dtype=dtype)
 
 
-def _codes_like(x: Tensor, dtype: torch.dtype, K: Any) -> Tensor:
+def codes_like(x: Tensor, dtype: torch.dtype, K: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], K // 2 if dtype == _FP4 else K), dtype=dtype)
 
 
@@ -123,11 +123,11 @@ def _(
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     check_types("fp8_cast", {"x": x, "given": given, "tensor_scale": tensor_scale, "dtype": dtype})
-    codes = _codes_like(x, dtype, x.shape[-1])
+    codes = codes_like(x, dtype, x.shape[-1])
     if plain:
         return codes, x.new_empty((1, 1), dtype=torch.float32)
     kind = "f32" if given is not None else scale
-    return codes, _new_scale(x, block_rows, block_cols, kind, layout, K=x.shape[-1])
+    return codes, new_scale(x, block_rows, block_cols, kind, layout, K=x.shape[-1])
 
 
 @torch.library.register_fake("deepseek_fast::silu_mul_cast")
@@ -145,7 +145,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     check_types("silu_mul_cast", {"x": x, "tensor_scale": tensor_scale, "dtype": dtype})
     K = x.shape[-1] // 2
-    return _codes_like(x, dtype, K), _new_scale(x, block_rows, block_cols, scale, layout, K=K)
+    return codes_like(x, dtype, K), new_scale(x, block_rows, block_cols, scale, layout, K=K)
 
 
 @torch.library.register_fake("deepseek_fast::rms_norm_cast")
@@ -165,7 +165,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     check_types("rms_norm_cast", {"x": x, "weight": weight, "tensor_scale": tensor_scale, "dtype": dtype})
     K = x.shape[-1]
-    return _codes_like(x, dtype, K), _new_scale(x, block_rows, block_cols, scale, layout, K=K)
+    return codes_like(x, dtype, K), new_scale(x, block_rows, block_cols, scale, layout, K=K)
 
 
 @torch.library.register_fake("deepseek_fast::fp8_cast_transposed")
@@ -182,8 +182,8 @@ def _(
     M, K = x.shape
     kind = _SCALE_DTYPES.get(scale, torch.float32)
     codes, codes_t = x.new_empty((M, K), dtype=dtype), x.new_empty((K, M), dtype=dtype)
-    scales = x.new_empty((M, _blocks(K, block_cols)), dtype=kind)
-    return codes, scales, codes_t, x.new_empty((K, _blocks(M, block_cols)), dtype=kind)
+    scales = x.new_empty((M, blocks_of(K, block_cols)), dtype=kind)
+    return codes, scales, codes_t, x.new_empty((K, blocks_of(M, block_cols)), dtype=kind)
 
 
 @torch.library.register_fake("deepseek_fast::fp8_amax")
@@ -193,7 +193,7 @@ def _(
     block_cols: int,
 ) -> Tensor:
     check_types("fp8_amax", {"x": x})
-    return _new_scale(x, block_rows, block_cols, "f32", "row", K=x.shape[-1])
+    return new_scale(x, block_rows, block_cols, "f32", "row", K=x.shape[-1])
 
 
 @torch.library.register_fake("deepseek_fast::fp8_dequantize")

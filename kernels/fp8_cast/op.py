@@ -10,7 +10,16 @@ from deepseek_fast.gpu.register import register
 from deepseek_fast.kernels.fp8_cast.meta import check_types
 
 _load.load_torch()
-register("fp8_cast", "int8_cast")
+register(
+    "fp8_cast",  # the room, then its ops
+    "fp8_cast",
+    "silu_mul_cast",
+    "rms_norm_cast",
+    "fp8_cast_transposed",
+    "fp8_amax",
+    "fp8_dequantize",
+    "int8_cast",
+)
 _CAST = torch.ops.deepseek_fast.fp8_cast.default
 _SILU_MUL_CAST = torch.ops.deepseek_fast.silu_mul_cast.default
 _RMS_NORM_CAST = torch.ops.deepseek_fast.rms_norm_cast.default
