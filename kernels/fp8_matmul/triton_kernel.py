@@ -25,6 +25,8 @@ BLOCK_OF_RECIPE = {
     ScalingType.BlockWise1x128.value: (1, 128),
     ScalingType.BlockWise128x128.value: (128, 128),
 }
+LARGEST_N = 128  # rows of the weight in any tile
+MOST_PLACES = 2**31 - 1  # that a kernel counts in a scale
 TMA_BYTES = 16  # what the address and the rows of a matrix must be multiples of
 
 
@@ -108,18 +110,18 @@ def _multiply(x: Operand, weight: Operand, end: End, N: int) -> None:
         ones = torch.ones(1, 1, device=x.values.device)
         x, weight = (Operand(side.values, ones, (-1, -1)) for side in (x, weight))
     x_side, side = _scales(x, block_k), _scales(weight, block_k)
-    whole = side.stride_n == 0
-    split = N % weight.block[0] if constants["TILES"] == GATED_PAIR else 0  # the second half begins within a block
-    one_scale = x.format != NUMBER and (whole or (weight.block[0] % block_n == 0 and split == 0))
-    width = 2 * block_n if constants["TILES"] == WIDE else block_n
+    one_scale = x.format != NUMBER and _in_one_block(weight, block_n, N)
+    width = block_n + block_n // 2 if constants["TILES"] == WIDE else block_n
     programs = -(-M // block_m) * -(-N // width)
     if config["PERSISTENT"]:
         programs = min(programs, multiprocessors())
     launch(
-        _fp8_matmul, (programs,), *_values(x, weight, config, x_side.values, side.values),
+        _fp8_matmul, (programs,), *_values(
+            x, weight, config, x_side.values, side.values, wide=constants["TILES"] == WIDE
+        ),
         end.y, end.bias, end.residual, M, N, K, x.values.stride(0), weight.values.stride(0), end.y.stride(0),
         end.residual_stride, x_side.stride_n, x_side.stride_k, side.stride_n, side.stride_k,
-        1 if whole else weight.block[0], programs,
+        1 if side.stride_n == 0 else weight.block[0], programs,
         X_FORMAT=x.format, FORMAT=weight.format, X_BLOCK_M=1 if x_side.stride_n == 0 else x.block[0],
         X_STEPS=x_side.steps, STEPS=side.steps, ONE_SCALE=one_scale,
         WHOLE_K=config["TMA"] or K % block_k == 0, **constants, **end.constants, **config,
@@ -135,15 +137,24 @@ def _config(
         config = NUMBERS.choose(M=M, ITEM=x.values.element_size(), RAGGED=int(ragged))
     else:
         columns = 2 * N if gated else N
-        config = CODES.choose(M=M, TILES=-(-M // 64) * -(-columns // 16), RAGGED=int(ragged))
+        vector = not _in_one_block(weight, LARGEST_N, N)
+        config = CODES.choose(M=M, TILES=-(-M // 64) * -(-columns // 16), RAGGED=int(ragged), VECTOR=int(vector))
     wide = config.pop("WIDE")
     config["TMA"] = config["TMA"] and not ragged
+    config["NUM_STAGES"] = config["num_stages"]
     config["BLOCK_K"] = min(config["BLOCK_K"], step)
     if not gated:
         return config, {"TILES": WIDE if wide else ONE}
-    if not wide:  # two tiles of half the size; warpgroups need 64 rows of the first operand
-        config["BLOCK_N"] = max(config["BLOCK_N"] // 2, 64 if config["SWAP"] else 16)
+    # Two tiles of half the size; warpgroups need 64 rows of the first operand.
+    config["BLOCK_N"] = max(config["BLOCK_N"] // 2, 64 if config["SWAP"] else 16)
     return config, {"TILES": GATED_PAIR}
+
+
+def _in_one_block(weight: Operand, rows: int, N: int) -> bool:
+    """Whether so many rows of the weight from a multiple of it on share their scales, in a gated one's halves, too."""
+    assert weight.scale is not None
+    half = weight.values.shape[0] != N
+    return weight.scale.shape[0] == 1 or (weight.block[0] % rows == 0 and not (half and N % weight.block[0]))
 
 
 @dataclass(frozen=True)
@@ -160,6 +171,8 @@ def _scales(side: Operand, block_k: int) -> Scales:
     scale = side.scale
     if scale is None:
         return Scales(None, 0, 0, 0)
+    if sum((size - 1) * stride for size, stride in zip(scale.shape, scale.stride(), strict=True)) > MOST_PLACES:
+        scale = scale.contiguous()
     stride_n = 0 if scale.shape[0] == 1 else scale.stride(0)
     steps = 0 if scale.shape[1] == 1 else side.block[1] // block_k
     values = scale if scale.dtype == torch.float32 else scale.view(torch.uint8)
@@ -167,20 +180,22 @@ def _scales(side: Operand, block_k: int) -> Scales:
 
 
 def _values(
-    x: Operand, weight: Operand, config: dict[str, Any], x_scale: Tensor | None, scale: Tensor | None
+    x: Operand, weight: Operand, config: dict[str, Any], x_scale: Tensor | None, scale: Tensor | None, *, wide: bool
 ) -> tuple[Any, ...]:
     """x, its scale, weight and its scale, as a launch takes them."""
     rows, codes = (
         side.values if side.format == NUMBER or _native() else side.values.view(torch.uint8) for side in (x, weight)
     )
     if not config["TMA"]:
-        return rows, x_scale, codes, scale
+        return rows, x_scale, codes, codes, scale
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    def described(values: Tensor, block: str) -> Any:
-        return TensorDescriptor(values, values.shape, values.stride(), [config[block], config["BLOCK_K"]])
+    def described(values: Tensor, block: int) -> Any:
+        return TensorDescriptor(values, values.shape, values.stride(), [block, config["BLOCK_K"]])
 
-    return described(rows, "BLOCK_M"), x_scale, described(codes, "BLOCK_N"), scale
+    block_n = config["BLOCK_N"]
+    tile = described(codes, block_n)
+    return described(rows, config["BLOCK_M"]), x_scale, tile, described(codes, block_n // 2) if wide else tile, scale
 
 
 OPS: dict[str, Callable[..., Any]] = {"fp8_matmul": fp8_matmul, "fp8_scaled_mm": fp8_scaled_mm}

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from deepseek_fast.gpu.linear import finish
-from deepseek_fast.gpu.numbers import INTERPRET, dot
+from deepseek_fast.gpu.numbers import dot
 from deepseek_fast.kernels.fp8_matmul.triton_decode import as_scale, decode, dot_f32
 
 ONE, WIDE, GATED_PAIR = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -12,43 +12,43 @@ ONE, WIDE, GATED_PAIR = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 @triton.jit
 def _fp8_matmul(
-    x, x_scale, weight, scale, y, bias, residual,
+    x, x_scale, weight, weight_2, scale, y, bias, residual,
     M, N, K, x_stride, weight_stride, y_stride, residual_stride,
     x_scale_m, x_scale_k, scale_n, scale_k, block_n, num_programs,
     X_FORMAT: tl.constexpr, FORMAT: tl.constexpr, X_BLOCK_M: tl.constexpr, X_STEPS: tl.constexpr, STEPS: tl.constexpr,
     ONE_SCALE: tl.constexpr, WHOLE_K: tl.constexpr, TILES: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    TMA: tl.constexpr, SWAP: tl.constexpr, PERSISTENT: tl.constexpr,
+    TMA: tl.constexpr, SWAP: tl.constexpr, PERSISTENT: tl.constexpr, NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
-    """A program: tiles of BLOCK_M rows by TILES * BLOCK_N rows of the weight.
+    """A program: tiles of BLOCK_M rows of x by BLOCK_N rows of the weight, and perhaps a second tile beside each.
 
-    X_FORMAT: -1 for numbers. X_STEPS, STEPS: steps of BLOCK_K to a column of the scale, 0 for one column in all.
-    ONE_SCALE: the rows of a tile of the weight share their scales. TILES: ONE, WIDE (two beside each other) or
+    weight_2: the weight again, for TMA with the second tile's shape. X_FORMAT: -1 for numbers. X_STEPS, STEPS: steps of BLOCK_K to a column of the scale, 0 for one column in all.
+    ONE_SCALE: the rows of a tile of the weight share their scales. TILES: ONE, WIDE (one and a half) or
     GATED_PAIR (the second in the second half of the weight). SWAP: the products are weight @ x^T.
     """
-    WIDTH: tl.constexpr = BLOCK_N * 2 if TILES == WIDE else BLOCK_N
+    WIDTH: tl.constexpr = BLOCK_N + BLOCK_N // 2 if TILES == WIDE else BLOCK_N
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, WIDTH)
     if PERSISTENT:
         for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, num_programs, flatten=True):
             first_m, first_n = _place(tile, tiles_m, tiles_n, BLOCK_M, WIDTH, GROUP_M)
             _tile(
-                x, x_scale, weight, scale, y, bias, residual, first_m, first_n,
+                x, x_scale, weight, weight_2, scale, y, bias, residual, first_m, first_n,
                 M, N, K, x_stride, weight_stride, y_stride, residual_stride,
                 x_scale_m, x_scale_k, scale_n, scale_k, block_n,
                 X_FORMAT, FORMAT, X_BLOCK_M, X_STEPS, STEPS, ONE_SCALE, WHOLE_K, TILES,
                 ACTIVATION, GATED, HAS_BIAS, RESIDUAL,
-                BLOCK_M, BLOCK_N, BLOCK_K, TMA, SWAP,
+                BLOCK_M, BLOCK_N, BLOCK_K, TMA, SWAP, NUM_STAGES,
             )  # fmt: skip
     else:
         first_m, first_n = _place(tl.program_id(0), tiles_m, tiles_n, BLOCK_M, WIDTH, GROUP_M)
         _tile(
-            x, x_scale, weight, scale, y, bias, residual, first_m, first_n,
+            x, x_scale, weight, weight_2, scale, y, bias, residual, first_m, first_n,
             M, N, K, x_stride, weight_stride, y_stride, residual_stride,
             x_scale_m, x_scale_k, scale_n, scale_k, block_n,
             X_FORMAT, FORMAT, X_BLOCK_M, X_STEPS, STEPS, ONE_SCALE, WHOLE_K, TILES,
                 ACTIVATION, GATED, HAS_BIAS, RESIDUAL,
-            BLOCK_M, BLOCK_N, BLOCK_K, TMA, SWAP,
+            BLOCK_M, BLOCK_N, BLOCK_K, TMA, SWAP, NUM_STAGES,
         )  # fmt: skip
 
 
@@ -63,43 +63,45 @@ def _place(tile, tiles_m, tiles_n, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, G
 
 @triton.jit
 def _tile(
-    x, x_scale, weight, scale, y, bias, residual, first_m, first_n,
+    x, x_scale, weight, weight_2, scale, y, bias, residual, first_m, first_n,
     M, N, K, x_stride, weight_stride, y_stride, residual_stride,
     x_scale_m, x_scale_k, scale_n, scale_k, block_n,
     X_FORMAT: tl.constexpr, FORMAT: tl.constexpr, X_BLOCK_M: tl.constexpr, X_STEPS: tl.constexpr, STEPS: tl.constexpr,
     ONE_SCALE: tl.constexpr, WHOLE_K: tl.constexpr, TILES: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TMA: tl.constexpr, SWAP: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
+    WIDTH_2: tl.constexpr = BLOCK_N // 2 if TILES == WIDE else BLOCK_N
+    num_rows = N * 2 if TILES == GATED_PAIR else N
+    if TILES == WIDE:  # every second place begins within BLOCK_N: there the half tile comes first
+        late = first_n % BLOCK_N
+        second_n = first_n + tl.where(late == 0, BLOCK_N, 0)
+        first_n = tl.multiple_of(first_n + late, BLOCK_N // 2)
+        second_n = tl.multiple_of(second_n, BLOCK_N // 2)
+    else:
+        second_n = first_n + N
     m = first_m + tl.arange(0, BLOCK_M)
     n = first_n + tl.arange(0, BLOCK_N)
+    n_2 = second_n + tl.arange(0, WIDTH_2)
     # Rows past the end: of x they count as zeros, of the weight as its last row; neither is stored.
     in_m = m < M
-    row_m = tl.minimum(m, M - 1)
-    num_rows = N * 2 if TILES == GATED_PAIR else N
-    second = N if TILES == GATED_PAIR else BLOCK_N
-    row_n = tl.minimum(n, N - 1)
-    row_2 = tl.minimum(n + second, num_rows - 1)
-    x_scales = x_scale + (row_m // X_BLOCK_M).to(tl.int64) * x_scale_m if X_FORMAT >= 0 else x_scale
-    if ONE_SCALE:  # the same address BLOCK_M times: Triton's pipeliner may not be trusted with a scalar load
+    row_m, row_n, row_2 = tl.minimum(m, M - 1), tl.minimum(n, N - 1), tl.minimum(n_2, num_rows - 1)
+    x_at = row_m // X_BLOCK_M * x_scale_m if X_FORMAT >= 0 else row_m
+    if ONE_SCALE:  # the same place BLOCK_M times: scalar loads race in Triton's pipeline of three stages and more
         like = tl.zeros_like(row_m)
-        scales = scale + (like + first_n // block_n).to(tl.int64) * scale_n
-        scales_2 = scale + (like + tl.minimum(first_n + second, num_rows - 1) // block_n).to(tl.int64) * scale_n
+        at = (like + tl.minimum(first_n, N - 1)) // block_n * scale_n
+        at_2 = (like + tl.minimum(second_n, num_rows - 1)) // block_n * scale_n
     else:
-        scales = scale + (row_n // block_n).to(tl.int64) * scale_n
-        scales_2 = scale + (row_2 // block_n).to(tl.int64) * scale_n
+        at, at_2 = row_n // block_n * scale_n, row_2 // block_n * scale_n
     rows_m, rows_n, rows_2 = row_m.to(tl.int64), row_n.to(tl.int64), row_2.to(tl.int64)
 
     R: tl.constexpr = BLOCK_N if SWAP else BLOCK_M
     C: tl.constexpr = BLOCK_M if SWAP else BLOCK_N
     z = tl.zeros([R, C], tl.float32)
-    z_2 = tl.zeros([R, C], tl.float32)
-    steps = tl.cdiv(K, BLOCK_K)
-    # A step's scales are loaded while the products of the one before it run.
-    x_factor = _x_factor(x_scales, 0, steps, x_scale_k, X_FORMAT, X_STEPS)
-    factor = _factor(scales, 0, steps, scale_k, STEPS)
-    factor_2 = _factor(scales_2, 0, steps, scale_k, STEPS) if TILES != ONE else factor
-    for step in range(0, steps):
+    z_2 = tl.zeros([R, C] if TILES != WIDE else [BLOCK_M, WIDTH_2], tl.float32)
+    # num_stages here, not of the launch alone: so the scales' loads are pipelined as well as the matrices'.
+    for step in tl.range(0, tl.cdiv(K, BLOCK_K), num_stages=NUM_STAGES):
         k = step * BLOCK_K
         if TMA:
             a = x.load([first_m, k])
@@ -107,25 +109,22 @@ def _tile(
         else:
             a = _rows(x, rows_m, x_stride, k, K, in_m, BLOCK_K, WHOLE_K, True)
             b = _rows(weight, rows_n, weight_stride, k, K, in_m, BLOCK_K, WHOLE_K, False)
-        next_x = _x_factor(x_scales, step + 1, steps, x_scale_k, X_FORMAT, X_STEPS)
-        next_factor = _factor(scales, step + 1, steps, scale_k, STEPS)
+        x_factor = _scales(x_scale, x_at, x_scale_k, step, X_STEPS) if X_FORMAT >= 0 else 0.0
+        factor = _scales(scale, at, scale_k, step, STEPS)
         z += _product(a, b, X_FORMAT, FORMAT, SWAP) * _both(x_factor, factor, X_FORMAT, ONE_SCALE, SWAP)
-        factor = next_factor
         if TILES != ONE:
             if TMA:
-                b_2 = weight.load([first_n + second, k])
+                b_2 = weight_2.load([second_n, k])
             else:
                 b_2 = _rows(weight, rows_2, weight_stride, k, K, in_m, BLOCK_K, WHOLE_K, False)
-            next_2 = _factor(scales_2, step + 1, steps, scale_k, STEPS)
+            factor_2 = _scales(scale, at_2, scale_k, step, STEPS)
             z_2 += _product(a, b_2, X_FORMAT, FORMAT, SWAP) * _both(x_factor, factor_2, X_FORMAT, ONE_SCALE, SWAP)
-            factor_2 = next_2
-        x_factor = next_x
     if SWAP:
         z, z_2 = tl.trans(z), tl.trans(z_2)
     finish(z, z_2, y, y_stride, bias, residual, residual_stride, m, n, M, N, ACTIVATION, GATED, HAS_BIAS, RESIDUAL)
     if TILES == WIDE:
         finish(
-            z_2, z_2, y, y_stride, bias, residual, residual_stride, m, n + BLOCK_N, M, N,
+            z_2, z_2, y, y_stride, bias, residual, residual_stride, m, n_2, M, N,
             ACTIVATION, GATED, HAS_BIAS, RESIDUAL,
         )  # fmt: skip
 
@@ -162,27 +161,16 @@ def _product(a, b, X_FORMAT: tl.constexpr, FORMAT: tl.constexpr, SWAP: tl.conste
 
 
 @triton.jit
-def _x_factor(at, step, steps, stride, X_FORMAT: tl.constexpr, STEPS: tl.constexpr):
-    if X_FORMAT >= 0:
-        return _factor(at, step, steps, stride, STEPS)
-    else:
-        return 1.0
-
-
-@triton.jit
-def _factor(at, step, steps, stride, STEPS: tl.constexpr):
-    """Scales of a step, of the last one for those past it."""
-    if STEPS > 0:
-        return as_scale(tl.load(at + (tl.minimum(step, steps - 1) // STEPS).to(tl.int64) * stride))
-    else:
-        return as_scale(tl.load(at))
+def _scales(scale, at, stride, step, STEPS: tl.constexpr):
+    """A step's scales."""
+    return as_scale(tl.load(scale + (at + (step // STEPS * stride if STEPS > 0 else 0))))
 
 
 @triton.jit
 def _both(x_factor, factor, X_FORMAT: tl.constexpr, ONE_SCALE: tl.constexpr, SWAP: tl.constexpr):
     """What a step's sums are multiplied by: x's scales times the weight's, rounded to float32."""
     if ONE_SCALE:
-        both = factor * x_factor
+        both = x_factor * factor
         return both[None, :] if SWAP else both[:, None]
     elif X_FORMAT >= 0:
         return x_factor[None, :] * factor[:, None] if SWAP else x_factor[:, None] * factor[None, :]

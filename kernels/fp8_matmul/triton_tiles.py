@@ -16,7 +16,7 @@ def _tile(
     block_m: int, block_n: int, num_warps: int, num_stages: int, *, block_k: int = 128, tma: bool = False,
     swap: bool = False, wide: bool = False, persistent: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """wide: two tiles of block_n beside each other, which share the tile of x."""
+    """wide: a tile of block_n and one of half of it beside each other, which share the tile of x."""
     return {
         "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": 8,
         "TMA": tma, "SWAP": swap, "WIDE": wide, "PERSISTENT": persistent,
@@ -24,28 +24,36 @@ def _tile(
     }  # fmt: skip
 
 
-# x as codes. TILES: tiles of 64 x 16 in the output; RAGGED: 1 where TMA cannot read a matrix.
+# x as codes. TILES: tiles of 64 x 16 in the output; RAGGED: 1 where TMA cannot read a matrix; VECTOR: 1 where every row
+# of the weight has its own scales.
 CODES = Table(
     "fp8_matmul_codes",
-    "M TILES RAGGED",
+    "M TILES RAGGED VECTOR",
     (
         Row(_tile(64, 16, 4, 8), TILES=192, archs=WARPGROUP, why="derived: bound by latency; a program a multiprocessor"),
         Row(_tile(64, 32, 4, 8), TILES=480, archs=WARPGROUP, why="derived: 132 programs or more, x read half as often"),
         Row(_tile(64, 64, 4, 6), TILES=2048, archs=WARPGROUP, why="derived: two programs a multiprocessor, 96 KiB each"),
         Row(
-            _tile(64, 128, 4, 3, tma=True), TILES=4224, RAGGED=0, archs=WARPGROUP,
+            _tile(64, 128, 4, 3, tma=True), TILES=4224, RAGGED=0, VECTOR=0, archs=WARPGROUP,
             why="derived: three programs a multiprocessor, one scales its sums while the others multiply",
         ),
         Row(
-            _tile(128, 128, 8, 4, tma=True, persistent=True), TILES=12288, RAGGED=0, archs=(90,),
+            _tile(128, 128, 8, 4, tma=True, persistent=True), TILES=49152, RAGGED=0, VECTOR=0, archs=(90,),
             why="derived: 128 products a byte; a tile's end overlaps the next one's loads",
         ),
         Row(
-            _tile(128, 128, 8, 4, tma=True, wide=True, persistent=True), RAGGED=0, archs=(90,),
-            why="derived: 128 x 256 in two halves, so that one half's sums and both results fit in registers",
+            _tile(128, 128, 8, 4, tma=True, wide=True, persistent=True), RAGGED=0, VECTOR=0, archs=(90,),
+            why="derived: 128 x 192, a fifth fewer bytes; one tile's sums are scaled while the other's run",
         ),
-        Row(_tile(128, 128, 8, 4, tma=True, persistent=True), RAGGED=0, archs=(100,), why="derived: as for 9.0"),
-        Row(_tile(64, 128, 4, 3), archs=WARPGROUP, why="derived: what TMA cannot read; fits with masks"),
+        Row(
+            _tile(128, 128, 8, 4, tma=True, persistent=True), RAGGED=0, VECTOR=0, archs=(100,),
+            why="derived: as for 9.0",
+        ),
+        Row(
+            _tile(128, 64, 8, 4, tma=True), RAGGED=0, archs=WARPGROUP,
+            why="derived: a thread holds 16 scales of the weight and the next step's; larger tiles spill",
+        ),
+        Row(_tile(64, 64, 4, 4), archs=WARPGROUP, why="derived: what TMA cannot read, with masks"),
         Row(_tile(16, 64, 4, 5), M=16, archs=WARP, why="derived: 45 KiB, two programs a multiprocessor of 8.6"),
         Row(_tile(64, 64, 4, 3), M=256, archs=WARP, why="derived: 48 KiB, two programs a multiprocessor"),
         Row(_tile(128, 128, 8, 3), archs=WARP, why="derived: 96 KiB, what a block of 8.6, 8.9 and 12.0 may have"),
