@@ -70,7 +70,7 @@ def fp8_matmul(
     end = end_of(x, N, bias, residual, activation, gated)
     rows = Operand(as_rows(x), None, (1, STEP))
     if activations == "fp8" and rows.values.numel():
-        rows = Operand(*cast_rows(rows.values, _native()), (1, STEP))
+        rows = Operand(*cast_rows(rows.values, native()), (1, STEP))
     _multiply(rows, Operand(as_rows(weight), scale, (block_n, block_k)), end, N)
     return end.y.view(*x.shape[:-1], N)
 
@@ -93,7 +93,7 @@ def fp8_scaled_mm(
     return end.y
 
 
-def _native() -> bool:
+def native() -> bool:
     """Whether kernels are given codes as the chip's own type."""
     return arch() >= 89 and not interpreted()
 
@@ -184,7 +184,7 @@ def _values(
 ) -> tuple[Any, ...]:
     """x, its scale, weight and its scale, as a launch takes them."""
     rows, codes = (
-        side.values if side.format == NUMBER or _native() else side.values.view(torch.uint8) for side in (x, weight)
+        side.values if side.format == NUMBER or native() else side.values.view(torch.uint8) for side in (x, weight)
     )
     if not config["TMA"]:
         return rows, x_scale, codes, codes, scale

@@ -9,7 +9,9 @@ from typing import Any
 
 from deepseek_fast.gpu.tiles import Row, Table
 
-WARPGROUP, WARP = (90, 100), (80, 86, 89, 120)  # chips by their tensor-core instruction
+# Chips by their tensor-core instruction: of warpgroups; of a warp, with FP8 or without.
+WARPGROUP, FP8_WARP, DECODED = (90, 100), (89, 120), (80, 86)
+WARP = FP8_WARP + DECODED
 
 
 def _tile(
@@ -54,9 +56,15 @@ CODES = Table(
             why="derived: a thread holds 16 scales of the weight and the next step's; larger tiles spill",
         ),
         Row(_tile(64, 64, 4, 4), archs=WARPGROUP, why="derived: what TMA cannot read, with masks"),
-        Row(_tile(16, 64, 4, 5), M=16, archs=WARP, why="derived: 45 KiB, two programs a multiprocessor of 8.6"),
-        Row(_tile(64, 64, 4, 3), M=256, archs=WARP, why="derived: 48 KiB, two programs a multiprocessor"),
-        Row(_tile(128, 128, 8, 3), archs=WARP, why="derived: 96 KiB, what a block of 8.6, 8.9 and 12.0 may have"),
+        Row(_tile(16, 64, 4, 5), M=16, archs=FP8_WARP, why="derived: 50 KiB, two programs a multiprocessor of 12.0"),
+        Row(_tile(64, 64, 4, 3), M=256, archs=FP8_WARP, why="derived: 48 KiB, two programs a multiprocessor"),
+        Row(_tile(128, 128, 8, 3), archs=FP8_WARP, why="derived: 96 KiB, what a block of 8.9 and 12.0 may have"),
+        Row(_tile(16, 64, 4, 6, block_k=64), M=16, archs=DECODED, why="derived: 30 KiB, three programs on 8.6"),
+        Row(_tile(64, 64, 4, 4, block_k=64), M=256, archs=DECODED, why="derived: 32 KiB, three programs on 8.6"),
+        Row(
+            _tile(128, 128, 8, 4, block_k=64), archs=DECODED,
+            why="derived: 64 KiB; both sides are decoded in registers, where 128 of k spill",
+        ),
     ),
 )  # fmt: skip
 
@@ -89,6 +97,10 @@ NUMBERS = Table(
         Row(
             _tile(16, 64, 4, 5, block_k=64), M=16, archs=WARP,
             why="derived: the weight's 4 KiB a stage in four warps, a column of 16 each",
+        ),
+        Row(
+            _tile(64, 64, 4, 4, block_k=64), M=256, ITEM=2, archs=WARP,
+            why="derived: 12 KiB a stage, two programs a multiprocessor",
         ),
         Row(
             _tile(128, 128, 8, 3, block_k=64), ITEM=2, archs=WARP,
