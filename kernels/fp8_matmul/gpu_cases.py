@@ -13,7 +13,7 @@ BF16, E4M3, E5M2 = torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2
 TENSOR, ROW, PER_128, PER_128X128 = 0, 1, 4, 5  # torch.nn.functional.ScalingType
 
 EXPECTS = {
-    "_fp8_matmul": Expect(tensor_cores=True, async_copies=True, warpgroups=lambda _: True, max_bytes=192 * 1024),
+    "_fp8_matmul": Expect(tensor_cores=True, async_copies=True, warpgroups=lambda _: True, max_bytes=224 * 1024),
     "_cast_rows": Expect(),
 }
 

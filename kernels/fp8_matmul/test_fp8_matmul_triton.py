@@ -36,7 +36,7 @@ from tests.oracle import assert_equal, assert_within
 
 pytestmark = gpu.gpu
 # (a part of the cases, the chip): every chip's products take another form.
-ON_CHIPS = [(case, 90) for case in CASES[::14]] + [(case, 80) for case in CASES[5::30]]
+ON_CHIPS = [(case, 90) for case in CASES[::16]] + [(case, 80) for case in CASES[5::30]]
 ON_CHIPS += [(case, 100) for case in CASES[9::60]]
 SMALL = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 128, "GROUP_M": 2, "SWAP": False, "num_warps": 4, "num_stages": 2}
 # Tiles that only large outputs meet, of a size for the interpreter.
@@ -61,8 +61,8 @@ def test_it_is_within_the_bound(case: Case, arch: int, generator: torch.Generato
 def test_tiles_of_large_outputs(form: str, generator: torch.Generator) -> None:
     """Columns end within the first and within the second tile of a wide one, and beside it."""
     with tiles.forced("fp8_matmul_codes", FORMS[form]):
-        for N, gated in ((150, False), (97, False), (33, False), (80, True)):
-            case = Case(21, N, 256, "bfloat16", "silu", activations="fp8", gated=gated, residual="full")
+        for N, gated in ((150, False), (81, False), (40, True)):
+            case = Case(17, N, 256, "bfloat16", "silu", activations="fp8", gated=gated, residual="full")
             check(case.inputs(generator), f"{form} {case.id}")
 
 
@@ -148,10 +148,10 @@ def test_a_nan_code_stays_in_its_row_and_column() -> None:
 @pytest.mark.parametrize("activations", ["float", "fp8"])
 def test_a_row_has_the_same_bits_in_any_batch(activations: str, arch: int) -> None:
     """From one row to more than the tile of a few: the tables' rows change on the way."""
-    weight, scale = deepseek_fast.fp8_quantize_weight(torch.randn(70, 400))
-    x = torch.randn(260, 400).bfloat16()
+    weight, scale = deepseek_fast.fp8_quantize_weight(torch.randn(70, 300))
+    x = torch.randn(260, 300).bfloat16()
     many = gpu.call(deepseek_fast.fp8_matmul, x, weight, scale, activations=activations, arch=arch)
-    for M in (1, 17, 65):
+    for M in (1, 65):
         few = gpu.call(deepseek_fast.fp8_matmul, x[-M:], weight, scale, activations=activations, arch=arch)
         assert_equal(few, many[-M:].contiguous(), f"{M} rows")
 
@@ -164,7 +164,8 @@ def test_strides_and_dimensions(generator: torch.Generator) -> None:
     spread = {"bias": inputs["bias"].repeat_interleave(2)[::2], "scale": inputs["scale"].t().contiguous().t()}
     folded = {"residual": inputs["residual"].t().contiguous().t().reshape(3, 4, 33)}
     got = gpu.call(
-        deepseek_fast.fp8_matmul, **inputs | spread | folded | {"x": wide[:, 3:163].unflatten(0, (3, 4)), "weight": turned}
+        deepseek_fast.fp8_matmul,
+        **inputs | spread | folded | {"x": wide[:, 3:163].unflatten(0, (3, 4)), "weight": turned},
     )
     assert_equal(got, want.reshape(3, 4, 33))
 

@@ -29,9 +29,7 @@ def cast_rows(x: Tensor, native: bool) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
-def _cast_rows(
-    x, codes, scale, M, K, x_stride, scale_k, ROWS: tl.constexpr, STEP: tl.constexpr, NATIVE: tl.constexpr
-):
+def _cast_rows(x, codes, scale, M, K, x_stride, scale_k, ROWS: tl.constexpr, STEP: tl.constexpr, NATIVE: tl.constexpr):
     m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     step = tl.program_id(1)
     k = step * STEP + tl.arange(0, STEP)

@@ -13,9 +13,9 @@ def _e4m3_pairs(shift: int, size: int, one: int, up: int, down: int, scale: str)
     """PTX that makes four codes of e4m3fn, a register, two registers of 16-bit floats.
 
     A code comes into the upper byte of its half; there its seven bits go down by shift, under the mask size, to where
-    the format has exponent and mantissa, and `scale`, a product with a power of two, corrects the exponent, of subnormal
-    codes, too. Of 0x7F alone the sum with `one`, a mantissa's last bit, reaches the bit above: from that bit, its shift
-    up less its shift down is a NaN.
+    the format has exponent and mantissa, and `scale`, a product with a power of two, corrects the exponent, also of
+    subnormal codes. Of 0x7F alone the sum with `one`, a mantissa's last bit, reaches the bit above: that bit shifted up
+    less the same shifted down is a NaN.
     """
 
     def half(out: str, bytes_: str) -> str:
@@ -39,7 +39,9 @@ def _e4m3_pairs(shift: int, size: int, one: int, up: int, down: int, scale: str)
 # 2^8 and 2^120: what the biases 15 and 127 are above e4m3's, 7. Products with subnormal numbers are exact in both.
 E4M3_F16 = tl.constexpr(_e4m3_pairs(1, 0x3F803F80, 0x00800080, 1, 5, "mov.b32 u, 0x5C005C00; mul.f16x2 s, s, u;"))
 E4M3_BF16 = tl.constexpr(
-    _e4m3_pairs(4, 0x07F007F0, 0x00100010, 4, 5, "mov.b32 u, 0x7B807B80; mov.b32 v, 0x80008000; fma.rn.bf16x2 s, s, u, v;")
+    _e4m3_pairs(
+        4, 0x07F007F0, 0x00100010, 4, 5, "mov.b32 u, 0x7B807B80; mov.b32 v, 0x80008000; fma.rn.bf16x2 s, s, u, v;"
+    )
 )
 
 

@@ -1,4 +1,4 @@
-"""fp8_matmul's product: z = sum over steps of k of (codes or numbers of x) @ codes of the weight, times their scales."""
+"""fp8_matmul's product: z = sum over steps of k of ((codes or numbers of x) @ codes of the weight^T) * their scales."""
 
 import triton
 import triton.language as tl
@@ -23,7 +23,8 @@ def _fp8_matmul(
 ):  # fmt: skip
     """A program: tiles of BLOCK_M rows of x by BLOCK_N rows of the weight, and perhaps a second tile beside each.
 
-    weight_2: the weight again, for TMA with the second tile's shape. X_FORMAT: -1 for numbers. X_STEPS, STEPS: steps of BLOCK_K to a column of the scale, 0 for one column in all.
+    weight_2: the weight again, for TMA with the second tile's shape. X_FORMAT: -1 for numbers.
+    X_STEPS, STEPS: steps of BLOCK_K to a column of the scale, 0 for one column in all.
     ONE_SCALE: the rows of a tile of the weight share their scales. TILES: ONE, WIDE (one and a half) or
     GATED_PAIR (the second in the second half of the weight). SWAP: the products are weight @ x^T.
     """

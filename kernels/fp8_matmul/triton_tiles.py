@@ -32,9 +32,9 @@ CODES = Table(
     "fp8_matmul_codes",
     "M TILES RAGGED VECTOR",
     (
-        Row(_tile(64, 16, 4, 8), TILES=192, archs=WARPGROUP, why="derived: bound by latency; a program a multiprocessor"),
-        Row(_tile(64, 32, 4, 8), TILES=480, archs=WARPGROUP, why="derived: 132 programs or more, x read half as often"),
-        Row(_tile(64, 64, 4, 6), TILES=2048, archs=WARPGROUP, why="derived: two programs a multiprocessor, 96 KiB each"),
+        Row(_tile(64, 16, 4, 8), TILES=192, archs=WARPGROUP, why="derived: bound by latency, most programs"),
+        Row(_tile(64, 32, 4, 8), TILES=480, archs=WARPGROUP, why="derived: still 128 programs; x read half as often"),
+        Row(_tile(64, 64, 4, 6), TILES=2048, archs=WARPGROUP, why="derived: two programs a multiprocessor"),
         Row(
             _tile(64, 128, 4, 3, tma=True), TILES=4224, RAGGED=0, VECTOR=0, archs=WARPGROUP,
             why="derived: three programs a multiprocessor, one scales its sums while the others multiply",
@@ -57,7 +57,7 @@ CODES = Table(
         ),
         Row(_tile(64, 64, 4, 4), archs=WARPGROUP, why="derived: what TMA cannot read, with masks"),
         Row(_tile(16, 64, 4, 5), M=16, archs=FP8_WARP, why="derived: 50 KiB, two programs a multiprocessor of 12.0"),
-        Row(_tile(64, 64, 4, 3), M=256, archs=FP8_WARP, why="derived: 48 KiB, two programs a multiprocessor"),
+        Row(_tile(64, 64, 8, 3), M=256, archs=FP8_WARP, why="derived: 48 KiB, two programs; four warps spill on 12.0"),
         Row(_tile(128, 128, 8, 3), archs=FP8_WARP, why="derived: 96 KiB, what a block of 8.9 and 12.0 may have"),
         Row(_tile(16, 64, 4, 6, block_k=64), M=16, archs=DECODED, why="derived: 30 KiB, three programs on 8.6"),
         Row(_tile(64, 64, 4, 4, block_k=64), M=256, archs=DECODED, why="derived: 32 KiB, three programs on 8.6"),
@@ -106,6 +106,9 @@ NUMBERS = Table(
             _tile(128, 128, 8, 3, block_k=64), ITEM=2, archs=WARP,
             why="derived: 24 KiB a stage; a weight is decoded once for 128 rows",
         ),
-        Row(_tile(64, 64, 4, 3, block_k=64), archs=WARP, why="derived: float32, 20 KiB a stage"),
+        Row(
+            _tile(32, 64, 4, 3, block_k=64), archs=WARP,
+            why="derived: float32, 12 KiB a stage; 64 rows spill",
+        ),
     ),
 )  # fmt: skip
