@@ -30,6 +30,7 @@ from deepseek_fast.kernels.fp8_matmul.test_scaled_mm import (
     arguments,
     made,
 )
+from deepseek_fast.kernels.fp8_matmul.triton_tiles import CODES, NUMBERS
 from deepseek_fast.kernels.fused_matmul.ref import epilogue_bound
 from tests import gpu
 from tests.oracle import assert_equal, assert_within
@@ -146,14 +147,20 @@ def test_a_nan_code_stays_in_its_row_and_column() -> None:
 
 @pytest.mark.parametrize("arch", gpu.ARCHS)
 @pytest.mark.parametrize("activations", ["float", "fp8"])
-def test_a_row_has_the_same_bits_in_any_batch(activations: str, arch: int) -> None:
-    """From one row to more than the tile of a few: the tables' rows change on the way."""
-    weight, scale = deepseek_fast.fp8_quantize_weight(torch.randn(70, 300))
-    x = torch.randn(260, 300).bfloat16()
+def test_a_row_has_the_same_bits_in_any_batch_and_tile(activations: str, arch: int) -> None:
+    """All tiles that a chip's table has: on a GPU those of its own."""
+    weight, scale = deepseek_fast.fp8_quantize_weight(torch.randn(70, 304))
+    x = torch.randn(19, 304).bfloat16()
     many = gpu.call(deepseek_fast.fp8_matmul, x, weight, scale, activations=activations, arch=arch)
-    for M in (1, 65):
-        few = gpu.call(deepseek_fast.fp8_matmul, x[-M:], weight, scale, activations=activations, arch=arch)
-        assert_equal(few, many[-M:].contiguous(), f"{M} rows")
+    few = gpu.call(deepseek_fast.fp8_matmul, x[-1:], weight, scale, activations=activations, arch=arch)
+    assert_equal(few, many[-1:].contiguous(), "one row")
+    table = CODES if activations == "fp8" else NUMBERS
+    with gpu.on_gpu(arch):
+        configs = table.candidates({})
+    for config in configs:
+        with tiles.forced(table.name, config):
+            got = gpu.call(deepseek_fast.fp8_matmul, x, weight, scale, activations=activations, arch=arch)
+        assert_equal(got, many, f"{config}")
 
 
 def test_strides_and_dimensions(generator: torch.Generator) -> None:

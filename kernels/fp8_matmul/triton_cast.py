@@ -28,7 +28,7 @@ def cast_rows(x: Tensor, native: bool) -> tuple[Tensor, Tensor]:
     return codes, scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "scale_k"])
 def _cast_rows(x, codes, scale, M, K, x_stride, scale_k, ROWS: tl.constexpr, STEP: tl.constexpr, NATIVE: tl.constexpr):
     m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     step = tl.program_id(1)

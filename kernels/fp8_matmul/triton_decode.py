@@ -54,13 +54,19 @@ def decode(code, FORMAT: tl.constexpr, dtype: tl.constexpr):
     if INTERPRET:
         return _decode_f32(code, FORMAT)
     elif code.dtype != tl.uint8:
-        return code.to(dtype)
+        return _from_f16(code.to(tl.float16), dtype)
     elif FORMAT == E5M2:  # the upper byte of a float16
-        return (code.to(tl.uint16) << 8).to(tl.float16, bitcast=True).to(dtype)
+        return _from_f16((code.to(tl.uint16) << 8).to(tl.float16, bitcast=True), dtype)
     elif dtype == tl.float16:
         return tl.inline_asm_elementwise(E4M3_F16, "=r,=r,r", [code], tl.float16, is_pure=True, pack=4)
     else:
         return tl.inline_asm_elementwise(E4M3_BF16, "=r,=r,r", [code], tl.bfloat16, is_pure=True, pack=4)
+
+
+@triton.jit
+def _from_f16(x, dtype: tl.constexpr):
+    """By way of float32: the instruction from float16 to bfloat16 runs at a quarter of the rate of the two."""
+    return x if dtype == tl.float16 else x.to(tl.float32).to(dtype)
 
 
 @triton.jit

@@ -10,7 +10,8 @@ from deepseek_fast.kernels.fp8_matmul.triton_decode import as_scale, decode, dot
 ONE, WIDE, GATED_PAIR = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
-@triton.jit
+# Not specialized: what follows from M, so that another batch needs no compiling.
+@triton.jit(do_not_specialize=["M", "x_scale_k", "num_programs"])
 def _fp8_matmul(
     x, x_scale, weight, weight_2, scale, y, bias, residual,
     M, N, K, x_stride, weight_stride, y_stride, residual_stride,

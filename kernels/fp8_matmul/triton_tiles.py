@@ -95,7 +95,7 @@ NUMBERS = Table(
         ),
         Row(_tile(32, 64, 4, 3, swap=True), archs=WARPGROUP, why="derived: what TMA cannot read; fits with masks"),
         Row(
-            _tile(16, 64, 4, 5, block_k=64), M=16, archs=WARP,
+            _tile(16, 64, 4, 5, block_k=64), M=16, ITEM=2, archs=WARP,
             why="derived: the weight's 4 KiB a stage in four warps, a column of 16 each",
         ),
         Row(
