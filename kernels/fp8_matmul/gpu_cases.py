@@ -61,6 +61,8 @@ COMPILED = (
     _call("codes-1", _scaled_mm, 1, 2112, 7168),
     _call("codes-64", _scaled_mm, 64, 7168, 2048),
     _call("codes-64-long", _scaled_mm, 64, 24576, 1536, archs=WARPGROUP),
+    _call("codes-128-narrow", _scaled_mm, 128, 4096, 7168, archs=WARPGROUP),
+    _call("codes-128-middle", _scaled_mm, 128, 7168, 2048, archs=WARPGROUP),
     _call("codes-128", _scaled_mm, 128, 24576, 1536, archs=WARPGROUP),
     _call("codes-4096-short", _scaled_mm, 4096, 2112, 7168, archs=WARPGROUP),
     _call("codes-4096", _scaled_mm, 4096, 24576, 1536),

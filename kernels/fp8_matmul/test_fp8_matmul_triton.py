@@ -79,7 +79,7 @@ def test_scaled_mm(recipe_a: Any, recipe_b: Any, generator: torch.Generator) -> 
     got = gpu.call(deepseek_fast.fp8_scaled_mm, **arguments(call), bias=bias, output_dtype=output_dtype)
     blocks = BLOCK_OF_RECIPE[recipe_a], BLOCK_OF_RECIPE[recipe_b]
     steps = list(scaled_mm_steps(call["a"], call["scale_a"], call["b"], call["scale_b"], *blocks))
-    z = sum((step.x @ step.weight.T) * step.factor for step in steps)
+    z = torch.stack([(step.x @ step.weight.T) * step.factor for step in steps]).sum(0)
     error = _sum_bound(steps, False, z)
     if not interpreted():
         error = error + tensor_core_bound(steps, fp8=True)
@@ -121,7 +121,7 @@ def test_the_cast_has_the_references_bits() -> None:
 @pytest.mark.parametrize("dtype", [E4M3, E5M2], ids=str)
 def test_every_code_decodes_exactly(dtype: torch.dtype, arch: int) -> None:
     codes = torch.arange(256, dtype=torch.uint8).view(dtype)
-    one = {"scale": torch.ones(1, 1), "block": (-1, -1), "arch": arch}
+    one: dict[str, Any] = {"scale": torch.ones(1, 1), "block": (-1, -1), "arch": arch}
     for x_dtype, activations in ((torch.bfloat16, "float"), (torch.float16, "float"), (torch.float32, "fp8")):
         x = torch.zeros(1, 32, dtype=x_dtype)
         x[0, 7] = 448 if activations == "fp8" else 1  # 448 is a code with scale 1

@@ -34,7 +34,12 @@ CODES = Table(
     (
         Row(_tile(64, 16, 4, 8), TILES=192, archs=WARPGROUP, why="derived: bound by latency, most programs"),
         Row(_tile(64, 32, 4, 8), TILES=480, archs=WARPGROUP, why="derived: still 128 programs; x read half as often"),
-        Row(_tile(64, 64, 4, 6), TILES=2048, archs=WARPGROUP, why="derived: two programs a multiprocessor"),
+        Row(_tile(64, 64, 4, 6), M=64, TILES=2048, archs=WARPGROUP, why="derived: two programs a multiprocessor"),
+        Row(_tile(64, 64, 4, 6), TILES=768, archs=WARPGROUP, why="derived: 128 programs or more"),
+        Row(
+            _tile(128, 64, 8, 4, tma=True), TILES=2048, RAGGED=0, archs=WARPGROUP,
+            why="derived: a quarter fewer bytes from L2, which is what 128 rows wait for",
+        ),
         Row(
             _tile(64, 128, 4, 3, tma=True), TILES=4224, RAGGED=0, VECTOR=0, archs=WARPGROUP,
             why="derived: three programs a multiprocessor, one scales its sums while the others multiply",
