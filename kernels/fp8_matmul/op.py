@@ -7,8 +7,17 @@ import torch
 from torch import Tensor
 
 from deepseek_fast import _linear, _load
+from deepseek_fast.gpu.register import register
 
 _load.load_torch()
+_INSTEAD = "use fp8_matmul with the plain weight"
+register(
+    "fp8_matmul",
+    "fp8_matmul",
+    "fp8_scaled_mm",
+    on_host=("fp8_quantize_weight",),
+    refused={"fp8_matmul_pack": _INSTEAD, "fp8_matmul_packed": _INSTEAD},
+)
 _OP = torch.ops.deepseek_fast.fp8_matmul.default
 _PACKED_OP = torch.ops.deepseek_fast.fp8_matmul_packed.default
 _PACK_OP = torch.ops.deepseek_fast.fp8_matmul_pack.default

@@ -48,7 +48,7 @@ def fp8_matmul_ref(
     gated: bool = False,
 ) -> Tensor:
     """y in float64, not rounded to x's dtype."""
-    z = _z(_steps(x, weight, scale, block, activations), x, weight, bias)
+    z = _z(steps_of(x, weight, scale, block, activations), x, weight, bias)
     return epilogue(z, activation, residual, gated)
 
 
@@ -63,12 +63,18 @@ def bound(
     residual: Tensor | None = None,
     activations: str = "float",
     gated: bool = False,
+    tensor_cores: bool = False,
 ) -> Tensor:
-    """Largest |kernel - fp8_matmul_ref| per output, float64; inf where f32 sums may overflow on the way."""
-    steps = list(_steps(x, weight, scale, block, activations))
+    """Largest |kernel - fp8_matmul_ref| per output, float64; inf where f32 sums may overflow on the way.
+
+    tensor_cores: of a kernel on a GPU.
+    """
+    steps = list(steps_of(x, weight, scale, block, activations))
     z = _z(steps, x, weight, bias)
     flushes = x.dtype == torch.bfloat16 and activations == "float"
     error = _sum_bound(steps, flushes, z)
+    if tensor_cores:
+        error = error + tensor_core_bound(steps, fp8=activations == "fp8").reshape(error.shape)
     rest = {"activation": activation, "residual": residual, "gated": gated}
     return epilogue_bound(z, error, x.dtype, bias=bias is not None, **rest)  # type: ignore[arg-type]
 
@@ -119,7 +125,7 @@ def scaled_mm_steps(
         yield Step(_exact(x[:, part]), _exact(weight[:, part]), factor.double())
 
 
-def _steps(x: Tensor, weight: Tensor, scale: Tensor, block: tuple[int, int], activations: str) -> Iterator[Step]:
+def steps_of(x: Tensor, weight: Tensor, scale: Tensor, block: tuple[int, int], activations: str) -> Iterator[Step]:
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     if activations == "fp8":
         codes, x_scale = cast_rows(rows)
@@ -152,7 +158,8 @@ def _sum_bound(steps: list[Step], flushes: bool, like: Tensor) -> Tensor:
     Scaling: acc * factor meets one rounding of its own (none with FMA) and at most B additions, one more for the
     reference: sum_b e factor + gamma(B + 2) sum_b (a + e) factor, and two roundings in the subnormal range a step.
     """
-    error, magnitude = (torch.zeros(like.shape[:-1].numel(), like.shape[-1], dtype=torch.float64) for _ in range(2))
+    shape = like.shape[:-1].numel(), like.shape[-1]
+    error, magnitude = (torch.zeros(shape, dtype=torch.float64, device=like.device) for _ in range(2))
     for step in steps:
         size = step.x.shape[1]
         weight = step.weight.abs()
@@ -165,6 +172,24 @@ def _sum_bound(steps: list[Step], flushes: bool, like: Tensor) -> Tensor:
         magnitude = magnitude + (a + e) * step.factor
     error = error + _gamma(len(steps) + 2) * magnitude + len(steps) * F32_MIN_SUBNORMAL
     return torch.where(magnitude + error > F32_MAX, math.inf, error).reshape(like.shape)
+
+
+def tensor_core_bound(steps: list[Step], *, fp8: bool) -> Tensor:
+    """What a GPU's tensor cores may err by beyond `_sum_bound`: (M, N) float64.
+
+    An instruction shifts its addends, `products` of them and the sum before, to the exponent of the largest and cuts
+    off the bits beyond the last that it keeps: an error of less than 2^-bits of the largest, which is at most
+    a = sum |x||w|, by each addend. FP8 on compute capability 8.9 and 9.0: 32 products, 13 bits (DeepSeek-V3 report,
+    3.3.2, which is why a step's sum ends after 128); bfloat16 and float16: 16 products, 23 bits. 2 % for what the
+    errors themselves add to a.
+    """
+    products, bits = (32, 13) if fp8 else (16, 23)
+    error = torch.zeros(())
+    for step in steps:
+        instructions = -(-step.x.shape[1] // products)
+        a = step.x.abs() @ step.weight.abs().T
+        error = error + instructions * (products + 1) * 1.02 * 2.0**-bits * a * step.factor
+    return error
 
 
 def _gamma(n: int) -> float:
