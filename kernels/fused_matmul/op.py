@@ -8,8 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepseek_fast import _linear, _load
+from deepseek_fast.gpu.register import register
 
 _load.load_torch()
+register("fused_matmul", "fused_matmul")
 _OP = torch.ops.deepseek_fast.fused_matmul.default
 _PACKED_OP = torch.ops.deepseek_fast.fused_matmul_packed.default
 PACK_OP = torch.ops.deepseek_fast.fused_matmul_pack.default

@@ -1,0 +1,137 @@
+"""Which form a product takes, its launch, and the launch that ends it where K was split.
+
+few    up to FEW_M rows of x: bound by the weight's bytes. K is split until the blocks fill the chip; in how many parts
+       depends on N and K alone, so that a row's bits do not depend on how many others there are.
+tma    more rows on 9.0 and 10.x, from tensors that TMA can read
+tiles  more rows elsewhere
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from deepseek_fast.gpu import launch
+from deepseek_fast.gpu.gemm_kernels import _end_parts, _tile, _tile_tma
+from deepseek_fast.gpu.linear import End
+from deepseek_fast.gpu.tiles import Config, Table
+
+FEW_M = 64  # rows of the largest tile of `few`
+MIN_SPAN = 512  # values of K a part: below, a block ends before its loads are under way
+END_BLOCK = {"BLOCK_M": 1, "BLOCK_N": 512, "num_warps": 4}  # derived: four values a thread in 16-byte loads
+
+
+@dataclass(frozen=True)
+class Forms:
+    """A room's tile tables; they are asked for bytes (of a value of x), gated (0 or 1), M, N and K."""
+
+    few: Table
+    tiles: Table
+    tma: Table | None = None
+
+
+@dataclass(frozen=True)
+class Product:
+    """x: (M, K), w: (N or 2 N, K), rows of contiguous values. scale of w's rows, x_scale of x's: float32."""
+
+    x: Tensor
+    w: Tensor
+    end: End
+    x_scale: Tensor | None = None
+    scale: Tensor | None = None
+    swapped: bool = False  # also where there are many rows: the weight is converted in registers
+
+    @property
+    def exact(self) -> bool:
+        """Sums of integers: K may be split anywhere, and what follows has the reference's bits."""
+        return self.x.dtype == torch.int8
+
+
+def multiply(product: Product, forms: Forms) -> Tensor:
+    """end.y, of (M, N)."""
+    x, w, end = product.x, product.w, product.end
+    (M, K), N = x.shape, end.y.shape[1]
+    sizes = {"bytes": x.element_size(), "gated": int(end.constants["GATED"]), "M": M, "N": N, "K": K}  # type: ignore[call-overload]
+    if M <= FEW_M:
+        _launch_tiles(product, forms.few.choose(**sizes), swapped=True, may_split=True)
+    elif forms.tma is not None and launch.arch() in range(90, 120) and _tma_reads(x) and _tma_reads(w):
+        _launch_tma(product, forms.tma.choose(**sizes))
+    else:
+        _launch_tiles(product, forms.tiles.choose(**sizes), swapped=product.swapped, may_split=product.exact)
+    return end.y
+
+
+def _launch_tiles(product: Product, config: Config, *, swapped: bool, may_split: bool) -> None:
+    x, w, end = product.x, product.w, product.end
+    (M, K), N = x.shape, end.y.shape[1]
+    tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"])
+    splits, span = _splits(tiles if may_split else launch.multiprocessors(), K, config["BLOCK_K"])
+    out = _parts(product, splits)
+    launch.launch(
+        _tile, (tiles, splits), x, w, product.x_scale, product.scale, end.y if out is None else out, end.bias,
+        end.residual, x.stride(0), w.stride(0), N, end.residual_stride, M, N, K, span, SCALES=_scales(product),
+        **end.constants, INT8=product.exact, SWAPPED=swapped, SPLITS=splits, WHOLE=splits * span == K,
+        GROUP_M=8, **config, enable_fp_fusion=not product.exact,
+    )  # fmt: skip
+    if out is not None:
+        _end(product, out)
+
+
+def _launch_tma(product: Product, config: Config) -> None:
+    x, w, end = product.x, product.w, product.end
+    (M, K), N = x.shape, end.y.shape[1]
+    block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
+    tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
+    splits, span = _splits(tiles if product.exact else launch.multiprocessors(), K, block_k)
+    out = _parts(product, splits)
+    launch.launch(
+        _tile_tma, (min(tiles * splits, launch.multiprocessors()),),
+        TensorDescriptor(x, [M, K], [x.stride(0), 1], [block_m, block_k]),
+        TensorDescriptor(w, [w.shape[0], K], [w.stride(0), 1], [block_n, block_k]),
+        product.x_scale, product.scale, end.y if out is None else out, end.bias, end.residual,
+        N, end.residual_stride, M, N, span, SCALES=_scales(product), **end.constants, INT8=product.exact,
+        SPLITS=splits, GROUP_M=8, **config, enable_fp_fusion=not product.exact,
+    )  # fmt: skip
+    if out is not None:
+        _end(product, out)
+
+
+def _end(product: Product, parts: Tensor) -> None:
+    end, (splits, M, _) = product.end, parts.shape
+    N = end.y.shape[1]
+    launch.launch(
+        _end_parts, (M, triton.cdiv(N, END_BLOCK["BLOCK_N"])), parts, product.x_scale, product.scale, end.y,
+        end.bias, end.residual, N, end.residual_stride, M, N, SCALES=_scales(product), **end.constants,
+        SPLITS=splits, **END_BLOCK, enable_fp_fusion=not product.exact,
+    )  # fmt: skip
+
+
+def _splits(tiles: int, K: int, block_k: int) -> tuple[int, int]:
+    """Parts of K, a power of two of them, and how many values each has: multiples of block_k, no part empty."""
+    splits = 1
+    while 2 * splits * tiles <= launch.multiprocessors() and K >= 2 * splits * max(MIN_SPAN, block_k):
+        splits *= 2
+    span = triton.cdiv(triton.cdiv(K, splits), block_k) * block_k
+    return triton.cdiv(K, span) if span else 1, span
+
+
+def _parts(product: Product, splits: int) -> Tensor | None:
+    if splits == 1:
+        return None
+    x, w = product.x, product.w
+    dtype = torch.int32 if product.exact else torch.float32
+    return torch.empty((splits, x.shape[0], w.shape[0]), dtype=dtype, device=x.device)
+
+
+def _scales(product: Product) -> int:
+    return (product.scale is not None) + (product.x_scale is not None)
+
+
+def _tma_reads(rows: Tensor) -> bool:
+    """Rows begin at multiples of 16 bytes, each behind the one before."""
+    size = rows.element_size()
+    return rows.numel() > 0 and rows.stride(0) >= rows.shape[1] and (
+        rows.stride(0) * size % 16 == 0 and rows.data_ptr() % 16 == 0
+    )
