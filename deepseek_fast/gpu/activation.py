@@ -14,9 +14,7 @@ u = 2^-24, on a chip, where ex2.approx errs by up to 4 u of its result and rcp.a
 import triton
 import triton.language as tl
 
-from deepseek_fast.gpu.register import interpreted
-
-_INTERPRET = tl.constexpr(interpreted())
+from deepseek_fast.gpu.numbers import INTERPRET
 
 
 @triton.jit
@@ -83,7 +81,7 @@ def falling_sigmoid(v):
 @triton.jit
 def exp2(x):
     """2^x within a relative 2^-22; 0 below 2^-126."""
-    if _INTERPRET:
+    if INTERPRET:
         return tl.exp2(x)
     else:
         return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
@@ -92,7 +90,7 @@ def exp2(x):
 @triton.jit
 def reciprocal(x):
     """1 / x within an ULP, for x from 1 to 2^126."""
-    if _INTERPRET:
+    if INTERPRET:
         return 1.0 / x
     else:
         return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)

@@ -11,7 +11,11 @@ from deepseek_fast import _linear, _load
 from deepseek_fast.gpu.register import register
 
 _load.load_torch()
-register("fused_matmul", "fused_matmul")
+register(
+    "fused_matmul",
+    "fused_matmul",
+    refused={name: "use fused_matmul with the plain weight" for name in ("fused_matmul_pack", "fused_matmul_packed")},
+)
 _OP = torch.ops.deepseek_fast.fused_matmul.default
 _PACKED_OP = torch.ops.deepseek_fast.fused_matmul_packed.default
 PACK_OP = torch.ops.deepseek_fast.fused_matmul_pack.default
