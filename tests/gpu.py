@@ -7,6 +7,7 @@ TRITON_INTERPRET=1, or on a GPU machine with `pytest -m gpu`.
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -37,12 +38,14 @@ def device() -> str:
 @contextlib.contextmanager
 def on_gpu(arch: int | None = None) -> Iterator[None]:
     """Ops of deepseek_fast run their CUDA kernels; interpreted ones take the tables and forms of arch."""
+    from deepseek_fast import _packed_linear
     from deepseek_fast.gpu import launch
 
     if not interpreted():
         yield
         return
-    with launch.assuming(arch or 90), _AsOnCuda():
+    # Modules do as with a weight on a GPU.
+    with launch.assuming(arch or 90), _AsOnCuda(), mock.patch.object(_packed_linear, "on_gpu", lambda tensor: True):
         yield
 
 

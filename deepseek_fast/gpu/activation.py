@@ -27,10 +27,11 @@ def activate(z, NAME: tl.constexpr):
         return gelu(z)
     elif NAME == "gelu_tanh":
         a = _smaller(tl.abs(z), 10.0)  # beyond, the share is below 2^-125
-        return tl.maximum(z, 0.0) - a * falling_sigmoid(1.5957691216057308 * (a + 0.044715 * a * a * a))  # 2 sqrt(2 / pi)
+        v = 1.5957691216057308 * tl.fma(0.044715 * a * a, a, a)  # 2 sqrt(2 / pi)
+        return tl.fma(-a, falling_sigmoid(v), tl.maximum(z, 0.0))
     elif NAME == "silu":
         a = _smaller(tl.abs(z), 87.0)
-        return tl.maximum(z, 0.0) - a * falling_sigmoid(a)
+        return tl.fma(-a, falling_sigmoid(a), tl.maximum(z, 0.0))
     elif NAME == "hardswish":
         clamped = tl.where(z + 3 < 0, 0.0, tl.where(z + 3 > 6, 6.0, z + 3))
         return tl.where(z <= -3, 0.0, tl.where(z >= 3, z, z * tl.div_rn(clamped, 6.0)))
@@ -43,10 +44,10 @@ def activate(z, NAME: tl.constexpr):
         a = tl.abs(z)
         s = a * a
         # (tanh(a) / a - 1) / s on [0, 0.625]: the polynomial of csrc/gemm/activation.h
-        p = -5.70498733e-03 * s + 2.0639088e-02
-        p = p * s - 5.37397154e-02
-        p = p * s + 1.33314416e-01
-        p = p * s - 3.33332807e-01
+        p = tl.fma(s, -5.70498733e-03, 2.0639088e-02)
+        p = tl.fma(p, s, -5.37397154e-02)
+        p = tl.fma(p, s, 1.33314416e-01)
+        p = tl.fma(p, s, -3.33332807e-01)
         e = exp_negative(-2 * a)
         size = tl.where(a < 0.625, a + a * s * p, 1.0 - 2.0 * tl.div_rn(e, 1.0 + e))
         return tl.where(z < 0, -size, tl.where(z == 0, z, size))
@@ -62,14 +63,14 @@ def gelu(z):
     from there on it falls, to -129 at 10.
     """
     a = _smaller(tl.abs(z), 10.0)
-    p = -2.83505468579798e-06 * a + 3.93791136269769e-05
-    p = p * a - 0.000186185824470928
-    p = p * a - 0.00013692541849087
-    p = p * a + 0.0070634087803688
-    p = p * a - 0.0524961723236918
-    p = p * a - 0.459208198108148
-    p = p * a - 1.15110520519126
-    return tl.maximum(z, 0.0) - a * exp2(p * a - 1.0)
+    p = tl.fma(a, -2.83505468579798e-06, 3.93791136269769e-05)
+    p = tl.fma(p, a, -0.000186185824470928)
+    p = tl.fma(p, a, -0.00013692541849087)
+    p = tl.fma(p, a, 0.0070634087803688)
+    p = tl.fma(p, a, -0.0524961723236918)
+    p = tl.fma(p, a, -0.459208198108148)
+    p = tl.fma(p, a, -1.15110520519126)
+    return tl.fma(-a, exp2(tl.fma(p, a, -1.0)), tl.maximum(z, 0.0))
 
 
 @triton.jit
@@ -107,10 +108,10 @@ def exp_negative(x):
     x = tl.where(x < -87, -87.0, x)
     n = tl.floor(x * 1.44269504 + 0.5)
     r = (x - n * 0.693145751953125) - n * 1.42860682030941723e-6
-    p = 1.381459879e-03 * r + 8.368716575e-03
-    p = p * r + 4.166838899e-02
-    p = p * r + 1.666652113e-01
-    p = p * r + 4.999999404e-01
-    p = p * r + 1.0
-    p = p * r + 1.0
+    p = tl.fma(r, 1.381459879e-03, 8.368716575e-03)
+    p = tl.fma(p, r, 4.166838899e-02)
+    p = tl.fma(p, r, 1.666652113e-01)
+    p = tl.fma(p, r, 4.999999404e-01)
+    p = tl.fma(p, r, 1.0)
+    p = tl.fma(p, r, 1.0)
     return p * ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)

@@ -1,9 +1,10 @@
 """Which form a product takes, its launch, and the launch that ends it where K was split.
 
 few    up to FEW_M rows of x: bound by the weight's bytes. K is split until the blocks fill the chip; in how many parts
-       depends on N and K alone, so that a row's bits do not depend on how many others there are.
-tma    more rows on 9.0 and 10.x, from tensors that TMA can read
+       depends on N and K alone, so that a row's bits do not depend on how many others there are in a call.
+tma    more rows on 9.0 and 10.x, of values of at most two bytes, from tensors that TMA can read
 tiles  more rows elsewhere
+Sums of integers are exact in any order: they are split by the tiles that there are, in every form.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from deepseek_fast.gpu.linear import End
 from deepseek_fast.gpu.tiles import Config, Table
 
 FEW_M = 64  # rows of the largest tile of `few`
-MIN_SPAN = 512  # values of K a part: below, a block ends before its loads are under way
+SPAN = 512  # values of K that a part has a multiple of: every BLOCK_K divides it
+FEW_N = 32  # columns of the smallest tile of `few`, by which its parts are counted
+TMA_BYTES = 2  # float32 is split into parts of TF32 in registers, which wgmma does not take its right factor from
 END_BLOCK = {"BLOCK_M": 1, "BLOCK_N": 512, "num_warps": 4}  # derived: four values a thread in 16-byte loads
 
 
@@ -54,20 +57,24 @@ def multiply(product: Product, forms: Forms) -> Tensor:
     x, w, end = product.x, product.w, product.end
     (M, K), N = x.shape, end.y.shape[1]
     sizes = {"bytes": x.element_size(), "gated": int(end.constants["GATED"]), "M": M, "N": N, "K": K}  # type: ignore[call-overload]
-    if M <= FEW_M:
-        _launch_tiles(product, forms.few.choose(**sizes), swapped=True, may_split=True)
-    elif forms.tma is not None and launch.arch() in range(90, 120) and _tma_reads(x) and _tma_reads(w):
-        _launch_tma(product, forms.tma.choose(**sizes))
+    is_few = M <= FEW_M
+    by_tma = not is_few and forms.tma is not None and launch.arch() in range(90, 120) and _tma_reads(x) and _tma_reads(w)
+    table = forms.few if is_few else forms.tma if by_tma else forms.tiles
+    config = table.choose(**sizes)  # type: ignore[union-attr]
+    tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"])
+    splits, span = 1, triton.cdiv(K, config["BLOCK_K"]) * config["BLOCK_K"]
+    if is_few or product.exact:
+        splits, span = _splits(tiles if product.exact else triton.cdiv(N, FEW_N), K, span)
+    if by_tma:
+        _launch_tma(product, config, tiles, splits, span)
     else:
-        _launch_tiles(product, forms.tiles.choose(**sizes), swapped=product.swapped, may_split=product.exact)
+        _launch_tiles(product, config, tiles, splits, span, swapped=is_few or product.swapped)
     return end.y
 
 
-def _launch_tiles(product: Product, config: Config, *, swapped: bool, may_split: bool) -> None:
+def _launch_tiles(product: Product, config: Config, tiles: int, splits: int, span: int, *, swapped: bool) -> None:
     x, w, end = product.x, product.w, product.end
     (M, K), N = x.shape, end.y.shape[1]
-    tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"])
-    splits, span = _splits(tiles if may_split else launch.multiprocessors(), K, config["BLOCK_K"])
     out = _parts(product, splits)
     launch.launch(
         _tile, (tiles, splits), x, w, product.x_scale, product.scale, end.y if out is None else out, end.bias,
@@ -79,12 +86,10 @@ def _launch_tiles(product: Product, config: Config, *, swapped: bool, may_split:
         _end(product, out)
 
 
-def _launch_tma(product: Product, config: Config) -> None:
+def _launch_tma(product: Product, config: Config, tiles: int, splits: int, span: int) -> None:
     x, w, end = product.x, product.w, product.end
     (M, K), N = x.shape, end.y.shape[1]
     block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
-    tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
-    splits, span = _splits(tiles if product.exact else launch.multiprocessors(), K, block_k)
     out = _parts(product, splits)
     launch.launch(
         _tile_tma, (min(tiles * splits, launch.multiprocessors()),),
@@ -108,13 +113,15 @@ def _end(product: Product, parts: Tensor) -> None:
     )  # fmt: skip
 
 
-def _splits(tiles: int, K: int, block_k: int) -> tuple[int, int]:
-    """Parts of K, a power of two of them, and how many values each has: multiples of block_k, no part empty."""
+def _splits(tiles: int, K: int, whole: int) -> tuple[int, int]:
+    """Parts of K, and how many values each has: multiples of SPAN, no part empty; whole where there is one part."""
     splits = 1
-    while 2 * splits * tiles <= launch.multiprocessors() and K >= 2 * splits * max(MIN_SPAN, block_k):
+    while 2 * splits * tiles <= launch.multiprocessors() and K >= 2 * splits * SPAN:
         splits *= 2
-    span = triton.cdiv(triton.cdiv(K, splits), block_k) * block_k
-    return triton.cdiv(K, span) if span else 1, span
+    if splits == 1:
+        return 1, whole
+    span = triton.cdiv(K, splits * SPAN) * SPAN
+    return triton.cdiv(K, span), span
 
 
 def _parts(product: Product, splits: int) -> Tensor | None:
@@ -130,8 +137,7 @@ def _scales(product: Product) -> int:
 
 
 def _tma_reads(rows: Tensor) -> bool:
-    """Rows begin at multiples of 16 bytes, each behind the one before."""
-    size = rows.element_size()
-    return rows.numel() > 0 and rows.stride(0) >= rows.shape[1] and (
-        rows.stride(0) * size % 16 == 0 and rows.data_ptr() % 16 == 0
-    )
+    """Values are small enough; rows begin at multiples of 16 bytes, each behind the one before."""
+    size, stride = rows.element_size(), rows.stride(0)
+    aligned = stride * size % 16 == 0 and rows.data_ptr() % 16 == 0
+    return size <= TMA_BYTES and rows.numel() > 0 and stride >= rows.shape[1] and aligned

@@ -78,6 +78,7 @@ def _tile_tma(
     FLATTEN: the next tile's first loads are asked for before this one ends. SLICES: a tile ends in that many pieces
     of columns, which need as much less shared memory on their way to y. Past the end of a tensor TMA gives zeros.
     """
+    tl.assume(span > 0)  # or the compiler adds all ends of tiles once more, for sums of nothing
     m_tiles, n_tiles = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     for index in tl.range(tl.program_id(0), m_tiles * n_tiles * SPLITS, tl.num_programs(0), flatten=FLATTEN):
         part = index % SPLITS
