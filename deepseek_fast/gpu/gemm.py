@@ -58,14 +58,14 @@ def multiply(product: Product, forms: Forms) -> Tensor:
     (M, K), N = x.shape, end.y.shape[1]
     sizes = {"bytes": x.element_size(), "gated": int(end.constants["GATED"]), "M": M, "N": N, "K": K}  # type: ignore[call-overload]
     is_few = M <= FEW_M
-    by_tma = not is_few and forms.tma is not None and launch.arch() in range(90, 120) and _tma_reads(x) and _tma_reads(w)
-    table = forms.few if is_few else forms.tma if by_tma else forms.tiles
-    config = table.choose(**sizes)  # type: ignore[union-attr]
+    by_tma = not is_few and launch.arch() in range(90, 120) and _tma_reads(x) and _tma_reads(w)
+    tma = forms.tma if by_tma else None
+    config = (forms.few if is_few else tma or forms.tiles).choose(**sizes)
     tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"])
     splits, span = 1, triton.cdiv(K, config["BLOCK_K"]) * config["BLOCK_K"]
     if is_few or product.exact:
-        splits, span = _splits(tiles if product.exact else triton.cdiv(N, FEW_N), K, span)
-    if by_tma:
+        splits, span = _splits(tiles if product.exact else triton.cdiv(N, FEW_N), K, config["BLOCK_K"])
+    if tma is not None:
         _launch_tma(product, config, tiles, splits, span)
     else:
         _launch_tiles(product, config, tiles, splits, span, swapped=is_few or product.swapped)
@@ -75,32 +75,34 @@ def multiply(product: Product, forms: Forms) -> Tensor:
 def _launch_tiles(product: Product, config: Config, tiles: int, splits: int, span: int, *, swapped: bool) -> None:
     x, w, end = product.x, product.w, product.end
     (M, K), N = x.shape, end.y.shape[1]
-    out = _parts(product, splits)
+    parts = _parts(product, splits)
+    out = end.y if parts is None else parts
     launch.launch(
-        _tile, (tiles, splits), x, w, product.x_scale, product.scale, end.y if out is None else out, end.bias,
-        end.residual, x.stride(0), w.stride(0), N, end.residual_stride, M, N, K, span, SCALES=_scales(product),
-        **end.constants, INT8=product.exact, SWAPPED=swapped, SPLITS=splits, WHOLE=splits * span == K,
-        GROUP_M=8, **config, enable_fp_fusion=not product.exact,
+        _tile, (tiles, splits), x, w, product.x_scale, product.scale, out, end.bias, end.residual,
+        x.stride(0), w.stride(0), N, end.residual_stride, M, N, K, span, SCALES=_scales(product), **end.constants,
+        INT8=product.exact, SWAPPED=swapped, SPLITS=splits, WHOLE=splits * span == K,
+        GROUP_M=8, **_sliced(config, out), enable_fp_fusion=not product.exact,
     )  # fmt: skip
-    if out is not None:
-        _end(product, out)
+    if parts is not None:
+        _end(product, parts)
 
 
 def _launch_tma(product: Product, config: Config, tiles: int, splits: int, span: int) -> None:
     x, w, end = product.x, product.w, product.end
     (M, K), N = x.shape, end.y.shape[1]
     block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
-    out = _parts(product, splits)
+    parts = _parts(product, splits)
+    out = end.y if parts is None else parts
     launch.launch(
         _tile_tma, (min(tiles * splits, launch.multiprocessors()),),
         TensorDescriptor(x, [M, K], [x.stride(0), 1], [block_m, block_k]),
         TensorDescriptor(w, [w.shape[0], K], [w.stride(0), 1], [block_n, block_k]),
-        product.x_scale, product.scale, end.y if out is None else out, end.bias, end.residual,
-        N, end.residual_stride, M, N, span, SCALES=_scales(product), **end.constants, INT8=product.exact,
-        SPLITS=splits, GROUP_M=8, **config, enable_fp_fusion=not product.exact,
+        product.x_scale, product.scale, out, end.bias, end.residual, N, end.residual_stride, M, N, span,
+        SCALES=_scales(product), **end.constants, INT8=product.exact, SPLITS=splits, GROUP_M=8,
+        **_sliced(config, out), enable_fp_fusion=not product.exact,
     )  # fmt: skip
-    if out is not None:
-        _end(product, out)
+    if parts is not None:
+        _end(product, parts)
 
 
 def _end(product: Product, parts: Tensor) -> None:
@@ -113,15 +115,18 @@ def _end(product: Product, parts: Tensor) -> None:
     )  # fmt: skip
 
 
-def _splits(tiles: int, K: int, whole: int) -> tuple[int, int]:
-    """Parts of K, and how many values each has: multiples of SPAN, no part empty; whole where there is one part."""
-    splits = 1
-    while 2 * splits * tiles <= launch.multiprocessors() and K >= 2 * splits * SPAN:
-        splits *= 2
-    if splits == 1:
-        return 1, whole
-    span = triton.cdiv(K, splits * SPAN) * SPAN
-    return triton.cdiv(K, span), span
+def _sliced(config: Config, out: Tensor) -> Config:
+    """SLICES are for values of two bytes; twice as many of four."""
+    return config | {"SLICES": config.get("SLICES", 1) * (1 if out.element_size() <= TMA_BYTES else 2)}
+
+
+def _splits(tiles: int, K: int, block_k: int) -> tuple[int, int]:
+    """Parts of K, and how many values each has: of block_k, and of SPAN where there are several; none empty."""
+    splits, whole = 1, block_k
+    while 2 * splits * tiles <= launch.multiprocessors() and 2 * splits * SPAN <= K:
+        splits, whole = 2 * splits, max(SPAN, block_k)
+    span = triton.cdiv(K, splits * whole) * whole
+    return triton.cdiv(K, span) if K else 1, span
 
 
 def _parts(product: Product, splits: int) -> Tensor | None:

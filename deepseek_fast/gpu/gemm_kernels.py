@@ -25,9 +25,10 @@ def _tile(
     x_stride, w_stride, y_stride, residual_stride, M, N, K, span,
     SCALES: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, INT8: tl.constexpr, SWAPPED: tl.constexpr, SPLITS: tl.constexpr, WHOLE: tl.constexpr,
+    SLICES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """WHOLE: spans of K and K itself are multiples of BLOCK_K, so that nothing is masked.
+    """WHOLE: K is SPLITS spans, so that nothing is masked. SLICES: as for _tile_tma, and as many registers less.
 
     SWAPPED: the weight is the product's left factor, of which 9.0 takes 64 rows at a time, and may take from registers.
     """
@@ -50,20 +51,17 @@ def _tile(
             x_tile, w_tile = tl.load(x_at, inside, 0), tl.load(w_at, inside, 0)
         acc = _dot(x_tile, w_tile, acc, SWAPPED)
         if GATED:
-            up_tile = tl.load(up_at) if WHOLE else tl.load(up_at, inside, 0)  # noqa: SIM108
+            up_tile = tl.load(up_at) if WHOLE else tl.load(up_at, inside, 0)
             up = _dot(x_tile, up_tile, up, SWAPPED)
             up_at += BLOCK_K
         x_at += BLOCK_K
         w_at += BLOCK_K
     if SWAPPED:
         acc, up = tl.trans(acc), tl.trans(up)
-    if SPLITS > 1:
-        _store_part(acc, up, y, tl.program_id(1), m, n, M, N, GATED)
-    else:
-        _end(
-            acc, up, x_scale, scale, y, y_stride, bias, residual, residual_stride, m, n, M, N,
-            SCALES, ACTIVATION, GATED, HAS_BIAS, RESIDUAL,
-        )  # fmt: skip
+    _end_slices(
+        acc, up, x_scale, scale, y, y_stride, bias, residual, residual_stride, m, n_tile * BLOCK_N, M, N,
+        tl.program_id(1), SCALES, ACTIVATION, GATED, HAS_BIAS, RESIDUAL, SPLITS, SLICES, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -115,8 +113,8 @@ def _end_slices(
             SCALES, ACTIVATION, GATED, HAS_BIAS, RESIDUAL, SPLITS, SLICES // 2, ROWS, half,
         )  # fmt: skip
         _end_slices(
-            right, up_right, x_scale, scale, y, y_stride, bias, residual, residual_stride, m, n_first + half, M, N, part,
-            SCALES, ACTIVATION, GATED, HAS_BIAS, RESIDUAL, SPLITS, SLICES // 2, ROWS, half,
+            right, up_right, x_scale, scale, y, y_stride, bias, residual, residual_stride, m, n_first + half, M, N,
+            part, SCALES, ACTIVATION, GATED, HAS_BIAS, RESIDUAL, SPLITS, SLICES // 2, ROWS, half,
         )  # fmt: skip
     else:
         n = n_first + tl.arange(0, COLUMNS)

@@ -17,14 +17,16 @@ def _tile(block_m: int, block_n: int, block_k: int, warps: int, stages: int, **m
     return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps, "num_stages": stages} | more
 
 
-# A stage is a tile of x and one of the weight, or two where gated. On 9.0 and 10.0 there are num_stages of them in shared
+# A stage is a tile of x and one of the weight, or two where gated. On 9.0 and 10.0 num_stages of them are in shared
 # memory, elsewhere one less.
 FORMS = Forms(
     few=Table(
         "fused_matmul_few",
         KEY,
         (
-            Row(_tile(16, 32, 128, 4, 5), bytes=TWO, M=16, N=4096, why="derived: tiles enough for every multiprocessor"),
+            Row(
+                _tile(16, 32, 128, 4, 5), bytes=TWO, M=16, N=4096, why="derived: tiles enough for every multiprocessor"
+            ),
             Row(_tile(16, 64, 128, 4, 5), bytes=TWO, M=16, gated=0, why="derived: 64 KiB of the weight on their way"),
             Row(_tile(16, 32, 128, 4, 5), bytes=TWO, M=16, why="derived: gated, the same bytes on their way"),
             Row(_tile(64, 32, 128, 4, 4), bytes=TWO, N=4096, gated=0, why="derived: as for 16 rows"),
@@ -37,7 +39,7 @@ FORMS = Forms(
         "fused_matmul_tiles",
         KEY,
         (
-            Row(_tile(128, 128, 64, 8, 4), bytes=TWO, gated=0, why="derived: three stages of 32 KiB fit any chip"),
+            Row(_tile(128, 128, 64, 8, 4, SLICES=2), bytes=TWO, gated=0, why="derived: three stages fit any chip"),
             Row(_tile(128, 64, 64, 8, 4), bytes=TWO, why="derived: the same with two factors"),
             Row(_tile(128, 64, 32, 8, 3), gated=0, why="derived: registers for the parts of TF32"),
             Row(_tile(64, 64, 16, 8, 4), why="derived: registers for the parts of TF32 of three tiles"),
@@ -47,7 +49,7 @@ FORMS = Forms(
         "fused_matmul_tma",
         KEY,
         (
-            Row(_tile(128, 128, 64, 8, 5, FLATTEN=True, SLICES=1), M=256, gated=0, why="derived: more tiles"),
+            Row(_tile(128, 128, 64, 8, 5, FLATTEN=True, SLICES=2), M=256, gated=0, why="derived: more tiles"),
             Row(_tile(128, 256, 64, 8, 4, FLATTEN=True, SLICES=2), gated=0, why="derived: 171 operations a byte of L2"),
             Row(_tile(128, 128, 64, 8, 4, FLATTEN=True, SLICES=2), why="derived: the same with two factors"),
         ),

@@ -92,7 +92,9 @@ def bound(
         error, bias_rounds = torch.zeros_like(z), False
     else:
         product = (x.double() @ q.double().T).abs()
-        error = (matmul_bound(x, q, tensor_cores=tensor_cores) * (1 + U) + U * product) * scale.double().abs() + F32_MIN_SUBNORMAL
+        error = (
+            matmul_bound(x, q, tensor_cores=tensor_cores) * (1 + U) + U * product
+        ) * scale.double().abs() + F32_MIN_SUBNORMAL
         bias_rounds = bias is not None
     rest = {"activation": activation, "residual": residual, "gated": gated}
     return epilogue_bound(z, error, x.dtype, bias=bias_rounds, **rest)  # type: ignore[arg-type]

@@ -6,7 +6,6 @@ W8A8 has the CPU's bits; rows of x and of a weight are quantized by int8_cast's 
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from deepseek_fast.gpu.gemm import Forms, Product, multiply
@@ -22,7 +21,7 @@ def _tile(block_m: int, block_n: int, block_k: int, warps: int, stages: int, **m
     return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps, "num_stages": stages} | more
 
 
-# A stage is a tile of x and one of the weight, or two where gated. On 9.0 and 10.0 there are num_stages of them in shared
+# A stage is a tile of x and one of the weight, or two where gated. On 9.0 and 10.0 num_stages of them are in shared
 # memory, elsewhere one less; where products are mma.sync always one less.
 INTEGER = Forms(
     few=Table(
@@ -39,7 +38,7 @@ INTEGER = Forms(
         "int8_matmul_tiles",
         KEY,
         (
-            Row(_tile(128, 128, 128, 8, 4), gated=0, why="derived: three stages of 32 KiB fit any chip"),
+            Row(_tile(128, 128, 128, 8, 4, SLICES=2), gated=0, why="derived: three stages fit any chip"),
             Row(_tile(128, 64, 128, 8, 4), why="derived: the same with two factors"),
         ),
     ),
@@ -47,8 +46,18 @@ INTEGER = Forms(
         "int8_matmul_tma",
         KEY,
         (
-            Row(_tile(128, 128, 128, 8, 5, FLATTEN=True, SLICES=1), M=128, gated=0, why="derived: x is read N / 128 times"),
-            Row(_tile(128, 256, 128, 8, 4, FLATTEN=True, SLICES=2), gated=0, K=4096, why="derived: 341 operations a byte"),
+            Row(
+                _tile(128, 128, 128, 8, 5, FLATTEN=True, SLICES=2),
+                M=128,
+                gated=0,
+                why="derived: x is read N / 128 times",
+            ),
+            Row(
+                _tile(128, 256, 128, 8, 4, FLATTEN=True, SLICES=2),
+                gated=0,
+                K=4096,
+                why="derived: 341 operations a byte",
+            ),
             # Triton waits for every product of integers before the next one: half as many waits.
             Row(_tile(128, 256, 256, 8, 2, FLATTEN=True, SLICES=2), gated=0, why="derived: 96 KiB on their way"),
             Row(_tile(128, 128, 128, 8, 4, FLATTEN=True, SLICES=2), why="derived: the same with two factors"),
@@ -61,7 +70,9 @@ FLOAT = Forms(
         "int8_matmul_float_few",
         KEY,
         (
-            Row(_tile(16, 32, 256, 4, 5), bytes=TWO, M=16, N=4096, why="derived: tiles enough for every multiprocessor"),
+            Row(
+                _tile(16, 32, 256, 4, 5), bytes=TWO, M=16, N=4096, why="derived: tiles enough for every multiprocessor"
+            ),
             Row(_tile(16, 64, 256, 4, 4), bytes=TWO, M=16, gated=0, why="derived: 48 KiB of the weight on their way"),
             Row(_tile(16, 32, 256, 4, 4), bytes=TWO, M=16, why="derived: gated, the same bytes on their way"),
             Row(_tile(64, 64, 128, 4, 4), bytes=TWO, why="derived: three stages of 32 KiB where gated fit any chip"),
@@ -73,7 +84,7 @@ FLOAT = Forms(
         "int8_matmul_float_tiles",
         KEY,
         (
-            Row(_tile(128, 128, 64, 8, 4), gated=0, bytes=TWO, why="derived: three stages of 24 KiB fit any chip"),
+            Row(_tile(128, 128, 64, 8, 4, SLICES=2), gated=0, bytes=TWO, why="derived: three stages fit any chip"),
             Row(_tile(128, 64, 64, 8, 4), bytes=TWO, why="derived: the same with two factors"),
             Row(_tile(64, 64, 16, 8, 4), why="derived: registers for the parts of TF32 of three tiles"),
         ),
