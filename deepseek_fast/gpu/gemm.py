@@ -23,6 +23,7 @@ FEW_M = 64  # rows of the largest tile of `few`
 SPAN = 512  # values of K that a part has a multiple of: every BLOCK_K divides it
 FEW_N = 32  # columns of the smallest tile of `few`, by which its parts are counted
 TMA_BYTES = 2  # float32 is split into parts of TF32 in registers, which wgmma does not take its right factor from
+GROUP_M = 8  # rows of tiles that go together, where a table says nothing: as many columns of them share 132 blocks
 END_BLOCK = {"BLOCK_M": 1, "BLOCK_N": 512, "num_warps": 4}  # derived: four values a thread in 16-byte loads
 
 
@@ -81,7 +82,7 @@ def _launch_tiles(product: Product, config: Config, tiles: int, splits: int, spa
         _tile, (tiles, splits), x, w, product.x_scale, product.scale, out, end.bias, end.residual,
         x.stride(0), w.stride(0), N, end.residual_stride, M, N, K, span, SCALES=_scales(product), **end.constants,
         INT8=product.exact, SWAPPED=swapped, SPLITS=splits, WHOLE=splits * span == K,
-        GROUP_M=8, **_sliced(config, out), enable_fp_fusion=not product.exact,
+        **_sliced(config, out), enable_fp_fusion=not product.exact,
     )  # fmt: skip
     if parts is not None:
         _end(product, parts)
@@ -98,7 +99,7 @@ def _launch_tma(product: Product, config: Config, tiles: int, splits: int, span:
         TensorDescriptor(x, [M, K], [x.stride(0), 1], [block_m, block_k]),
         TensorDescriptor(w, [w.shape[0], K], [w.stride(0), 1], [block_n, block_k]),
         product.x_scale, product.scale, out, end.bias, end.residual, N, end.residual_stride, M, N, span,
-        SCALES=_scales(product), **end.constants, INT8=product.exact, SPLITS=splits, GROUP_M=8,
+        SCALES=_scales(product), **end.constants, INT8=product.exact, SPLITS=splits,
         **_sliced(config, out), enable_fp_fusion=not product.exact,
     )  # fmt: skip
     if parts is not None:
@@ -116,8 +117,9 @@ def _end(product: Product, parts: Tensor) -> None:
 
 
 def _sliced(config: Config, out: Tensor) -> Config:
-    """SLICES are for values of two bytes; twice as many of four."""
-    return config | {"SLICES": config.get("SLICES", 1) * (1 if out.element_size() <= TMA_BYTES else 2)}
+    """With GROUP_M; SLICES are for values of two bytes, twice as many of four."""
+    slices = config.get("SLICES", 1) * (1 if out.element_size() <= TMA_BYTES else 2)
+    return {"GROUP_M": GROUP_M} | config | {"SLICES": slices}
 
 
 def _splits(tiles: int, K: int, block_k: int) -> tuple[int, int]:

@@ -48,7 +48,7 @@ def fused_matmul(
     Source: kernels/fused_matmul/README.md.
     """
     if _linear.needs_grad(x, weight, bias, residual):
-        device = x.device.type if isinstance(x, Tensor) else "cpu"
+        device = _linear.autocast_device(x)
         if torch.is_autocast_enabled(device):
             x, weight, bias, residual = (
                 _linear.autocast(value, device=device) for value in (x, weight, bias, residual)
@@ -168,7 +168,9 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> Any:  # type: ignore[override]
-        with torch.autocast(grad_y.device.type, enabled=False):  # the inputs are in autocast's dtype already
+        with torch.autocast(
+            _linear.autocast_device(grad_y), enabled=False
+        ):  # the inputs are in autocast's dtype already
             return _backward(ctx, grad_y)
 
 
