@@ -121,9 +121,10 @@ def matmul_bound(x: Tensor, weight: Tensor, *, tensor_cores: bool = False) -> Te
 
     tensor_cores: a GPU's align the b products of a step, 4 to 16, and the sum before them to the largest of them, cut
     each off below 2 u of it, and the new sum too (Fasi, Higham, Mikaitis, Pranesh: Numerical behavior of NVIDIA tensor
-    cores, 2021): (b + 2) 2u sum|x||w| a step, K / b + 1 steps, 3 K + 36 at most. A float32 is two parts of TF32, each
-    rounded to 11 bits: their products without the small parts' one err by 3 * 2^-22 = 12 u, the sums of each tile
-    of K, at least 16, are added once more: 4 K + 64 in all. A small part below 2^-126 may count as zero.
+    cores, 2021): (b + 2) 2u sum|x||w| a step, K / b + 1 steps, 3 K + 36 at most. A float32 is two parts of TF32, the
+    large one rounded to 11 bits, the small one cut off to them: both lose 2^-21, and the small parts' product, 2^-22,
+    is left out, 20 u. The sums of each tile of K, at least 16, are added once more: 4 K + 64 in all. A small part
+    below 2^-126 may count as zero.
     """
     K = x.shape[-1]
     x_abs, weight_abs = x.double().abs(), weight.double().abs()
