@@ -64,6 +64,14 @@ def test_many_rows_of_integers_in_parts(generator: torch.Generator) -> None:
             check(run(arch, **inputs), inputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_code_becomes_its_number(dtype: torch.dtype) -> None:
+    """An identity matrix picks each of the 256 codes."""
+    q = torch.arange(-128, 128, dtype=torch.int8).reshape(8, 32)
+    got = run(x=torch.eye(32, dtype=dtype), q=q, scale=torch.ones(8), activations="float")
+    assert_equal(got, q.T.to(dtype).contiguous())
+
+
 def test_sums_at_the_end_of_int32() -> None:
     x, q = torch.ones(2, 131071), torch.full((1, 131071), -128, dtype=torch.int8)
     x[1] = -1
