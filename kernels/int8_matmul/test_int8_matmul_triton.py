@@ -75,7 +75,7 @@ def test_every_code_becomes_its_number(dtype: torch.dtype) -> None:
 def test_sums_at_the_end_of_int32() -> None:
     x, q = torch.ones(2, 131071), torch.full((1, 131071), -128, dtype=torch.int8)
     x[1] = -1
-    inputs = {"x": x, "q": q, "scale": torch.ones(1), "activation": "none", "activations": "int8"}
+    inputs: dict[str, Any] = {"x": x, "q": q, "scale": torch.ones(1), "activation": "none", "activations": "int8"}
     with tiles.forced("int8_matmul_few", {**SMALL, "BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 4096}):
         check(run(**inputs), inputs)
 
@@ -104,7 +104,7 @@ def test_the_quantizer_has_the_references_bits(dtype: torch.dtype, generator: to
 
 def test_a_row_does_not_depend_on_how_many_there_are() -> None:
     x, q = torch.randn(40, 1030).bfloat16(), torch.randint(-128, 128, (40, 1030), dtype=torch.int8)
-    rest = {"q": q, "scale": torch.rand(40), "activation": "gelu"}
+    rest: dict[str, Any] = {"q": q, "scale": torch.rand(40), "activation": "gelu"}
     want = run(x=x, **rest)
     for M in (1, 17):
         assert_equal(run(x=x[:M], **rest), want[:M], f"{M} rows")
