@@ -79,7 +79,8 @@ class FusedConv2d(PackedLinear):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         needs_grad = _linear.needs_grad(x, self.weight, self.bias, residual)
         may_change = torch.compiler.is_compiling() and self.weight.requires_grad
-        if needs_grad or may_change or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
+        takes_plain = self._takes_plain() or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu")
+        if needs_grad or may_change or takes_plain:
             return fused_conv_op.fused_conv(
                 x,
                 self.weight,

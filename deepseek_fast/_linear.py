@@ -106,6 +106,11 @@ def new_output(x: Tensor, out_features: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
+def autocast_device(x: Any) -> str:
+    """Whose autocast x is under: that of a GPU, or the CPU's."""
+    return "cuda" if isinstance(x, Tensor) and x.device.type == "cuda" else "cpu"
+
+
 def autocast(value: Any, dtypes: tuple[torch.dtype, ...] = DTYPES, device: str = "cpu") -> Any:
     """value as autocast on the device has it: a tensor of float32, bfloat16 or float16 in autocast's dtype.
 

@@ -8,6 +8,10 @@ from torch import Tensor, nn
 from deepseek_fast._linear import ACTIVATIONS, check_choice
 
 
+def on_gpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cuda"
+
+
 class PackedLinear(nn.Module):
     """Keeps `packed`, an opaque form of the weight: never saved, made again when the weight changes."""
 
@@ -29,9 +33,13 @@ class PackedLinear(nn.Module):
     def _pack(self, *plain: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _takes_plain(self) -> bool:
+        """A GPU's kernels take the plain weight; what is packed are panels of the CPU's."""
+        return on_gpu(self._plain()[0])
+
     def _repack(self) -> None:
         plain = self._plain()
-        on_cpu = all(tensor.device.type == "cpu" for tensor in plain)
+        on_cpu = all(tensor.device.type == "cpu" and not on_gpu(tensor) for tensor in plain)
         self.packed = self._pack(*(tensor.detach() for tensor in plain)) if on_cpu else None
         self._packed_from = self._state_of(*plain)
 

@@ -1,4 +1,4 @@
-"""Modules that hold their packed weight, so that a call packs nothing."""
+"""Modules that hold their packed weight, so that a call packs nothing; on a GPU the plain one is as good."""
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,8 @@ class FusedLinear(PackedLinear):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         needs_grad = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         may_change = torch.compiler.is_compiling() and self.weight.requires_grad
-        if needs_grad or may_change or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
+        takes_plain = self._takes_plain() or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu")
+        if needs_grad or may_change or takes_plain:
             return fused_matmul_op.fused_matmul(
                 x, self.weight, self.bias, activation=self.activation, residual=residual, gated=self.gated
             )
@@ -162,7 +163,7 @@ class Fp8Linear(QuantizedLinear):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         bias, options = self._bias_like(x), self._options(residual)
-        if torch.compiler.is_exporting():
+        if self._takes_plain() or torch.compiler.is_exporting():
             return fp8_matmul_op.fp8_matmul(x, self.weight, self.scale, bias, block=self.block, **options)
         packed = self._current_packed()
         return fp8_matmul_op.fp8_matmul_packed(x, packed, bias, out_features=self.out_features, **options)
@@ -240,7 +241,7 @@ class Int4Linear(QuantizedLinear):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         bias, options = self._bias_like(x), self._options(residual)
-        if torch.compiler.is_exporting():
+        if self._takes_plain() or torch.compiler.is_exporting():
             sizes = {"group_size": self.group_size, "in_features": self.in_features}
             return int4_matmul_op.int4_matmul(x, self.q, self.scale, self.zeros, bias, **sizes, **options)
         packed = self._current_packed()
@@ -302,7 +303,7 @@ class Int8Linear(QuantizedLinear):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         bias, options = self._bias_like(x), self._options(residual)
-        if torch.compiler.is_exporting():
+        if self._takes_plain() or torch.compiler.is_exporting():
             return int8_matmul_op.int8_matmul(x, self.q, self.scale, bias, **options)
         return int8_matmul_op.int8_matmul_packed(
             x,

@@ -10,6 +10,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -67,12 +68,15 @@ def device() -> str:
 @contextlib.contextmanager
 def on_gpu(arch: int | None = None) -> Iterator[None]:
     """Ops of deepseek_fast run their CUDA kernels; interpreted ones take the tables and forms of arch."""
+    from deepseek_fast import _packed_linear
     from deepseek_fast.gpu import launch
 
     if not interpreted():
         yield
         return
-    with launch.assuming(arch or 90), _AsOnCuda(), np.errstate(all="ignore"):  # a chip says nothing of 0 / 0 either
+    modules = mock.patch.object(_packed_linear, "on_gpu", lambda tensor: True)  # they do as with a weight on a GPU
+    silence = np.errstate(all="ignore")  # a chip says nothing of 0 / 0 either
+    with launch.assuming(arch or 90), _AsOnCuda(), modules, silence:
         yield
 
 

@@ -3,12 +3,15 @@
 import copy
 import io
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import deepseek_fast
 import deepseek_fast.nn
+from deepseek_fast import _packed_linear
 from tests.oracle import assert_equal
 
 IN, OUT = 37, 21
@@ -129,6 +132,38 @@ def test_modules_compile_and_export_without_breaks(name: str) -> None:
         torch._dynamo.reset()
         program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("rows", min=2)},))
         assert_equal(program.module()(x[:3]), want[:3].contiguous(), "export")
+
+
+class Called(TorchDispatchMode):
+    """The names of the library's ops that are called inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "deepseek_fast":
+            self.names.add(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [*MODULES, "FusedConv2d"])
+def test_a_module_on_a_gpu_uses_its_plain_weight(name: str) -> None:
+    """As though its weight's device were one; the plain ops have the packed ones' bits."""
+    if name == "FusedConv2d":
+        module, x = deepseek_fast.nn.FusedConv2d.from_torch(torch.nn.Conv2d(4, 8, 3), activation="relu"), (1, 4, 9, 9)
+    else:
+        module, x = build(name)[0], (5, IN)
+    x = torch.randn(x)
+    with torch.no_grad():
+        want = module(x)
+        with mock.patch.object(_packed_linear, "on_gpu", lambda tensor: True), Called() as called:
+            module.to(torch.device("cpu"))
+            assert module.packed is None
+            assert_equal(module(x), want)
+        assert called.names and not any(name.endswith(("_pack", "_packed")) for name in called.names)
+        assert_equal(module.to("cpu")(x), want, "back on the CPU")
+    assert module.packed is not None
 
 
 def test_fused_linear_trains() -> None:

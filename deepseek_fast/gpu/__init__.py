@@ -7,6 +7,8 @@ tensor.
     checks.py      the compiled checks of the CPU op, without its computation: the same sentences
     launch.py      one kernel launch; which chip it is for; compiling in place of launching
     tiles.py       tile sizes by tables, and what `deepseek_fast.tune` measured
+    gemm.py        products of rows with a weight's rows: which form they take; gemm_kernels.py: the forms
+    linear.py      the linear rooms' arguments, and the end of a tile
     numbers.py     inside kernels: loads, rounding, products that Triton's interpreter computes as the chip does
     codes.py       inside kernels: FP8 and FP4 codes and powers of two, from integer operations
 """

@@ -8,8 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepseek_fast import _linear, _load
+from deepseek_fast.gpu.register import register
 
 _load.load_torch()
+register(
+    "fused_matmul",
+    "fused_matmul",
+    refused={name: "use fused_matmul with the plain weight" for name in ("fused_matmul_pack", "fused_matmul_packed")},
+)
 _OP = torch.ops.deepseek_fast.fused_matmul.default
 _PACKED_OP = torch.ops.deepseek_fast.fused_matmul_packed.default
 PACK_OP = torch.ops.deepseek_fast.fused_matmul_pack.default
@@ -42,10 +48,13 @@ def fused_matmul(
     Source: kernels/fused_matmul/README.md.
     """
     if _linear.needs_grad(x, weight, bias, residual):
-        if torch.is_autocast_enabled("cpu"):
-            x, weight, bias, residual = map(_linear.autocast, (x, weight, bias, residual))
+        device = _linear.autocast_device(x)
+        if torch.is_autocast_enabled(device):
+            x, weight, bias, residual = (
+                _linear.autocast(value, device=device) for value in (x, weight, bias, residual)
+            )
         check(x, weight, bias, activation, residual, gated)
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(device, enabled=False):
             return _Differentiable.apply(x, weight, bias, activation, residual, gated)  # type: ignore[no-any-return,no-untyped-call]
     options = {"activation": activation, "residual": residual, "gated": gated}
     return _linear.call(_OP, _check_keywords, x, weight, bias, **options)  # type: ignore[no-any-return]
@@ -142,7 +151,6 @@ class _Differentiable(torch.autograd.Function):
     """Saves the inputs, not the sums: the backward pass computes x @ weight.T + bias again where it needs it."""
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu")
     def forward(  # type: ignore[override]
         ctx: Any,
         x: Tensor,
@@ -159,24 +167,30 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad_y: Tensor) -> Any:  # type: ignore[override]
-        x, weight, bias = ctx.saved_tensors
-        grad_residual = grad_y
-        if ctx.residual_shape is not None and ctx.residual_shape != grad_y.shape:
-            grad_residual = grad_y.sum().reshape(ctx.residual_shape)
-        activate, activate_backward = FUNCTIONS[ctx.activation]
-        grad_z = grad_y
-        if ctx.gated:
-            gate, up = _OP(x, weight, bias).chunk(2, -1)
-            grad_z = torch.cat([activate_backward(grad_y * up, gate), grad_y * activate(gate)], -1)
-        elif ctx.activation != "none":
-            grad_z = activate_backward(grad_y, _OP(x, weight, bias))
-        grad_x = grad_z @ weight if ctx.needs_input_grad[0] else None
-        grad_rows = grad_z.reshape(-1, weight.shape[0])
-        grad_weight = grad_rows.T @ x.reshape(-1, weight.shape[1]) if ctx.needs_input_grad[1] else None
-        grad_bias = grad_rows.sum(0) if bias is not None else None
-        return grad_x, grad_weight, grad_bias, None, grad_residual if ctx.residual_shape is not None else None, None
+        with torch.autocast(
+            _linear.autocast_device(grad_y), enabled=False
+        ):  # the inputs are in autocast's dtype already
+            return _backward(ctx, grad_y)
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> Any:
+    x, weight, bias = ctx.saved_tensors
+    grad_residual = grad_y
+    if ctx.residual_shape is not None and ctx.residual_shape != grad_y.shape:
+        grad_residual = grad_y.sum().reshape(ctx.residual_shape)
+    activate, activate_backward = FUNCTIONS[ctx.activation]
+    grad_z = grad_y
+    if ctx.gated:
+        gate, up = _OP(x, weight, bias).chunk(2, -1)
+        grad_z = torch.cat([activate_backward(grad_y * up, gate), grad_y * activate(gate)], -1)
+    elif ctx.activation != "none":
+        grad_z = activate_backward(grad_y, _OP(x, weight, bias))
+    grad_x = grad_z @ weight if ctx.needs_input_grad[0] else None
+    grad_rows = grad_z.reshape(-1, weight.shape[0])
+    grad_weight = grad_rows.T @ x.reshape(-1, weight.shape[1]) if ctx.needs_input_grad[1] else None
+    grad_bias = grad_rows.sum(0) if bias is not None else None
+    return grad_x, grad_weight, grad_bias, None, grad_residual if ctx.residual_shape is not None else None, None
 
 
 _ATEN = torch.ops.aten

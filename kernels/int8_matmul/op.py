@@ -6,8 +6,15 @@ import torch
 from torch import Tensor
 
 from deepseek_fast import _linear, _load
+from deepseek_fast.gpu.register import register
 
 _load.load_torch()
+register(
+    "int8_matmul",
+    "int8_matmul",
+    "int8_quantize_weight",
+    refused={name: "use int8_matmul with the plain weight" for name in ("int8_matmul_pack", "int8_matmul_packed")},
+)
 _OP = torch.ops.deepseek_fast.int8_matmul.default
 _PACKED_OP = torch.ops.deepseek_fast.int8_matmul_packed.default
 _QUANTIZE_OP = torch.ops.deepseek_fast.int8_quantize_weight.default

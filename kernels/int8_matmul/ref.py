@@ -80,18 +80,21 @@ def bound(
     residual: Tensor | None = None,
     activations: str = "int8",
     gated: bool = False,
+    tensor_cores: bool = False,
 ) -> Tensor:
     """Largest |kernel - int8_matmul_ref| per output, float64, where the reference is float64.
 
     "int8": z itself is exact, so only the epilogue errs. "float": the sum errs as in fused_matmul, is multiplied by
-    the scale and rounded once more.
+    the scale and rounded once more. tensor_cores: of a GPU, as there.
     """
     z = preactivation(x, q, scale, bias, activations).double()
     if activations == "int8":
         error, bias_rounds = torch.zeros_like(z), False
     else:
         product = (x.double() @ q.double().T).abs()
-        error = (matmul_bound(x, q) * (1 + U) + U * product) * scale.double().abs() + F32_MIN_SUBNORMAL
+        error = (
+            matmul_bound(x, q, tensor_cores=tensor_cores) * (1 + U) + U * product
+        ) * scale.double().abs() + F32_MIN_SUBNORMAL
         bias_rounds = bias is not None
     rest = {"activation": activation, "residual": residual, "gated": gated}
     return epilogue_bound(z, error, x.dtype, bias=bias_rounds, **rest)  # type: ignore[arg-type]
