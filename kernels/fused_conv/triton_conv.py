@@ -111,56 +111,93 @@ def _conv(
     column_block, m_block = block % (per_group * GROUPS), block // (per_group * GROUPS)
     group = column_block // per_group
     m = (m_block.to(tl.int64) if WIDE else m_block) * BLOCK_M + tl.arange(0, BLOCK_M)
-    f = (column_block % per_group) * BLOCK_N + tl.arange(0, BLOCK_N)
-    stores = (m < M)[:, None] & (f < F)[None, :]
+    f0 = (column_block % per_group) * BLOCK_N
+    f = f0 + tl.arange(0, BLOCK_N)
     n, row, column = pixels(m, per_image, columns)
-    channel = group * F + f
     # Filters beyond the last read what the last one reads, and are not stored.
     w_at = weight + (group * F + tl.minimum(f, F - 1)).to(tl.int64) * w_f
     x_at = x + n * x_n + (group * C).to(tl.int64) * x_c
-    of_bias = tl.load(bias + channel, f < F, 0) if HAS_BIAS else tl.zeros_like(channel)
-    of_bias = of_bias if INT8 else of_bias.to(tl.float32)
-    of_sums = tl.load(multiplier + channel, f < F, 0) if INT8 else of_bias
-
     best = tl.full([BLOCK_M, BLOCK_N], float("-inf"), tl.float32)
     for place in range(POOL_H * POOL_W if POOL_H else 1):
         p, q = row, column
-        inside = stores
+        inside = m < M
         if POOL_H:
             p = row * POOL_H - POOL_TOP + place // POOL_W
             q = column * POOL_W - POOL_LEFT + place % POOL_W
-            inside = inside & ((p >= 0) & (p < P) & (q >= 0) & (q < Q))[:, None]
+            inside = inside & (p >= 0) & (p < P) & (q >= 0) & (q < Q)
         h0, w0 = p * STRIDE_H - TOP, q * STRIDE_W - LEFT
         first = x_at + h0.to(tl.int64) * x_h + w0.to(tl.int64) * x_w
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if INT8 else tl.float32)
         if TAPS_C:
             acc = _tap_sums(
-                first, w_at, m < M, h0, w0, H, W, x_c, x_h, x_w, w_c, w_r, w_s, x_zero_point, acc,
+                first, w_at, inside, h0, w0, H, W, x_c, x_h, x_w, w_c, w_r, w_s, x_zero_point, acc,
                 R, S, DILATION_H, DILATION_W, TAPS_C, BLOCK_K, INT8,
             )  # fmt: skip
         else:
             acc = _block_sums(
-                first, w_at, m < M, h0, w0, C, H, W, x_c, x_h, x_w, w_c, w_r, w_s, x_zero_point, acc,
+                first, w_at, inside, h0, w0, C, H, W, x_c, x_h, x_w, w_c, w_r, w_s, x_zero_point, acc,
                 R, S, DILATION_H, DILATION_W, PADDED, BLOCK_K, INT8,
             )  # fmt: skip
-        if INT8:
-            acc += of_bias[None, :]
-        r_at = (residual + n * r_n + p.to(tl.int64) * r_h + q.to(tl.int64) * r_w)[:, None] + (
-            channel.to(tl.int64) * r_c
-        )[None, :]
-        value = end(
-            acc, of_bias[None, :], of_sums[None, :], r_at, inside,
-            param0, param1, y_scale, residual_scale, residual_zero_point, y_zero_point,
-            ACTIVATION, RESIDUAL, INT8, LOWEST,
-        )  # fmt: skip
+        r_at = residual + n * r_n + p.to(tl.int64) * r_h + q.to(tl.int64) * r_w
         if POOL_H:
-            best = tl.where(inside, larger(best, value), best)
+            value = _ended(
+                acc, bias, multiplier, r_at, r_c, inside, group * F, f, F,
+                param0, param1, y_scale, residual_scale, residual_zero_point, y_zero_point,
+                HAS_BIAS, ACTIVATION, RESIDUAL, INT8, LOWEST,
+            )  # fmt: skip
+            best = tl.where(inside[:, None], larger(best, value), best)
+        elif BLOCK_N >= 128:
+            # In two parts: what ends a tile takes registers beside the sums.
+            parts = tl.split(tl.permute(tl.reshape(acc, [BLOCK_M, 2, BLOCK_N // 2]), (0, 2, 1)))
+            for part in tl.static_range(2):
+                of_part = f0 + part * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+                value = _ended(
+                    parts[part], bias, multiplier, r_at, r_c, inside, group * F, of_part, F,
+                    param0, param1, y_scale, residual_scale, residual_zero_point, y_zero_point,
+                    HAS_BIAS, ACTIVATION, RESIDUAL, INT8, LOWEST,
+                )  # fmt: skip
+                _store(y, value, n, row, column, rows, columns, m < M, group * F, of_part, F, GROUPS, PIXELS)
         else:
-            best = value
-    at = place_in(
-        y, n[:, None], channel[None, :], row[:, None], column[:, None], F * GROUPS, rows, columns, PIXELS
-    )
-    tl.store(at, stored(best, y.dtype.element_ty), stores)
+            value = _ended(
+                acc, bias, multiplier, r_at, r_c, inside, group * F, f, F,
+                param0, param1, y_scale, residual_scale, residual_zero_point, y_zero_point,
+                HAS_BIAS, ACTIVATION, RESIDUAL, INT8, LOWEST,
+            )  # fmt: skip
+            _store(y, value, n, row, column, rows, columns, m < M, group * F, f, F, GROUPS, PIXELS)
+    if POOL_H:
+        _store(y, best, n, row, column, rows, columns, m < M, group * F, f, F, GROUPS, PIXELS)
+
+
+@triton.jit
+def _ended(
+    sums, bias, multiplier, residual, r_c, inside, channel0, f, F,
+    param0, param1, y_scale, residual_scale, residual_zero_point, y_zero_point,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, INT8: tl.constexpr, LOWEST: tl.constexpr,
+):  # fmt: skip
+    """Values of y, of filters f of a group that begins at channel0. residual: pointers of (BLOCK_M,)."""
+    channel = channel0 + f
+    of_bias = tl.load(bias + channel, f < F, 0)[None, :] if HAS_BIAS else 0
+    if INT8:
+        sums += of_bias
+        of_sums = tl.load(multiplier + channel, f < F, 0.0)[None, :]
+    else:
+        of_bias = of_bias.to(tl.float32) if HAS_BIAS else 0.0
+        of_sums = 1.0
+    r_at = residual[:, None] + (channel.to(tl.int64) * r_c)[None, :]
+    return end(
+        sums, of_bias, of_sums, r_at, inside[:, None] & (f < F)[None, :],
+        param0, param1, y_scale, residual_scale, residual_zero_point, y_zero_point,
+        ACTIVATION, RESIDUAL, INT8, LOWEST,
+    )  # fmt: skip
+
+
+@triton.jit
+def _store(
+    y, value, n, row, column, rows, columns, exists, channel0, f, F, GROUPS: tl.constexpr, PIXELS: tl.constexpr
+):  # fmt: skip
+    channel = (channel0 + f)[None, :]
+    at = place_in(y, n[:, None], channel, row[:, None], column[:, None], F * GROUPS, rows, columns, PIXELS)
+    tl.store(at, stored(value, y.dtype.element_ty), exists[:, None] & (f < F)[None, :])
 
 
 @triton.jit(do_not_specialize=["x_zero_point"])

@@ -87,8 +87,8 @@ def _activate_scaled(z, y_scale, param0, param1, NAME: tl.constexpr):
     elif NAME == "clip":
         return limited(z, tl.div_rn(param0, y_scale), tl.div_rn(param1, y_scale))
     else:
-        of_z = conv_activate(z * y_scale, param0, param1, NAME)
-        return tl.div_rn(of_z, tl.zeros_like(of_z) + y_scale)
+        # Of curves a step of y is allowed: their own error is larger than that of a division.
+        return conv_activate(z * y_scale, param0, param1, NAME) / y_scale
 
 
 @triton.jit
@@ -100,7 +100,9 @@ def larger(a, b):
 @triton.jit
 def place_in(y, n, channel, row, column, channels, rows, columns, PIXELS: tl.constexpr):
     """Pointers into a dense (N, C, H, W): channels_last where PIXELS. n: int64; they broadcast."""
+    # A term of the pixel and one of the channel: each is computed for a row or a column of a tile.
     if PIXELS:
         return y + ((n * rows + row) * columns + column) * channels + channel
     else:
-        return y + ((n * channels + channel) * rows + row) * columns + column
+        plane = (tl.zeros([], tl.int64) + rows) * columns
+        return y + (n * channels * plane + row * columns + column) + channel * plane

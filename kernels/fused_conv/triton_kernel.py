@@ -17,7 +17,7 @@ from deepseek_fast.gpu.launch import launch
 from deepseek_fast.gpu.tiles import Row, Table
 from deepseek_fast.kernels.fused_conv import meta, triton_conv, triton_stem, triton_windows
 
-SMALL = (86, 89, 120)  # chips with 99 KiB of shared memory a block
+MMA_SYNC = (80, 86, 89, 120)  # chips whose products take operands from registers; all but 8.0 have 99 KiB a block
 FEW_CHANNELS = 16  # the least K of a tensor-core product: with fewer channels a tap would leave its steps half empty
 MOST_UNROLLED = 25  # taps of a window, at most: then the loads of all are under way at once
 INT32_MAX = 2**31 - 1
@@ -33,7 +33,7 @@ CONV = Table(
             why="derived: codes pass through registers on the way to a product, which a wider tile has too few of",
         ),
         Row(
-            {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 4}, bytes=2, F=64, archs=SMALL,
+            {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 4}, bytes=2, F=64, archs=MMA_SYNC,
             why="derived: 48 KiB, two blocks a multiprocessor",
         ),
         Row(
@@ -42,19 +42,19 @@ CONV = Table(
         ),
         Row(
             {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32, "num_warps": 4, "num_stages": 4}, bytes=2, M=16384,
-            archs=SMALL, why="derived: as on other chips, in 48 KiB",
+            archs=MMA_SYNC, why="derived: as on other chips, in 48 KiB",
         ),
         Row(
             {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4}, bytes=2, M=16384,
             why="derived: of few pixels (14x14, 7x7) higher tiles would leave multiprocessors without one",
         ),
         Row(
-            {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3}, bytes=2, archs=SMALL,
+            {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3}, bytes=2, archs=MMA_SYNC,
             why="derived: 48 KiB, two blocks a multiprocessor",
         ),
         Row(
-            {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}, bytes=2,
-            why="derived: 96 KiB, two blocks a multiprocessor; 64 sums a thread",
+            {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3, "maxnreg": 128},
+            bytes=2, why="derived: 96 KiB and half of the registers, so that one block multiplies while another ends",
         ),
         Row(
             {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},
@@ -64,15 +64,22 @@ CONV = Table(
 )  # fmt: skip
 TAPS = Table(
     "fused_conv_taps",
-    "M F bytes",
+    "M F",
     (
         Row(
-            {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}, bytes=2,
-            why="derived: values come one by one, through registers",
-        ),
-        Row(
             {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
-            why="derived: half as many pixels, as values have twice the bytes",
+            why="derived: values come one by one, through registers: 16 of x and 16 of the weight a thread",
+        ),
+    ),
+)  # fmt: skip
+# With a pool of windows side by side.
+POOLED = Table(
+    "fused_conv_pooled",
+    "M F",
+    (
+        Row(
+            {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},
+            why="derived: the largest values so far take as many registers as the sums",
         ),
     ),
 )  # fmt: skip
@@ -272,7 +279,7 @@ def _sums(
         )  # fmt: skip
         return
     of_group = F // groups
-    table = TAPS if taps else CONV
+    table = TAPS if taps else POOLED if max_pool else CONV
     config = table.choose(M=M, F=of_group, bytes=x.tensor.element_size())
     grid = _cdiv(M, config["BLOCK_M"]) * _cdiv(of_group, config["BLOCK_N"]) * groups
     pool = (max_pool[0], max_pool[1], max_pool[4], max_pool[5]) if max_pool else (0, 0, 0, 0)
