@@ -26,14 +26,13 @@ from deepseek_fast.kernels.fused_conv.cases import (
     Case,
     laid_out,
 )
-from deepseek_fast.kernels.fused_conv.gpu_cases import chip_bound
+from deepseek_fast.kernels.fused_conv.gpu_cases import POOL, chip_bound
 from tests import gpu
 from tests.conv_doors import assert_close, assert_same, prepared, prepared_int8
 from tests.oracle import assert_equal
 
 pytestmark = gpu.gpu
-LARGE = 60_000  # values of y that take the interpreter seconds
-NORMS = {"small": 0.02, "large": 30.0}
+LARGE = 20_000  # values of y that take the interpreter seconds
 STEM_TILE = {"BLOCK_M": 16, "BLOCK_F": 32, "num_warps": 4, "num_stages": 2}
 
 
@@ -41,8 +40,8 @@ def is_small(case: Case) -> bool:
     return torch.Size(case.conv_shape).numel() * max(1, (case.x[1] // case.groups) // 16) < LARGE
 
 
-SOME = [case for case in CASES if is_small(case)][::4]
-SOME_INT8 = [case for case in INT8_CASES if is_small(case.case)][::3]
+SOME = [case for case in CASES if is_small(case)][::11]
+SOME_INT8 = [case for case in INT8_CASES if is_small(case.case)][::9]
 GROUPED = Case((2, 40, 9, 11), 48, (3, 3), padding=1, groups=2)
 BLOCKS = Case((2, 40, 9, 11), 70, (3, 3), padding=1)
 FORMS = (BLOCKS, STEM, DEPTHWISE, GROUPED, replace(POOLED, max_pool=2), replace(POOLED, max_pool=(3, 2, 1)))
@@ -61,8 +60,7 @@ def test_within_the_bound_and_laid_out_as_the_cpu_op_does(case: Case) -> None:
     assert_close(got, want, bound_of(inputs, bound), case.id)
 
 
-@pytest.mark.parametrize("arch", [80, 100])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype, arch", [("float32", 100), ("bfloat16", 80)])
 @pytest.mark.parametrize("case", FORMS, ids=lambda case: case.id)
 def test_other_chips(case: Case, dtype: str, arch: int) -> None:
     inputs, want, bound = prepared(replace(case, dtype=dtype, activation="silu", x_layout="NHWC"))
@@ -94,9 +92,13 @@ STEMS: dict[str, dict[str, Any]] = {
     "ResNet's": stem_inputs((2, 3, 22, 32), 40),
     "odd rows": stem_inputs((2, 3, 21, 32), 33, activation="none"),
     "ceil_mode": stem_inputs((1, 3, 23, 48), 8, max_pool=(3, 2, 1, True), activation="gelu"),
-    "padding a side": stem_inputs((1, 3, 24, 32), 32, padding=(3, 2, 2, 3), max_pool=(3, 2, 1, True), activation="silu"),
-    "3x3": stem_inputs((1, 4, 24, 32), 32, side=3, padding=(2, 1, 1, 3), activation="leaky_relu", activation_params=(-0.5,)),
-    "one row": stem_inputs((3, 1, 1, 16), 5),
+    "padding a side": stem_inputs(
+        (1, 3, 24, 32), 32, padding=(3, 2, 2, 3), max_pool=(3, 2, 1, True), activation="silu"
+    ),
+    "3x3": stem_inputs(
+        (1, 4, 24, 32), 32, side=3, padding=(2, 1, 1, 3), activation="leaky_relu", activation_params=(-0.5,)
+    ),
+    "one row": stem_inputs((3, 2, 1, 16), 5),
 }  # fmt: skip
 
 
@@ -115,6 +117,7 @@ def test_a_pooled_first_layer(name: str) -> None:
     assert_close(stem_call(inputs), ref.fused_conv_ref(**inputs), bound, name)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's numpy
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
 def test_what_is_no_number_reaches_its_own_windows_alone(activation: str, value: float) -> None:
@@ -141,7 +144,9 @@ def test_a_first_layer_in_tiles_of_every_chip() -> None:
 
 @pytest.mark.parametrize("case", FORMS, ids=lambda case: case.id)
 def test_neither_layout_nor_the_batch_change_a_bit(case: Case) -> None:
-    inputs = replace(case, x=(3, *case.x[1:]), activation="gelu", dtype="bfloat16").inputs(torch.Generator().manual_seed(3))
+    inputs = replace(case, x=(3, *case.x[1:]), activation="gelu", dtype="bfloat16").inputs(
+        torch.Generator().manual_seed(3)
+    )
     want = gpu.call(deepseek_fast.fused_conv, **inputs)
     for layout in LAYOUTS:
         x = laid_out(inputs["x"], layout)
@@ -169,7 +174,9 @@ def test_x_and_residual_lie_anywhere() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("window", [(3, 2, 1, False), (2, None, 0, False), ((3, 4), (2, 3), (1, 2), True), (7, 1, 3, False)])
+@pytest.mark.parametrize(
+    "window", [(3, 2, 1, False), (2, None, 0, False), ((3, 4), (2, 3), (1, 2), True), (7, 1, 3, False)]
+)
 def test_pools(window: Any, layout: str) -> None:
     kernel, stride, padding, ceil_mode = window
     x = laid_out(torch.randn(2, 5, 13, 15), layout)
@@ -235,13 +242,17 @@ def test_gradients_are_the_cpu_ops(case: Case) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+WINDOW = ([2, 2], [1] * 4, [1, 1], 1)
 X, WEIGHT = torch.randn(1, 6, 9, 9), torch.randn(8, 6, 3, 3)
 
 
 @pytest.mark.parametrize(
     "error, sentence, call",
     [
-        (TypeError, "x must be float32 or bfloat16; got dtype float16", lambda: deepseek_fast.fused_conv(X.half(), WEIGHT.half())),
+        (
+            TypeError, "x must be float32 or bfloat16; got dtype float16",
+            lambda: deepseek_fast.fused_conv(X.half(), WEIGHT.half()),
+        ),
         (
             ValueError, "x must have channels that groups = 4 divides; got shape (1, 6, 9, 9)",
             lambda: deepseek_fast.fused_conv(X, WEIGHT, groups=4),
@@ -281,7 +292,7 @@ def test_packed_weights_are_refused_and_packing_is_not() -> None:
 def test_fakes_say_what_the_kernels_give(name: str) -> None:
     x = laid_out(X, "NHWC" if name == "pixels" else "NCHW")
     for call in (
-        lambda t: op._OP(t, WEIGHT.to(t.device), None, [2, 2], [1] * 4, [1, 1], 1, "relu", [], None, "before", [3, 3, 2, 2, 1, 1, 1, 1, 0]),
+        lambda t: op._OP(t, WEIGHT.to(t.device), None, *WINDOW, "relu", [], None, "before", POOL),
         lambda t: op._POOL_OP(t, [2, 2, 2, 2, 0, 0, 0, 0, 1]),
         lambda t: op._LRN_OP(t, 5),
     ):  # fmt: skip

@@ -1,7 +1,7 @@
 """The implicit product: M pixels of y by N filters, K = taps by channels; x is never unfolded.
 
-    BLOCKS  channels lie side by side: a step of K is BLOCK_K channels of one tap, 16 bytes a copy
-    TAPS    few channels a group: a step of K is BLOCK_K of the filter's values, whatever tap and channel
+BLOCKS  channels lie side by side: a step of K is BLOCK_K channels of one tap, 16 bytes a copy
+TAPS    few channels a group: a step of K is BLOCK_K of the filter's values, whatever tap and channel
 """
 
 import triton
@@ -176,16 +176,13 @@ def _ended(
 ):  # fmt: skip
     """Values of y, of filters f of a group that begins at channel0. residual: pointers of (BLOCK_M,)."""
     channel = channel0 + f
-    of_bias = tl.load(bias + channel, f < F, 0)[None, :] if HAS_BIAS else 0
+    of_bias = (tl.load(bias + channel, f < F, 0) if HAS_BIAS else tl.zeros_like(channel))[None, :]
+    of_sums = tl.load(multiplier + channel, f < F, 0.0)[None, :] if INT8 else 1.0
     if INT8:
         sums += of_bias
-        of_sums = tl.load(multiplier + channel, f < F, 0.0)[None, :]
-    else:
-        of_bias = of_bias.to(tl.float32) if HAS_BIAS else 0.0
-        of_sums = 1.0
     r_at = residual[:, None] + (channel.to(tl.int64) * r_c)[None, :]
     return end(
-        sums, of_bias, of_sums, r_at, inside[:, None] & (f < F)[None, :],
+        sums, of_bias.to(tl.float32), of_sums, r_at, inside[:, None] & (f < F)[None, :],
         param0, param1, y_scale, residual_scale, residual_zero_point, y_zero_point,
         ACTIVATION, RESIDUAL, INT8, LOWEST,
     )  # fmt: skip

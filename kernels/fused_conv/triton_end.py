@@ -1,7 +1,7 @@
 """Inside kernels: what follows the sums of a convolution, as cpu.h writes it down; and where a result lies.
 
-    floats   z + bias, + residual ("before"), activation, + residual ("after"), in float32
-    8 bits   the same in y's unit, each operation rounded, then a code; the bits of the CPU's kernels
+floats   z + bias, + residual ("before"), activation, + residual ("after"), in float32
+8 bits   the same in y's unit, each operation rounded, then a code; the bits of the CPU's kernels
 """
 
 import triton
@@ -22,8 +22,8 @@ def end(
 ):  # fmt: skip
     """float32 values of y, or its codes as float32 where INT8.
 
-    sums: float32, or int32 with the bias in them. bias, multiplier: what broadcasts to them. residual: pointers, a tile,
-    read where inside. RESIDUAL: "none", "before", "after". LOWEST: the lowest code of y's dtype.
+    sums: float32, or int32 with the bias in them. bias, multiplier: what broadcasts to them. residual: pointers, a
+    tile, read where inside. RESIDUAL: "none", "before", "after". LOWEST: the lowest code of y's dtype.
     """
     z = sums.to(tl.float32) * multiplier if INT8 else sums + bias
     if RESIDUAL != "none":

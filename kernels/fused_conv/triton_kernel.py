@@ -1,9 +1,9 @@
 """fused_conv, fused_conv_int8, pool2d and local_response_norm on CUDA tensors: launchers, and their tile tables.
 
-    triton_conv.py     the implicit product
-    triton_stem.py     a first layer of few channels and its pool in one pass
-    triton_windows.py  depthwise convolutions, pools, local response norms
-    triton_end.py      what follows the sums
+triton_conv.py     the implicit product
+triton_stem.py     a first layer of few channels and its pool in one pass
+triton_windows.py  depthwise convolutions, pools, local response norms
+triton_end.py      what follows the sums
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from deepseek_fast.gpu.launch import launch
 from deepseek_fast.gpu.tiles import Row, Table
 from deepseek_fast.kernels.fused_conv import meta, triton_conv, triton_stem, triton_windows
 
-MMA_SYNC = (80, 86, 89, 120)  # chips whose products take operands from registers; all but 8.0 have 99 KiB a block
+MMA_SYNC = (80, 86, 89, 120)  # products take operands from registers; all but 8.0 have 99 KiB a block
 FEW_CHANNELS = 16  # the least K of a tensor-core product: with fewer channels a tap would leave its steps half empty
 MOST_UNROLLED = 25  # taps of a window, at most: then the loads of all are under way at once
 INT32_MAX = 2**31 - 1
@@ -26,35 +26,42 @@ DEFAULTS = {"leaky_relu": (0.01,), "hardsigmoid": (1 / 6, 0.5)}
 # A step of K copies (BLOCK_M + BLOCK_N) * BLOCK_K values; num_stages of them are in shared memory or on the way.
 CONV = Table(
     "fused_conv",
-    "M F bytes",
+    "M F bytes planes",
     (
         Row(
-            {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}, bytes=1,
+            {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
+            bytes=1,
             why="derived: codes pass through registers on the way to a product, which a wider tile has too few of",
         ),
         Row(
-            {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 4}, bytes=2, F=64, archs=MMA_SYNC,
-            why="derived: 48 KiB, two blocks a multiprocessor",
+            {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 4},
+            bytes=2, F=64, archs=MMA_SYNC, why="derived: 48 KiB, two blocks a multiprocessor",
         ),
         Row(
-            {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}, bytes=2, F=64,
-            why="derived: 72 KiB, so that one block computes while another ends",
+            {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
+            bytes=2, F=64, why="derived: 72 KiB, so that one block computes while another ends",
         ),
         Row(
-            {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32, "num_warps": 4, "num_stages": 4}, bytes=2, M=16384,
-            archs=MMA_SYNC, why="derived: as on other chips, in 48 KiB",
+            {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32, "num_warps": 4, "num_stages": 4},
+            bytes=2, M=16384, archs=MMA_SYNC, why="derived: as on other chips, in 48 KiB",
         ),
         Row(
-            {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4}, bytes=2, M=16384,
+            {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4},
+            bytes=2, M=16384,
             why="derived: of few pixels (14x14, 7x7) higher tiles would leave multiprocessors without one",
         ),
         Row(
-            {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3}, bytes=2, archs=MMA_SYNC,
-            why="derived: 48 KiB, two blocks a multiprocessor",
+            {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
+            bytes=2, archs=MMA_SYNC, why="derived: 48 KiB, two blocks a multiprocessor",
         ),
         Row(
             {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3, "maxnreg": 128},
-            bytes=2, why="derived: 96 KiB and half of the registers, so that one block multiplies while another ends",
+            bytes=2, planes=0,
+            why="derived: 96 KiB and half of the registers, so that one block multiplies while another ends",
+        ),
+        Row(
+            {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4},
+            bytes=2, why="derived: what writes planes takes more than half of the registers",
         ),
         Row(
             {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},
@@ -64,11 +71,15 @@ CONV = Table(
 )  # fmt: skip
 TAPS = Table(
     "fused_conv_taps",
-    "M F",
+    "M F bytes",
     (
         Row(
             {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
-            why="derived: values come one by one, through registers: 16 of x and 16 of the weight a thread",
+            bytes=2, why="derived: values come one by one, through registers: 16 of x and 16 of the weight a thread",
+        ),
+        Row(
+            {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
+            why="derived: half as many filters, as each value has two parts",
         ),
     ),
 )  # fmt: skip
@@ -91,7 +102,7 @@ WINDOWS = Table(
             {"BLOCK_M": 16, "BLOCK_C": 64, "num_warps": 4}, planes=0,
             why="derived: 8 values a thread, side by side in one load",
         ),
-        Row({"BLOCK_M": 128, "BLOCK_C": 4, "num_warps": 4}, why="derived: pixels of a row side by side, a channel each"),
+        Row({"BLOCK_M": 128, "BLOCK_C": 4, "num_warps": 4}, why="derived: pixels side by side, a warp to a channel"),
     ),
 )  # fmt: skip
 
@@ -216,7 +227,8 @@ def _conv(
         columns = meta.places(Q, max_pool[5], max_pool[7], max_pool[1], max_pool[3], max_pool[8])
         if pixels and quantized is None and triton_stem.serves(of_x, filters, window, max_pool, residual):
             y = of_x.new_result(pixels, [N, F, rows, columns], dtype)
-            triton_stem.run(of_x, filters, bias, window, _params(activation, params), activation, y, (P, Q, rows, columns))
+            geometry = (P, Q, rows, columns)
+            triton_stem.run(of_x, filters, bias, window, _params(activation, params), activation, y, geometry)
             return y
         # Windows that overlap would compute their pixels again: those are pooled by a kernel of their own.
         is_depthwise = groups == C and groups > 1
@@ -244,7 +256,7 @@ def _sums(
     pixels: bool,
 ) -> None:
     """Launches what fills y, without a pool or with one of windows side by side."""
-    (stride, padding, dilation, groups), (N, C, H, W), (F, per_group, R, S) = window, x.sizes, weight.sizes
+    (stride, padding, dilation, groups), (N, _, H, W), (F, per_group, R, S) = window, x.sizes, weight.sizes
     P, Q, rows, columns = geometry
     activation, params, residual, residual_at = after
     M = N * rows * columns
@@ -280,7 +292,8 @@ def _sums(
         return
     of_group = F // groups
     table = TAPS if taps else POOLED if max_pool else CONV
-    config = table.choose(M=M, F=of_group, bytes=x.tensor.element_size())
+    sizes = {"M": M, "F": of_group, "bytes": x.tensor.element_size(), "planes": int(not pixels)}
+    config = table.choose(**sizes)
     grid = _cdiv(M, config["BLOCK_M"]) * _cdiv(of_group, config["BLOCK_N"]) * groups
     pool = (max_pool[0], max_pool[1], max_pool[4], max_pool[5]) if max_pool else (0, 0, 0, 0)
     launch(
@@ -339,9 +352,7 @@ def _pool(x: Places, window: Sequence[int], average: bool, count_padding: bool, 
     return y
 
 
-def local_response_norm(
-    x: Tensor, size: int, alpha: float = 0.0001, beta: float = 0.75, k: float = 1.0
-) -> Tensor:
+def local_response_norm(x: Tensor, size: int, alpha: float = 0.0001, beta: float = 0.75, k: float = 1.0) -> Tensor:
     of_x = Places.of(x, x.dim() - 2)
     N, C, H, W = of_x.sizes
     pixels = of_x.channels_last

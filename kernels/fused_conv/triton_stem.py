@@ -1,15 +1,15 @@
 """A first layer of few channels, its activation and a 3x3 max-pool of stride 2, without its sums in memory.
 
-A program goes down some rows of the pool for BLOCK_M - 1 of its columns, of one or several images. A pooled value is the
-largest of nine sums: of rows 2p - 1, 2p, 2p + 1 of the convolution and of columns 2q - 1, 2q, 2q + 1. Row 2p + 1 serves
-p + 1 as well, so its sums stay in registers; column 2q - 1 is column 2q + 1 of the neighbor, whose sums come through
-shared memory. So nothing is computed twice but a column in BLOCK_M and a row in a strip.
+A program goes down some rows of the pool for BLOCK_M - 1 of its columns, of one or several images. A pooled value is
+the largest of nine sums: of rows 2p - 1, 2p, 2p + 1 of the convolution and of columns 2q - 1, 2q, 2q + 1. Row 2p + 1
+serves p + 1 as well, so its sums stay in registers; column 2q - 1 is column 2q + 1 of the neighbor, whose sums come
+through shared memory. So nothing is computed twice but a column in BLOCK_M and two rows in a strip.
 
 The taps of a filter's row over columns 2q and 2q + 1 lie in one run of RUN values of x, whose begin 8 bytes divide. One
 copy of it is the operand of both columns: the matrix has each filter twice, at the places that each column needs, and
-zeros elsewhere. Sums cost RUN / (S C) as much as those of single columns would, and need no value of x copied but once
-a row of the convolution, in pieces of 8 bytes. Zeros times what is not a number would be wrong: rows of the pool in
-which a sum is NaN are computed again, column by column.
+zeros elsewhere. Products are RUN / (S C) of what they need be (32 of 21), but values of x come in pieces of 8 bytes, a
+quarter of them to a column, and two rows of the convolution share all but two of theirs. Zeros times what is not a
+finite number are NaN: a strip in which a sum is NaN is computed again, column by column.
 """
 
 import functools
@@ -79,9 +79,15 @@ def serves(x: Any, weight: Any, window: Any, max_pool: Any, residual: Tensor | N
 
 
 def run(
-    x: Any, weight: Any, bias: Tensor | None, window: Any, params: tuple[float, float], activation: str, y: Tensor,
+    x: Any,
+    weight: Any,
+    bias: Tensor | None,
+    window: Any,
+    params: tuple[float, float],
+    activation: str,
+    y: Tensor,
     geometry: tuple[int, int, int, int],
-) -> None:  # fmt: skip
+) -> None:
     """Fills y, which is dense and channels_last."""
     (_, padding, _, _), (N, C, H, W), (F, _, R, S) = window, x.sizes, weight.sizes
     P, Q, rows, columns = geometry
@@ -133,7 +139,8 @@ def _lay_out(
 def _stem(
     x, filters, bias, y, M, H, WC, F, P, Q, rows, columns, strip, x_n, x_h, param0, param1,
     R: tl.constexpr, S: tl.constexpr, C: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, RISING: tl.constexpr, ALL_ROWS: tl.constexpr, ALL_COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, RISING: tl.constexpr,
+    ALL_ROWS: tl.constexpr, ALL_COLUMNS: tl.constexpr,
     LEAD: tl.constexpr, RUN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """M: columns of the pool, of all images. WC: values in a row of x. strip: rows of the pool a program."""
@@ -167,7 +174,8 @@ def _strip(
     x, filters, bias, y, n, q, stores_m, f0, p_begin, H, WC, F, P, Q, rows, columns, strip, x_n, x_h,
     param0, param1,
     R: tl.constexpr, S: tl.constexpr, C: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, RISING: tl.constexpr, ALL_ROWS: tl.constexpr, ALL_COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, RISING: tl.constexpr,
+    ALL_ROWS: tl.constexpr, ALL_COLUMNS: tl.constexpr,
     LEAD: tl.constexpr, RUN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Rows p_begin to p_begin + strip of the pool; returns whether a sum was NaN.
@@ -182,7 +190,7 @@ def _strip(
     e_ok = (e >= 0) & (e < WC)
     run = x + (n * x_n)[:, None] + e
     taps = tl.arange(0, RUN)[:, None]
-    of_rows = ()  # the product's columns: 2f, filter f for column 2q, and 2f + 1, for column 2q + 1
+    of_rows: Any = ()  # the product's columns: 2f, filter f for column 2q, and 2f + 1, for column 2q + 1
     if not EXACT:
         both = f0 * 2 + tl.arange(0, 2 * BLOCK_F)
         for r in tl.static_range(R):
@@ -196,7 +204,7 @@ def _strip(
     # A row earlier for its row 2p + 1, which the first one needs.
     for p in range(tl.maximum(p_begin - 1, 0), tl.minimum(p_begin + strip, rows)):
         h0 = p * 4 - TOP
-        row = ()  # rows of x, both of whose uses find them in shared memory
+        row: Any = ()  # rows of x, both of whose uses find them in shared memory
         if not EXACT:
             for r in tl.static_range(R + 2):
                 h = h0 + r
