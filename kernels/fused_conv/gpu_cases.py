@@ -119,8 +119,8 @@ COMPILED = (
 
 
 def chip_bound(**inputs: Any) -> Tensor:
-    """ref.bound, and what tensor cores add to it: they cut sums where a CPU rounds them, which doubles the error of one,
-    and a product of float32 lacks 2^-21 of it (gpu/numbers.py). No activation is steeper than 1.5 or its own slope.
+    """ref.bound, and what tensor cores add to it: they cut sums where a CPU rounds them, which doubles the error of
+    one, and a product of float32 lacks 2^-21 of it (gpu/numbers.py). No activation is steeper than 1.5 or its slope.
     """
     x, weight = inputs["x"], inputs["weight"]
     window = tuple(
@@ -215,7 +215,7 @@ def _bench(
 
 BENCH = (
     _bench(256, 3, 224, 64, 7, 2, Goal(1.5, "cudnn"), max_pool=(3, 2, 1)),
-    # ResNet-50's, N = 64: each size of a 3x3, with stride where a stage begins, and the 1x1 that a residual is added to.
+    # ResNet-50's, N = 64: each size of a 3x3, with stride where a stage begins; the 1x1 that a residual is added to.
     *(_bench(64, C, H, C, 3) for C, H in ((64, 56), (128, 28), (256, 14), (512, 7))),
     *(_bench(64, C, H, C, 3, 2) for C, H in ((128, 56), (256, 28), (512, 14))),
     *(_bench(64, C, H, 4 * C, 1, residual=True) for C, H in ((64, 56), (128, 28), (256, 14), (512, 7))),

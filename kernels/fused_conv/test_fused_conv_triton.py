@@ -40,8 +40,8 @@ def is_small(case: Case) -> bool:
     return torch.Size(case.conv_shape).numel() * max(1, (case.x[1] // case.groups) // 16) < LARGE
 
 
-SOME = [case for case in CASES if is_small(case)][::11]
-SOME_INT8 = [case for case in INT8_CASES if is_small(case.case)][::9]
+SOME = [case for case in CASES if is_small(case)][::17]
+SOME_INT8 = [case for case in INT8_CASES if is_small(case.case)][::13]
 GROUPED = Case((2, 40, 9, 11), 48, (3, 3), padding=1, groups=2)
 BLOCKS = Case((2, 40, 9, 11), 70, (3, 3), padding=1)
 FORMS = (BLOCKS, STEM, DEPTHWISE, GROUPED, replace(POOLED, max_pool=2), replace(POOLED, max_pool=(3, 2, 1)))
@@ -118,8 +118,7 @@ def test_a_pooled_first_layer(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's numpy
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize("activation, value", [("relu", float("nan")), ("gelu", float("inf")), ("none", float("-inf"))])
 def test_what_is_no_number_reaches_its_own_windows_alone(activation: str, value: float) -> None:
     inputs = stem_inputs((2, 3, 22, 32), 12, activation=activation)
     inputs["x"][1, 2, 9, 13] = value
@@ -284,7 +283,7 @@ def test_refusals_are_the_cpu_ops(error: Any, sentence: str, call: Any) -> None:
 def test_packed_weights_are_refused_and_packing_is_not() -> None:
     packed = gpu.call(deepseek_fast.fused_conv_pack, WEIGHT)
     assert_equal(packed, deepseek_fast.fused_conv_pack(WEIGHT))
-    with pytest.raises(RuntimeError, match="use fused_conv with the plain weight"):
+    with pytest.raises(ValueError, match="use fused_conv with the plain weight"):
         gpu.call(deepseek_fast.fused_conv_packed, X, packed, weight_shape=WEIGHT.shape)
 
 

@@ -78,8 +78,8 @@ TAPS = Table(
             bytes=2, why="derived: values come one by one, through registers: 16 of x and 16 of the weight a thread",
         ),
         Row(
-            {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
-            why="derived: half as many filters, as each value has two parts",
+            {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2},
+            why="derived: half as many values of each, as a value has two parts",
         ),
     ),
 )  # fmt: skip

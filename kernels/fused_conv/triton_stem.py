@@ -190,12 +190,12 @@ def _strip(
     e_ok = (e >= 0) & (e < WC)
     run = x + (n * x_n)[:, None] + e
     taps = tl.arange(0, RUN)[:, None]
-    of_rows: Any = ()  # the product's columns: 2f, filter f for column 2q, and 2f + 1, for column 2q + 1
+    of_rows = ()  # the product's columns: 2f, filter f for column 2q, and 2f + 1, for column 2q + 1
     if not EXACT:
         both = f0 * 2 + tl.arange(0, 2 * BLOCK_F)
         for r in tl.static_range(R):
             of_row = tl.load(filters + (r * 2 * F + both)[None, :] * RUN + taps, (both < 2 * F)[None, :], 0.0)
-            of_rows = of_rows + (of_row,)  # noqa: RUF005
+            of_rows = of_rows + (of_row,)  # type: ignore[assignment]  # noqa: RUF005
     neighbor = tl.maximum(tl.arange(0, BLOCK_M) - 1, 0)[:, None] + tl.zeros([BLOCK_M, BLOCK_F], tl.int32)
 
     below_even = tl.full([BLOCK_M, BLOCK_F], float("-inf"), tl.float32)  # row 2p - 1, columns 2q
@@ -204,12 +204,12 @@ def _strip(
     # A row earlier for its row 2p + 1, which the first one needs.
     for p in range(tl.maximum(p_begin - 1, 0), tl.minimum(p_begin + strip, rows)):
         h0 = p * 4 - TOP
-        row: Any = ()  # rows of x, both of whose uses find them in shared memory
+        row = ()  # rows of x, both of whose uses find them in shared memory
         if not EXACT:
             for r in tl.static_range(R + 2):
                 h = h0 + r
                 a = tl.load(run + h.to(tl.int64) * x_h, e_ok & (h >= 0) & (h < H), 0.0)
-                row = row + (a,)  # noqa: RUF005
+                row = row + (a,)  # type: ignore[assignment]  # noqa: RUF005
         even, odd = below_even, below_odd
         for last in tl.static_range(2):  # rows 2p and 2p + 1 of the convolution
             if EXACT:
