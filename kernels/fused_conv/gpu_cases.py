@@ -128,7 +128,7 @@ def chip_bound(**inputs: Any) -> Tensor:
     )
     K = weight[0].numel()
     size = ref.conv(x.double().abs(), weight.double().abs(), *window)
-    slope = max(1.5, *(abs(float(p)) for p in inputs.get("activation_params", ())))
+    slope = max([1.5, *(abs(float(p)) for p in inputs.get("activation_params", ()))])
     added = slope * ((K + 2) * ref.U + (2.0**-21 if x.dtype == F32 else 0.0)) * size
     return ref.bound(**inputs) + ref.pooled(added, weight.dim() - 2, inputs.get("max_pool"), outside=0.0)
 
