@@ -292,8 +292,10 @@ bool check_zero_point(const char* op, const char* arg, int32_t zero_point, Dtype
                      Numbers{zero_point}.text);
 }
 
-// The first of `count` scales of the weight that is not above zero or whose product is not finite; count: none.
+// The first of `count` scales of the weight that is not above zero or whose product is not finite; count: none, or
+// scales without values, of a call that is only checked.
 int64_t first_unfit_scale(const ConvCall& call, const float* scales, int64_t count, int64_t step) {
+  if (!scales) return count;
   const auto fits = [&](int64_t f) {
     const float scale = scales[f * step];
     return (scale > 0) & (call.x_scale * scale / call.y_scale <= FLT_MAX);

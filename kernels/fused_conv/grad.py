@@ -167,7 +167,7 @@ def _lengths(x: Tensor, window: Any, dim: int, count_include_pad: bool) -> Tenso
     kernel, stride, before, after = window[dim], window[2 + dim], window[4 + dim], window[6 + dim]
     size = x.shape[dim - 2]
     count = meta.places(size, before, after, kernel, stride, window[8])
-    first = torch.arange(count) * stride - before
+    first = torch.arange(count, device=x.device) * stride - before
     end = first + kernel
     if count_include_pad:
         return end.clamp_max(size + after) - first

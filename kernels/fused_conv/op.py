@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deepseek_fast import _conv, _linear
+from deepseek_fast.gpu.register import register
 from deepseek_fast.kernels.fused_conv import grad, meta
 
 _OP = torch.ops.deepseek_fast.fused_conv.default
@@ -17,6 +18,15 @@ _INT8_PACKED_OP = torch.ops.deepseek_fast.fused_conv_int8_packed.default
 _POOL_OP = torch.ops.deepseek_fast.pool2d.default
 _LRN_OP = torch.ops.deepseek_fast.local_response_norm.default
 PACK_OP = torch.ops.deepseek_fast.fused_conv_pack.default
+register(
+    "fused_conv",
+    *("fused_conv", "fused_conv_int8", "pool2d", "local_response_norm"),
+    on_host=("fused_conv_pack",),
+    refused={
+        "fused_conv_packed": "use fused_conv with the plain weight",
+        "fused_conv_int8_packed": "use fused_conv_int8 with the plain weight",
+    },
+)
 
 
 def fused_conv(
@@ -65,9 +75,10 @@ def fused_conv(
     options = (*window, groups, activation, params)
     if not _linear.needs_grad(x, weight, bias, residual):
         return _call(_OP, x, weight, bias, *options, residual, residual_at, pool, algorithm)
-    if torch.is_autocast_enabled("cpu"):
-        x, weight, bias, residual = (_linear.autocast(t, meta.FLOATS) for t in (x, weight, bias, residual))
-    with torch.autocast("cpu", enabled=False):
+    device = "cuda" if x.is_cuda else "cpu"
+    if torch.is_autocast_enabled(device):
+        x, weight, bias, residual = (_linear.autocast(t, meta.FLOATS, device) for t in (x, weight, bias, residual))
+    with torch.autocast(device, enabled=False):
         return _call(grad.FusedConv.apply, x, weight, bias, *options, residual, residual_at, pool, algorithm)
 
 
