@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from deepseek_fast import _attention, _linear
+from deepseek_fast.gpu.register import register
 from deepseek_fast.kernels.block_sparse_attention import grad
 from deepseek_fast.kernels.block_sparse_attention.flex_lists import flex_block_lists, is_flex
 
@@ -119,4 +120,5 @@ def call(compiled: Any, *args: Any) -> Any:
         raise (TypeError if is_type else ValueError)(text) from None
 
 
+register(_NAME, _NAME, f"{_NAME}_backward")
 _linear.register_autocast(_NAME, keep=("token_bias", "sink_logits"))
