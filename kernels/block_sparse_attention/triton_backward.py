@@ -174,7 +174,12 @@ def _dq(
                 key0 = first_key(columns, t + 1, t + 1 < high, e0, k_count, BLOCK_K, BLOCK_N)
             else:
                 key0 = (t + 1 + tl.where(t + 1 < sink_tiles, 0, first_tile - sink_tiles)) * BLOCK_N
-        key_row = key.to(tl.int64)
+        if FORM == GATHERED:
+            k_of_tile, v_of_tile = k_at, v_at
+            k_rows, v_rows = key.to(tl.int64) * k_s, key.to(tl.int64) * v_s
+        else:
+            k_of_tile, v_of_tile = k_at + at_key.to(tl.int64) * k_s, v_at + at_key.to(tl.int64) * v_s
+            k_rows, v_rows = tl.arange(0, BLOCK_N) * k_s, tl.arange(0, BLOCK_N) * v_s
         key_ok = key < k_count
         shown_ok = key_ok
         if POSITIONS:  # what no query of the tile sees may be NaN
@@ -182,18 +187,18 @@ def _dq(
         ALL: tl.constexpr = EVEN and not POSITIONS
         zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         k_tile = load_tile(
-            k_at + key_row[:, None] * k_s + (part * BLOCK_D + d)[None, :],
+            k_of_tile + k_rows[:, None] + (part * BLOCK_D + d)[None, :],
             shown_ok[:, None], (part * BLOCK_D + d)[None, :] < D, ALL, D % BLOCK_D == 0,
         )  # fmt: skip
         if ONE:
             v_t = load_tile(
-                v_at + key_row[None, :] * v_s + d_v[:, None], d_v[:, None] < D_V, shown_ok[None, :], D_V == BLOCK_DV, ALL
+                v_of_tile + v_rows[None, :] + d_v[:, None], d_v[:, None] < D_V, shown_ok[None, :], D_V == BLOCK_DV, ALL
             )
             z = dot(q_tile, tl.trans(k_tile), zeros)
             dp = dot(dout_tile, v_t, zeros)
         else:
-            z = product_of_parts(q_at, q_row, row_ok, k_at, key_row * k_s, shown_ok, zeros, D, BLOCK_D)
-            dp = product_of_parts(dout_at, dout_row, row_ok, v_at, key_row * v_s, shown_ok, zeros, D_V, BLOCK_DV)
+            z = product_of_parts(q_at, q_row, row_ok, k_of_tile, k_rows, shown_ok, zeros, D, BLOCK_D)
+            dp = product_of_parts(dout_at, dout_row, row_ok, v_of_tile, v_rows, shown_ok, zeros, D_V, BLOCK_DV)
         if not FOLD:
             z = z * scale
             if BIAS:

@@ -43,19 +43,20 @@ def queries_of(rows, f, total, e0, base, q_count, BLOCK_Q: tl.constexpr):
 @triton.jit(do_not_specialize=["behind", "ahead", "sinks", "offset", "entries", "num_tables"])
 def _dkdv(
     dout, q, k, v, dk, dv, shift, lse_used, share, starts, ends, listed, entry_of, tables, bits, bias, sink_logits,
-    ends_q, ends_k, scale, behind, ahead, sinks, offset, group, H_kv, S_q, S_k, tiles, entries, num_tables,
-    num_sequences, dout_b, dout_h, dout_s, q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, list_b, list_h, list_kv,
+    ends_q, ends_k, scale, behind, ahead, sinks, offset, H_kv, S_q, S_k, tiles, entries, num_tables, num_sequences,
+    dout_b, dout_h, dout_s, q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, list_b, list_h, list_kv,
     bias_b, bias_h, bias_s,
     D: tl.constexpr, D_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TOGETHER: tl.constexpr, FORM: tl.constexpr, BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr, STRIDE: tl.constexpr, POSITIONS: tl.constexpr, CAUSAL: tl.constexpr, AT_END: tl.constexpr,
     EVEN: tl.constexpr, FOLD: tl.constexpr, BIAS: tl.constexpr, SINK: tl.constexpr, TABLES: tl.constexpr,
-    SEQUENCES: tl.constexpr, LISTS: tl.constexpr,
+    SEQUENCES: tl.constexpr, LISTS: tl.constexpr, GROUP: tl.constexpr, ALIKE: tl.constexpr,
 ):  # fmt: skip
     """The grid: (PARTS, tiles of keys, heads of k, batch), the first fastest. A part is BLOCK_D values of dk, dv.
 
     FORM: WHOLE, tiles of queries one after the other; BLOCKS, of listed rows; GATHERED, of the queries, listed or not,
     with those of all heads of the group side by side where TOGETHER. listed: rows, entry_of: their entries in tables.
+    ALIKE: rows of dout lie as far apart as those of q, which spares registers.
     """
     ONE: tl.constexpr = D <= BLOCK_D and D_V <= BLOCK_DV
     TILES_A_BLOCK: tl.constexpr = (BLOCK_K + BLOCK_N - 1) // BLOCK_N
@@ -101,11 +102,11 @@ def _dkdv(
     dv_sums = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
     factor = scale * LOG2_E
     SIDE: tl.constexpr = TOGETHER and FORM == GATHERED  # heads of the group side by side in a tile
-    outer = 1 if SIDE else group
-    for h in range(0, outer):
-        head = kv * group + h
+    OUTER: tl.constexpr = 1 if SIDE else GROUP
+    for h in range(0, OUTER):
+        head = kv * GROUP + h
         e0 = column.to(tl.int64) * 0
-        heads_a_query = group if SIDE else 1
+        heads_a_query: tl.constexpr = GROUP if SIDE else 1
         total = (i_high - i_low).to(tl.int64)
         if LISTS:
             at = b * list_b + head.to(tl.int64) * list_h + kv.to(tl.int64) * list_kv + column
@@ -147,10 +148,24 @@ def _dkdv(
                     i_next = i0 + BLOCK_M
             row_ok = i < q_count
             of_q = (q_begin + i).to(tl.int64)
-            q_row = head_m.to(tl.int64) * q_h + of_q * q_s
-            dout_row = head_m.to(tl.int64) * dout_h + of_q * dout_s
-            token = (b * (group * H_kv) + head_m) * S_q + of_q
-            q_at, dout_at = q + b * q_b, dout + b * dout_b
+            if FORM == GATHERED:
+                q_at, dout_at = q + b * q_b, dout + b * dout_b
+                q_row = head_m.to(tl.int64) * q_h + of_q * q_s
+                dout_row = head_m.to(tl.int64) * dout_h + of_q * dout_s
+                token = (b * (GROUP * H_kv) + head_m) * S_q + of_q
+                lse_at, shift_at, share_at = lse_used + token, shift + token, share
+                if SINK:
+                    share_at = share + token
+            else:
+                of_tile = (q_begin + i0).to(tl.int64)
+                q_at = q + b * q_b + head.to(tl.int64) * q_h + of_tile * q_s
+                dout_at = dout + b * dout_b + head.to(tl.int64) * dout_h + of_tile * dout_s
+                q_row = m_row * q_s
+                dout_row = q_row if ALIKE else m_row * dout_s
+                token = (b * (GROUP * H_kv) + head) * S_q + of_tile
+                lse_at, shift_at, share_at = lse_used + token + m_row, shift + token + m_row, share
+                if SINK:
+                    share_at = share + token + m_row
             of_part = part * BLOCK_D + d
             of_part_v = part * BLOCK_DV + d_v
             zeros = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
@@ -162,15 +177,13 @@ def _dkdv(
                 row_ok[:, None], of_part_v[None, :] < D_V, EVEN, PARTS * BLOCK_DV == D_V,
             )  # fmt: skip
             if EVEN:
-                lse_row, shift_row = tl.load(lse_used + token), tl.load(shift + token)
+                lse_row, shift_row = tl.load(lse_at), tl.load(shift_at)
             else:
-                lse_row, shift_row = tl.load(lse_used + token, row_ok, float("inf")), tl.load(shift + token, row_ok, 0.0)
+                lse_row, shift_row = tl.load(lse_at, row_ok, float("inf")), tl.load(shift_at, row_ok, 0.0)
             if ONE:
                 z = dot(k_tile, tl.trans(q_tile), zeros)
-                dp = dot(v_tile, tl.trans(dout_tile), zeros)
             else:
                 z = product_of_parts(k_at, key_row * k_s, key_ok, q_at, q_row, row_ok, zeros, D, BLOCK_D)
-                dp = product_of_parts(v_at, key_row * v_s, key_ok, dout_at, dout_row, row_ok, zeros, D_V, BLOCK_DV)
             if not FOLD:
                 z = z * scale
                 if BIAS == BIAS_OF_KEYS:
@@ -197,7 +210,6 @@ def _dkdv(
                         bits, table, (i % BLOCK_Q)[None, :], (key % BLOCK_K)[:, None], BLOCK_Q, BLOCK_K, num_tables
                     )
                 p = tl.where(seen, p, 0.0)
-                dp = tl.where(seen, dp, 0.0)
             elif POSITIONS:
                 low_begin, low_end, low_below = sight(
                     i0, offset, k_count, behind, ahead, sinks, POSITIONS, CAUSAL, STRIDE
@@ -211,14 +223,20 @@ def _dkdv(
                     in_sight = (key[:, None] >= begin[None, :]) & (key[:, None] < end[None, :])
                     seen = in_sight | (key[:, None] < below[None, :])
                     p = tl.where(seen, p, 0.0)
-                    dp = tl.where(seen, dp, 0.0)
             w = p
             if SINK:
-                f = tl.load(share + token, row_ok, 1.0)
+                f = tl.load(share_at, row_ok, 1.0)
                 w = p * f[None, :]
-                dp = dp * f[None, :]
             dv_sums = dot(round_to(w, v.dtype.element_ty), dout_tile, dv_sums)
+            if ONE:
+                dp = dot(v_tile, tl.trans(dout_tile), zeros)
+            else:
+                dp = product_of_parts(v_at, key_row * v_s, key_ok, dout_at, dout_row, row_ok, zeros, D_V, BLOCK_DV)
+            if SINK:
+                dp = dp * f[None, :]
             dz = p * (dp - shift_row[None, :])
+            if TABLES or POSITIONS:  # a key that no query sees may be NaN in v, too
+                dz = tl.where(p == 0.0, 0.0, dz)
             dk_sums = dot(round_to(dz, k.dtype.element_ty), q_tile, dk_sums)
 
     at = (b * H_kv + kv) * S_k + k_begin + key

@@ -16,6 +16,7 @@ _NO_LIMIT = -1
 _FAR = 2**60  # tokens: from any token, and sums of two are numbers
 _LARGEST_SIDE = 2**60  # of a window: 4 * 2^58, as checks.cc has it
 _MOST_TOKENS = 2**31 - 2**16  # places of tokens are int32, and a tile may reach beyond the last
+_FARTHEST_ROW = 2**23  # values between tokens, of which a tile has at most 128
 _WIDEST = 256  # values of a head that a tile holds; wider heads are taken in parts
 _PART = 128
 _LEAST_BLOCK = {2: 64, 4: 32}  # keys, by bytes of a value: smaller tiles of whole blocks lose to gathered ones
@@ -180,8 +181,9 @@ def width_of(values: int) -> int:
 
 
 def rows_of(x: Tensor) -> Tensor:
-    """The values of the last dimension side by side: a copy where they are not."""
-    return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
+    """The values of the last dimension side by side, tokens at a distance that fits a tile's int32: else a copy."""
+    is_near = x.stride(-2) < _FARTHEST_ROW
+    return x if is_near and (x.shape[-1] == 1 or x.stride(-1) == 1) else x.contiguous()
 
 
 def _strides(x: Tensor, one_for_all: bool = False) -> tuple[int, ...]:

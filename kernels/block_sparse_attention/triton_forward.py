@@ -127,7 +127,12 @@ def _attend(
                 key0 = first_key(columns, t + 1, t + 1 < high, e0, k_count, BLOCK_K, BLOCK_N)
             else:
                 key0 = (t + 1 + tl.where(t + 1 < sink_tiles, 0, first_tile - sink_tiles)) * BLOCK_N
-        key_row = key.to(tl.int64)
+        if FORM == GATHERED:
+            k_of_tile, v_of_tile = k_at, v_at
+            k_rows, v_rows = key.to(tl.int64) * k_s, key.to(tl.int64) * v_s
+        else:
+            k_of_tile, v_of_tile = k_at + at_key.to(tl.int64) * k_s, v_at + at_key.to(tl.int64) * v_s
+            k_rows, v_rows = tl.arange(0, BLOCK_N) * k_s, tl.arange(0, BLOCK_N) * v_s
         # What no query of the tile sees may be NaN: it is read as zeros.
         key_ok = key < k_count
         shown_ok = key_ok
@@ -135,7 +140,7 @@ def _attend(
             shown_ok = key_ok & (((key >= first_begin) & (key < last_end)) | (key < last_below))
         if CHUNKS == 1:
             k_t = load_tile(
-                k_at + key_row[None, :] * k_s + d[:, None], d[:, None] < D, key_ok[None, :], D == BLOCK_D, EVEN
+                k_of_tile + k_rows[None, :] + d[:, None], d[:, None] < D, key_ok[None, :], D == BLOCK_D, EVEN
             )
             z = dot(q_tile, k_t, tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
         else:
@@ -143,10 +148,10 @@ def _attend(
             for c in tl.static_range(CHUNKS):
                 d_c = c * BLOCK_D + d
                 q_c = tl.load(q_at + c * BLOCK_D, row_ok[:, None] & (d_c[None, :] < D), 0.0)
-                k_c = tl.load(k_at + key_row[None, :] * k_s + d_c[:, None], (d_c[:, None] < D) & key_ok[None, :], 0.0)
+                k_c = tl.load(k_of_tile + k_rows[None, :] + d_c[:, None], (d_c[:, None] < D) & key_ok[None, :], 0.0)
                 z = dot(q_c, k_c, z)
         v_tile = load_tile(
-            v_at + key_row[:, None] * v_s + d_v[None, :],
+            v_of_tile + v_rows[:, None] + d_v[None, :],
             shown_ok[:, None], d_v[None, :] < D_V, EVEN and not POSITIONS, D_V % BLOCK_DV == 0,
         )  # fmt: skip
         if not FOLD:

@@ -168,7 +168,7 @@ def block_sparse_attention_backward(
     grid = (parts * keys["tiles"] * H_kv * B,)
     launch(
         _dkdv, grid, dout, q, k, v, dk, dv, shift, lse_used, share, **(strides | widths | keys),
-        scale=call.scale, PARTS=parts, **config,
+        scale=call.scale, PARTS=parts, ALIKE=q.stride(2) == dout.stride(2), **config,
     )  # fmt: skip
     return dq, dk, dv, dsink
 
@@ -205,7 +205,7 @@ def key_tile_arguments(call: Call, config: dict[str, int]) -> dict[str, Any]:
     step = block_q if form is BLOCKS else config["BLOCK_M"]
     even = not call.constants["SEQUENCES"] and S_q % step == 0 and form is not GATHERED
     return pointers | numbers | {
-        "behind": call.behind, "ahead": call.ahead, "sinks": call.sinks, "offset": call.offset, "group": group,
+        "behind": call.behind, "ahead": call.ahead, "sinks": call.sinks, "offset": call.offset, "GROUP": group,
         "H_kv": H_kv, "S_q": S_q, "S_k": S_k, "tiles": tiles, "FORM": form.value, "BLOCK_Q": block_q,
         "BLOCK_K": block_k, "EVEN": even, "TOGETHER": call.together, "LISTS": lists is not None, "entries": entries,
         "num_tables": 0 if call.bits is None else call.bits.shape[0], "num_sequences": call.sequences,
