@@ -6,19 +6,25 @@ import torch
 from torch import Tensor
 
 from deepseek_fast.gpu.cases import Call, Expect
+from deepseek_fast.kernels.block_sparse_attention.gpu_bench_cases import BENCH as BENCH
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
-_PRODUCTS = Expect(tensor_cores=True, async_copies=True, warpgroups=lambda c: c["BLOCK_M"] >= 64)
+_LOOP_BYTES = 192 * 1024  # of a loop with several unrolled products, three of TF32 each at most, and its masks
+_PRODUCTS = Expect(
+    tensor_cores=True, async_copies=True, warpgroups=lambda c: c["BLOCK_M"] >= 64, max_bytes=_LOOP_BYTES
+)
 EXPECTS = {
     "_attend": _PRODUCTS,
     "_dq": _PRODUCTS,
-    "_dkdv": Expect(tensor_cores=True, async_copies=True, warpgroups=lambda c: c["BLOCK_N"] >= 64),
+    "_dkdv": Expect(tensor_cores=True, async_copies=True, warpgroups=lambda c: c["BLOCK_N"] >= 64, max_bytes=_LOOP_BYTES),
     "_row_terms": Expect(),
     "_sink_gradient": Expect(),
     "_lists_of_mask": Expect(),
     "_count": Expect(),
     "_running_sums": Expect(),
     "_fill": Expect(),
+    "_means": Expect(),
+    "_order": Expect(tensor_cores=True),
 }
 
 
@@ -48,6 +54,8 @@ COMPILED = (
     Call("window-64", FORWARD, lambda: heads(16, 4, 8192, 8192, 64, F16), lambda: {"is_causal": True, "left": 1023}),
     Call("nsa", FORWARD, lambda: (*heads(64, 4, 8192, 8192, 128), *lists(8192, 131072, 4)),
          lambda: {"is_causal": True, "block_q": 1, "block_k": 64}),
+    Call("256", FORWARD, lambda: heads(16, 16, 1024, 1024, 256)),
+    Call("f32-256", FORWARD, lambda: heads(16, 16, 1024, 1024, 256, F32)),
     Call("wide", FORWARD, lambda: heads(16, 1, 1024, 1024, 576)),
     Call("f32-128", FORWARD, lambda: heads(16, 16, 1024, 1024, 128, F32), lambda: {"is_causal": True}),
     Call("f32-64", FORWARD, lambda: heads(16, 16, 1024, 1024, 64, F32)),
@@ -62,6 +70,8 @@ COMPILED = (
          lambda: {"is_causal": True, "left": 1023}),
     Call("nsa-backward", BACKWARD, lambda: _backward(*heads(64, 4, 8192, 8192, 128), *lists(8192, 131072, 4)),
          lambda: {"is_causal": True, "block_q": 1, "block_k": 64}),
+    Call("256-backward", BACKWARD, lambda: _backward(*heads(16, 16, 1024, 1024, 256))),
+    Call("f32-256-backward", BACKWARD, lambda: _backward(*heads(16, 16, 1024, 1024, 256, F32))),
     Call("wide-backward", BACKWARD, lambda: _backward(*heads(16, 1, 1024, 1024, 576))),
     Call("f32-128-backward", BACKWARD, lambda: _backward(*heads(16, 16, 1024, 1024, 128, F32)),
          lambda: {"is_causal": True}),
@@ -72,4 +82,5 @@ COMPILED = (
                   "sink_logits": torch.empty(16)}),
     Call("small-blocks-backward", BACKWARD, lambda: _backward(*heads(16, 16, 1024, 1024, 128), *lists(64, 640)),
          lambda: {"block_q": 16, "block_k": 16}),
+    Call("top-k", "top_k_blocks", lambda: (*heads(16, 4, 8192, 8192, 128)[:2], 8), lambda: {"is_causal": True}),
 )

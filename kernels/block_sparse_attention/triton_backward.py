@@ -85,7 +85,7 @@ def product_of_parts(
     a, a_rows, a_ok, b, b_rows, b_ok, z, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """z + a b^T over heads of WIDTH values, BLOCK of them at a time: for heads wider than a tile."""
-    for c in tl.static_range((WIDTH + BLOCK - 1) // BLOCK):
+    for c in range(0, (WIDTH + BLOCK - 1) // BLOCK):
         d = c * BLOCK + tl.arange(0, BLOCK)
         left = tl.load(a + a_rows[:, None] + d[None, :], a_ok[:, None] & (d[None, :] < WIDTH), 0.0)
         right = tl.load(b + b_rows[None, :] + d[:, None], b_ok[None, :] & (d[:, None] < WIDTH), 0.0)

@@ -221,7 +221,7 @@ def _dkdv(
                 whole = ((key0 >= top_begin) & (key_end <= low_end)) | (key_end <= low_below)
                 if not whole:
                     in_sight = (key[:, None] >= begin[None, :]) & (key[:, None] < end[None, :])
-                    seen = in_sight | (key[:, None] < below[None, :])
+                    seen = (in_sight | (key[:, None] < below[None, :])) & row_ok[None, :]
                     p = tl.where(seen, p, 0.0)
             w = p
             if SINK:

@@ -17,8 +17,8 @@ _FAR = 2**60  # tokens: from any token, and sums of two are numbers
 _LARGEST_SIDE = 2**60  # of a window: 4 * 2^58, as checks.cc has it
 _MOST_TOKENS = 2**31 - 2**16  # places of tokens are int32, and a tile may reach beyond the last
 _FARTHEST_ROW = 2**23  # values between tokens, of which a tile has at most 128
-_WIDEST = 256  # values of a head that a tile holds; wider heads are taken in parts
-_PART = 128
+_WIDEST = {2: 256, 4: 128}  # values of a head that a tile holds, by bytes of one; wider heads are taken in parts
+_PART = {2: 128, 4: 64}
 _LEAST_BLOCK = {2: 64, 4: 32}  # keys, by bytes of a value: smaller tiles of whole blocks lose to gathered ones
 
 
@@ -174,10 +174,10 @@ def form_of_keys(call: Call, BLOCK_N: int) -> tuple[int, int]:
     return GATHERED.value, BLOCK_N
 
 
-def width_of(values: int) -> int:
+def width_of(values: int, bytes_each: int) -> int:
     """Values of a head that a tile holds: a power of two, at least what a product takes."""
     width = max(16, _power(values))
-    return width if width <= _WIDEST else _PART
+    return width if width <= _WIDEST[bytes_each] else _PART[bytes_each]
 
 
 def rows_of(x: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ def _attend(
             z = dot(q_tile, k_t, tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
         else:
             z = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            for c in tl.static_range(CHUNKS):
+            for c in range(0, CHUNKS):
                 d_c = c * BLOCK_D + d
                 q_c = tl.load(q_at + c * BLOCK_D, row_ok[:, None] & (d_c[None, :] < D), 0.0)
                 k_c = tl.load(k_of_tile + k_rows[None, :] + d_c[:, None], (d_c[:, None] < D) & key_ok[None, :], 0.0)

@@ -22,6 +22,7 @@ from deepseek_fast.kernels.block_sparse_attention.triton_backward import _dq, _r
 from deepseek_fast.kernels.block_sparse_attention.triton_backward_keys import _dkdv
 from deepseek_fast.kernels.block_sparse_attention.triton_forward import _attend
 from deepseek_fast.kernels.block_sparse_attention.triton_lists import transposed
+from deepseek_fast.kernels.block_sparse_attention.triton_top_k import top_k_blocks
 from deepseek_fast.kernels.block_sparse_attention.triton_walk import BLOCKS, GATHERED, WHOLE
 
 SMALL_SHARED = (86, 89, 120)  # chips with 99 KiB of shared memory a block
@@ -39,51 +40,51 @@ FORWARD = Table(
     "block_sparse_attention",
     "M D bytes heavy",
     (
-        Row(_tile(16, 64, 4, 2), M=16, D=128, bytes=2, archs=SMALL_SHARED, why="derived: two stages of k and v in 64 KiB"),
+        Row(_tile(16, 64, 4, 2), M=16, D=128, bytes=2, archs=SMALL_SHARED, why="derived: two tiles of k and v in 64 KiB"),
         Row(_tile(16, 64, 4, 3), M=16, D=128, bytes=2, why="derived: bound by loads, three tiles of k and v under way"),
-        Row(_tile(64, 64, 4, 2), D=128, bytes=2, heavy=1, M=64, why="derived: a quarter of the queries' registers is free"),
         Row(_tile(128, 128, 8, 3), D=64, bytes=2, heavy=0, archs=LARGE, why="derived: 112 KiB; wgmma's widest product"),
         Row(_tile(128, 128, 8, 2), D=128, bytes=2, heavy=0, archs=LARGE, why="derived: 160 KiB, 64 + 64 sums a thread"),
-        Row(_tile(128, 64, 4, 2), D=64, bytes=2, heavy=0, why="derived: mma.sync, 128 rows over 4 warps"),
-        Row(_tile(128, 64, 8, 2), D=128, bytes=2, heavy=0, why="derived: 96 KiB of shared memory, 64 sums a thread"),
-        Row(_tile(64, 64, 4, 2), D=128, bytes=2, why="derived: room for the bias or the bits beside the scores"),
-        Row(_tile(64, 32, 8, 1), bytes=2, why="derived: heads of 256 and parts of wider ones, in 99 KiB"),
+        Row(_tile(128, 64, 8, 2), D=64, bytes=2, heavy=0, why="derived: mma.sync, 16 rows a warp; 4 warps spill"),
+        Row(_tile(128, 32, 8, 2), D=128, bytes=2, heavy=0, why="derived: 64 sums a thread; 64 keys spill"),
+        Row(_tile(64, 64, 8, 2), D=128, bytes=2, why="derived: registers for the bias or the bits beside the scores"),
+        Row(_tile(128, 32, 8, 2), D=256, bytes=2, heavy=0, archs=LARGE, why="derived: 128 sums a thread, 128 KiB"),
+        Row(_tile(32, 32, 8, 2), bytes=2, why="derived: heads of 256 and parts of wider ones, in 99 KiB"),
         Row(_tile(16, 32, 4, 2), M=16, D=128, why="derived: three TF32 products of each, half the registers"),
-        Row(_tile(64, 32, 8, 2), D=64, why="derived: three TF32 products of each, 99 KiB"),
-        Row(_tile(32, 32, 8, 1), why="derived: heads of 256 of float32 in 99 KiB"),
+        Row(_tile(64, 32, 8, 2), D=64, heavy=0, why="derived: three TF32 products of each, 99 KiB"),
+        Row(_tile(64, 16, 8, 2), D=128, heavy=0, archs=LARGE, why="derived: wgmma, three TF32 products of each, 104 KiB"),
+        Row(_tile(32, 16, 8, 2), D=128, why="derived: three TF32 products of each, 52 KiB"),
+        Row(_tile(16, 16, 8, 2), why="derived: heads of 256 of float32 in 99 KiB"),
     ),
 )
-
 # As FORWARD's, of products of dout, q, k and v at a time.
 DQ = Table(
     "block_sparse_attention_dq",
     "M D bytes heavy",
     (
-        Row(_tile(16, 64, 4, 1), M=16, D=128, bytes=2, archs=SMALL_SHARED, why="derived: one tile of k and v in 99 KiB"),
         Row(_tile(16, 64, 4, 2), M=16, D=128, bytes=2, why="derived: bound by loads, two tiles of k and v under way"),
         Row(_tile(128, 64, 8, 2), D=128, bytes=2, heavy=0, archs=LARGE, why="derived: 128 KiB with q and dout"),
         Row(_tile(128, 64, 8, 2), D=64, bytes=2, heavy=0, why="derived: 64 KiB"),
-        Row(_tile(64, 64, 4, 2), D=128, bytes=2, archs=(80, 90, 100), why="derived: 96 KiB"),
-        Row(_tile(64, 32, 4, 2), D=128, bytes=2, why="derived: q and dout in 32 KiB, 64 KiB of k and v"),
-        Row(_tile(32, 32, 8, 1), bytes=2, why="derived: heads of 256 and parts of wider ones, in 99 KiB"),
-        Row(_tile(16, 32, 4, 1), D=64, M=16, why="derived: three TF32 products of each"),
-        Row(_tile(32, 32, 8, 1), D=64, why="derived: three TF32 products of each, 99 KiB"),
-        Row(_tile(16, 16, 8, 1), why="derived: heads of 256 of float32 in 99 KiB"),
+        Row(_tile(64, 32, 4, 2), D=128, bytes=2, heavy=0, why="derived: q and dout in 32 KiB, 32 KiB of k and v"),
+        Row(_tile(64, 32, 8, 2), D=128, bytes=2, why="derived: registers for the bits beside the scores, 72 KiB"),
+        Row(_tile(32, 32, 8, 2), bytes=2, why="derived: heads of 256 and parts of wider ones, in 99 KiB"),
+        Row(_tile(32, 32, 8, 2), D=64, why="derived: three TF32 products of each, 48 KiB"),
+        Row(_tile(16, 16, 4, 2), D=128, why="derived: three TF32 products of each, 48 KiB"),
+        Row(_tile(16, 16, 8, 2), why="derived: heads of 256 of float32 in 99 KiB"),
     ),
 )
-# BLOCK_N: the keys that a program owns; N: keys of a block.
+# BLOCK_N: the keys that a program owns; N: keys of a block, M: queries of a block, which are gathered where they are few.
 DKDV = Table(
     "block_sparse_attention_dkdv",
     "N D bytes heavy",
     (
         Row(_tile(32, 32, 4, 2), N=32, D=128, bytes=2, why="derived: small blocks"),
-        Row(_tile(64, 64, 4, 2), N=64, D=128, bytes=2, archs=(80, 90, 100), why="derived: 64 + 64 sums a thread, 96 KiB"),
-        Row(_tile(64, 128, 8, 2), D=128, bytes=2, heavy=0, archs=LARGE, why="derived: 64 + 64 sums a thread, 128 KiB"),
-        Row(_tile(64, 128, 8, 1), D=64, bytes=2, heavy=0, why="derived: 64 KiB"),
-        Row(_tile(32, 64, 4, 1), D=128, bytes=2, why="derived: k and v in 32 KiB, 99 KiB in all"),
-        Row(_tile(32, 32, 8, 1), bytes=2, why="derived: heads of 256 and parts of wider ones, in 99 KiB"),
-        Row(_tile(16, 32, 4, 1), D=64, why="derived: three TF32 products of each, 99 KiB"),
-        Row(_tile(16, 16, 8, 1), why="derived: heads of 256 of float32 in 99 KiB"),
+        Row(_tile(32, 64, 4, 2), N=64, D=128, bytes=2, heavy=0, why="derived: 64 + 64 sums a thread; 64 queries spill"),
+        Row(_tile(64, 128, 8, 2), D=64, bytes=2, heavy=0, archs=LARGE, why="derived: 32 + 32 sums a thread, 64 KiB"),
+        Row(_tile(32, 128, 8, 2), D=128, bytes=2, heavy=0, archs=LARGE, why="derived: 64 + 64 sums a thread, 96 KiB; 64 queries spill"),
+        Row(_tile(32, 64, 8, 2), D=128, bytes=2, why="derived: 32 + 32 sums a thread, 64 KiB"),
+        Row(_tile(32, 32, 8, 2), bytes=2, why="derived: heads of 256 and parts of wider ones, in 99 KiB"),
+        Row(_tile(16, 32, 4, 2), D=64, why="derived: three TF32 products of each, 40 KiB"),
+        Row(_tile(16, 16, 8, 2), why="derived: heads of 128 and 256 of float32 in 99 KiB"),
     ),
 )
 
@@ -111,7 +112,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named:
         return out.zero_(), lse.fill_(float("-inf"))
     if out.numel() == 0:
         return out, lse
-    width, width_v = width_of(D), width_of(D_v)
+    width, width_v = width_of(D, q.element_size()), width_of(D_v, q.element_size())
     config = FORWARD.choose(
         M=rows_of_tile(call), D=max(_power(D), _power(D_v)), bytes=q.element_size(), heavy=int(call.is_heavy)
     )
@@ -149,7 +150,7 @@ def block_sparse_attention_backward(
     )  # fmt: skip
     if has_sink:
         launch(_sink_gradient, (H,), sink_part, dsink, B, H, S_q, BLOCK=1024, num_warps=4)
-    widths = {"D": D, "D_V": D_v, "BLOCK_D": width_of(D), "BLOCK_DV": width_of(D_v)}
+    widths = {"D": D, "D_V": D_v, "BLOCK_D": width_of(D, q.element_size()), "BLOCK_DV": width_of(D_v, q.element_size())}
     strides = strides_of(call) | {f"dout_{d}": stride for d, stride in zip("bhs", dout.stride(), strict=False)}
     sizes = {"D": max(_power(D), _power(D_v)), "bytes": q.element_size(), "heavy": int(call.is_heavy)}
 
@@ -255,4 +256,5 @@ def strides_of(call: Call) -> dict[str, int]:
 OPS: dict[str, Callable[..., Any]] = {
     "block_sparse_attention": block_sparse_attention,
     "block_sparse_attention_backward": block_sparse_attention_backward,
+    "top_k_blocks": top_k_blocks,
 }
