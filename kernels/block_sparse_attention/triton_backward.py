@@ -64,7 +64,7 @@ def _sink_gradient(sink_part, dsink, B, H, S_q, BLOCK: tl.constexpr):
     h = tl.program_id(0).to(tl.int64)
     sums = tl.zeros([BLOCK], tl.float32)
     for b in range(0, B):
-        of_head = sink_part + (b.to(tl.int64) * H + h) * S_q
+        of_head = sink_part + (b * H + h) * S_q
         for first in range(0, S_q, BLOCK):
             i = first + tl.arange(0, BLOCK)
             sums += tl.load(of_head + i, i < S_q, 0.0)

@@ -112,6 +112,9 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named:
         return out.zero_(), lse.fill_(float("-inf"))
     if out.numel() == 0:
         return out, lse
+    if call.ends_q is not None:  # tokens that no sequence has
+        out.zero_()
+        lse.fill_(float("-inf"))
     width, width_v = width_of(D, q.element_size()), width_of(D_v, q.element_size())
     config = FORWARD.choose(
         M=rows_of_tile(call), D=max(_power(D), _power(D_v)), bytes=q.element_size(), heavy=int(call.is_heavy)
@@ -137,6 +140,9 @@ def block_sparse_attention_backward(
     dsink = q.new_empty(0 if call.sink_logits is None else H, dtype=torch.float32)
     if S_k == 0 or B * S_q == 0:
         return dq.zero_(), dk.zero_(), dv.zero_(), dsink.zero_()
+    if call.ends_q is not None:  # tokens that no sequence has
+        for gradient in (dq, dk, dv):
+            gradient.zero_()
     rows = B * H * S_q
     has_sink = call.sink_logits is not None
     terms = q.new_empty((4 if has_sink else 2, rows), dtype=torch.float32)
