@@ -132,9 +132,9 @@ def _flex(inputs: dict[str, Any]) -> Callable[[], Any]:
 def _flex_backward(inputs: dict[str, Any]) -> Callable[[], Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    leaves = [inputs["given"][name].detach().requires_grad_() for name in "qkv"]
-    out = torch.compile(flex_attention)(*leaves, block_mask=_flex_mask(inputs["given"]))
-    return lambda: torch.autograd.grad(out, leaves, inputs["dout"], retain_graph=True)
+    q, k, v = (inputs["given"][name].detach().requires_grad_() for name in "qkv")
+    out: Any = torch.compile(flex_attention)(q, k, v, block_mask=_flex_mask(inputs["given"]))
+    return lambda: torch.autograd.grad(out, (q, k, v), inputs["dout"], retain_graph=True)
 
 
 def _nsa_inputs() -> dict[str, Any]:

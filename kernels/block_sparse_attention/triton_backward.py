@@ -232,7 +232,7 @@ def _dq(
             if not whole:
                 in_sight = (key[None, :] >= begin[:, None]) & (key[None, :] < end[:, None])
                 dz = tl.where(in_sight | (key[None, :] < below[:, None]), dz, 0.0)
-        elif not EVEN:
+        elif not EVEN:  # noqa: SIM102 (one is a constant, the other is not)
             if at_key + BLOCK_N > k_count:
                 dz = tl.where(key_ok[None, :], dz, 0.0)
         acc = dot(round_to(dz, k.dtype.element_ty), k_tile, acc)

@@ -170,7 +170,11 @@ def _dkdv(
             of_part_v = part * BLOCK_DV + d_v
             zeros = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
             q_tile = load_tile(
-                q_at + q_row[:, None] + of_part[None, :], row_ok[:, None], of_part[None, :] < D, EVEN, PARTS * BLOCK_D == D
+                q_at + q_row[:, None] + of_part[None, :],
+                row_ok[:, None],
+                of_part[None, :] < D,
+                EVEN,
+                PARTS * BLOCK_D == D,
             )
             dout_tile = load_tile(
                 dout_at + dout_row[:, None] + of_part_v[None, :],
@@ -211,7 +215,7 @@ def _dkdv(
                     )
                 p = tl.where(seen, p, 0.0)
             elif POSITIONS:
-                low_begin, low_end, low_below = sight(
+                _low_begin, low_end, low_below = sight(
                     i0, offset, k_count, behind, ahead, sinks, POSITIONS, CAUSAL, STRIDE
                 )
                 top = tl.maximum(tl.minimum(i0 + BLOCK_M, q_count) - 1, i0)

@@ -104,7 +104,9 @@ def call_of(
     (_, H, S_q, D), (_, H_kv, S_k, _) = q.shape, k.shape
     for arg, S in (("q", S_q), ("k", S_k)):
         if S > _MOST_TOKENS:
-            raise RuntimeError(f"block_sparse_attention: {arg} must have at most {_MOST_TOKENS} tokens on a GPU; got {S}")
+            raise RuntimeError(
+                f"block_sparse_attention: {arg} must have at most {_MOST_TOKENS} tokens on a GPU; got {S}"
+            )
     scale = D**-0.5 if scale is None else scale
     left, right = (_NO_LIMIT if side > _LARGEST_SIDE else side for side in (left, right))
     has_window = left != _NO_LIMIT or right != _NO_LIMIT
@@ -187,9 +189,7 @@ def rows_of(x: Tensor) -> Tensor:
 
 
 def _strides(x: Tensor, one_for_all: bool = False) -> tuple[int, ...]:
-    return tuple(
-        0 if one_for_all and n == 1 else stride for n, stride in zip(x.shape[:3], x.stride()[:3], strict=True)
-    )
+    return tuple(0 if one_for_all and n == 1 else stride for n, stride in zip(x.shape[:3], x.stride()[:3], strict=True))
 
 
 @functools.cache

@@ -183,7 +183,7 @@ def _attend(
             if not whole:
                 in_sight = (key[None, :] >= begin[:, None]) & (key[None, :] < end[:, None])
                 z = tl.where(in_sight | (key[None, :] < below[:, None]), z, float("-inf"))
-        elif not EVEN:
+        elif not EVEN:  # noqa: SIM102 (one is a constant, the other is not)
             if at_key + BLOCK_N > k_count:
                 z = tl.where(key_ok[None, :], z, float("-inf"))
         # m = max(m, the tile's largest);  p = exp(z - m);  l = l r + sum p;  acc = acc r + p v,  r = exp(m before - m)

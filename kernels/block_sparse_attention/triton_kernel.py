@@ -9,6 +9,8 @@ from torch import Tensor
 
 from deepseek_fast.gpu.launch import launch
 from deepseek_fast.gpu.tiles import Row, Table
+from deepseek_fast.kernels.block_sparse_attention.triton_backward import _dq, _row_terms, _sink_gradient
+from deepseek_fast.kernels.block_sparse_attention.triton_backward_keys import _dkdv
 from deepseek_fast.kernels.block_sparse_attention.triton_call import (
     Call,
     _power,
@@ -18,8 +20,6 @@ from deepseek_fast.kernels.block_sparse_attention.triton_call import (
     rows_of,
     width_of,
 )
-from deepseek_fast.kernels.block_sparse_attention.triton_backward import _dq, _row_terms, _sink_gradient
-from deepseek_fast.kernels.block_sparse_attention.triton_backward_keys import _dkdv
 from deepseek_fast.kernels.block_sparse_attention.triton_forward import _attend
 from deepseek_fast.kernels.block_sparse_attention.triton_lists import transposed
 from deepseek_fast.kernels.block_sparse_attention.triton_top_k import top_k_blocks
@@ -40,7 +40,9 @@ FORWARD = Table(
     "block_sparse_attention",
     "M D bytes heavy",
     (
-        Row(_tile(16, 64, 4, 2), M=16, D=128, bytes=2, archs=SMALL_SHARED, why="derived: two tiles of k and v in 64 KiB"),
+        Row(
+            _tile(16, 64, 4, 2), M=16, D=128, bytes=2, archs=SMALL_SHARED, why="derived: two tiles of k and v in 64 KiB"
+        ),
         Row(_tile(16, 64, 4, 3), M=16, D=128, bytes=2, why="derived: bound by loads, three tiles of k and v under way"),
         Row(_tile(128, 128, 8, 3), D=64, bytes=2, heavy=0, archs=LARGE, why="derived: 112 KiB; wgmma's widest product"),
         Row(_tile(128, 128, 8, 2), D=128, bytes=2, heavy=0, archs=LARGE, why="derived: 160 KiB, 64 + 64 sums a thread"),
@@ -51,7 +53,9 @@ FORWARD = Table(
         Row(_tile(32, 32, 8, 2), bytes=2, why="derived: heads of 256 and parts of wider ones, in 99 KiB"),
         Row(_tile(16, 32, 4, 2), M=16, D=128, why="derived: three TF32 products of each, half the registers"),
         Row(_tile(64, 32, 8, 2), D=64, heavy=0, why="derived: three TF32 products of each, 99 KiB"),
-        Row(_tile(64, 16, 8, 2), D=128, heavy=0, archs=LARGE, why="derived: wgmma, three TF32 products of each, 104 KiB"),
+        Row(
+            _tile(64, 16, 8, 2), D=128, heavy=0, archs=LARGE, why="derived: wgmma, three TF32 products of each, 104 KiB"
+        ),
         Row(_tile(32, 16, 8, 2), D=128, why="derived: three TF32 products of each, 52 KiB"),
         Row(_tile(16, 16, 8, 2), why="derived: heads of 256 of float32 in 99 KiB"),
     ),
@@ -72,7 +76,7 @@ DQ = Table(
         Row(_tile(16, 16, 8, 2), why="derived: heads of 256 of float32 in 99 KiB"),
     ),
 )
-# BLOCK_N: the keys that a program owns; N: keys of a block, M: queries of a block, which are gathered where they are few.
+# BLOCK_N: the keys that a program owns; N: keys of a block. BLOCK_M: queries that it takes at a time.
 DKDV = Table(
     "block_sparse_attention_dkdv",
     "N D bytes heavy",
@@ -80,7 +84,14 @@ DKDV = Table(
         Row(_tile(32, 32, 4, 2), N=32, D=128, bytes=2, why="derived: small blocks"),
         Row(_tile(32, 64, 4, 2), N=64, D=128, bytes=2, heavy=0, why="derived: 64 + 64 sums a thread; 64 queries spill"),
         Row(_tile(64, 128, 8, 2), D=64, bytes=2, heavy=0, archs=LARGE, why="derived: 32 + 32 sums a thread, 64 KiB"),
-        Row(_tile(32, 128, 8, 2), D=128, bytes=2, heavy=0, archs=LARGE, why="derived: 64 + 64 sums a thread, 96 KiB; 64 queries spill"),
+        Row(
+            _tile(32, 128, 8, 2),
+            D=128,
+            bytes=2,
+            heavy=0,
+            archs=LARGE,
+            why="derived: 64 + 64 sums a thread, 96 KiB; 64 queries spill",
+        ),
         Row(_tile(32, 64, 8, 2), D=128, bytes=2, why="derived: 32 + 32 sums a thread, 64 KiB"),
         Row(_tile(32, 32, 8, 2), bytes=2, why="derived: heads of 256 and parts of wider ones, in 99 KiB"),
         Row(_tile(16, 32, 4, 2), D=64, why="derived: three TF32 products of each, 40 KiB"),
@@ -130,7 +141,15 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named:
 
 
 def block_sparse_attention_backward(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any, **named: Any
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *rest: Any,
+    **named: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = call_of(q, k, v, *rest, **named)
     q, k, v, dout, out = call.q, call.k, call.v, rows_of(dout), rows_of(out)
@@ -182,7 +201,7 @@ def block_sparse_attention_backward(
 
 def key_tile_arguments(call: Call, config: dict[str, int]) -> dict[str, Any]:
     """What _dkdv takes, whose programs have tiles of keys; sets config's tile to that of the form."""
-    B, H, H_kv, S_q, S_k, *_ = call.sizes
+    _, H, H_kv, S_q, S_k, *_ = call.sizes
     group, lists = H // H_kv, call.lists
     pointers = {name: value for name, value in pointers_of(call).items() if name != "columns"}
     numbers: dict[str, Any] = {}
@@ -197,7 +216,7 @@ def key_tile_arguments(call: Call, config: dict[str, int]) -> dict[str, Any]:
     else:
         block_q, block_k = call.block_q, call.block_k
         config["BLOCK_N"] = min(config["BLOCK_N"], max(16, _power(block_k)))
-        starts, ends, listed, entry_of, most = transposed(call)
+        starts, ends, listed, entry_of = transposed(call)
         columns = starts.shape[1]
         heads = lists.shape[1]
         b = 0 if lists.shape[0] == 1 else heads * columns
@@ -221,7 +240,7 @@ def key_tile_arguments(call: Call, config: dict[str, int]) -> dict[str, Any]:
 
 def tile_arguments(call: Call, config: dict[str, int]) -> dict[str, Any]:
     """What a kernel whose programs have tiles of queries takes; sets config's BLOCK_N to that of the form."""
-    B, H, H_kv, S_q, S_k, *_ = call.sizes
+    _, H, H_kv, S_q, S_k, *_ = call.sizes
     form, config["BLOCK_N"] = form_of_keys(call, config["BLOCK_N"])
     pack = pack_of(call, config["BLOCK_M"])
     queries = config["BLOCK_M"] // pack
@@ -251,7 +270,7 @@ def pointers_of(call: Call) -> dict[str, Any]:
 
 
 def strides_of(call: Call) -> dict[str, int]:
-    named = {}
+    named: dict[str, int] = {}
     for name, tensor in (("q", call.q), ("k", call.k), ("v", call.v)):
         named |= {f"{name}_{d}": stride for d, stride in zip("bhs", tensor.stride(), strict=False)}
     lists = (0, 0, 0) if call.lists is None else call.lists.strides

@@ -48,8 +48,8 @@ def _lists_of_mask(kept, starts, ends, listed, heads, rows, columns, kept_b, kep
     tl.store(ends + number, at)
 
 
-def transposed(call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """starts, ends (lists, columns of all sequences), rows and their entries; and how many one list has room for."""
+def transposed(call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """starts, ends (lists, columns of all sequences), rows and their entries."""
     lists, S_k = call.lists, call.k.shape[2]
     columns = S_k // call.block_k + call.sequences if call.sequences else -(-S_k // call.block_k)
     (B, heads, rows), most = lists.shape, lists.most
@@ -59,7 +59,7 @@ def transposed(call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     starts = torch.empty((number, columns), dtype=torch.int64, device=listed.device)
     ends = torch.empty_like(starts)
     found = torch.empty((2, number * most), dtype=torch.int32, device=listed.device)
-    _, H, H_kv, S_q, *_ = call.sizes
+    S_q = call.q.shape[2]
     # Of list b * heads + h the rows begin at b * list_b + h * list_head.
     list_b, list_head = lists.strides[0], max(lists.strides[1:])
     shared = (
@@ -73,7 +73,7 @@ def transposed(call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     launch(_count, (chunks, number), *shared, **constants)
     launch(_running_sums, (number,), counts, starts, ends, most, columns, chunks, num_warps=8)
     launch(_fill, (chunks, number), *shared, found[0], found[1], most, **constants)
-    return starts, ends, found[0], found[1], most
+    return starts, ends, found[0], found[1]
 
 
 @triton.jit

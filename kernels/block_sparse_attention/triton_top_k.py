@@ -4,8 +4,6 @@ A pair's number is its score's bits in the order of floats, then the column from
 are equal and the lower of equal scores wins: torch.topk's choice among equal numbers does not matter.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -66,7 +64,9 @@ def means(x: Tensor, block: int) -> Tensor:
 
 
 @triton.jit
-def _means(x, result, S, blocks, H, block, x_b, x_h, x_s, x_d, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr):
+def _means(
+    x, result, S, blocks, H, block, x_b, x_h, x_s, x_d, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr
+):
     number = tl.program_id(0).to(tl.int64)
     place, h, b = number % blocks, number // blocks % H, number // blocks // H
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -96,7 +96,7 @@ def _order(
     block_q, block_k,
     D: tl.constexpr, CAUSAL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """keys: the numbers of pairs, _LEAST of what is no candidate; forced: 1 where a block is kept whatever it scores."""
+    """keys: the numbers of pairs, _LEAST of no candidate; forced: 1 where a block is kept whatever it scores."""
     program = tl.program_id(0)
     c = program % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
     r = program // tiles_c % tiles_r * BLOCK_R + tl.arange(0, BLOCK_R)
