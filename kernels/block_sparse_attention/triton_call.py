@@ -188,8 +188,9 @@ def rows_of(x: Tensor) -> Tensor:
     return x if is_near and (x.shape[-1] == 1 or x.stride(-1) == 1) else x.contiguous()
 
 
-def _strides(x: Tensor, one_for_all: bool = False) -> tuple[int, ...]:
-    return tuple(0 if one_for_all and n == 1 else stride for n, stride in zip(x.shape[:3], x.stride()[:3], strict=True))
+def _strides(x: Tensor, one_for_all: bool = False) -> tuple[int, int, int]:
+    b, h, s = (0 if one_for_all and n == 1 else stride for n, stride in zip(x.shape[:3], x.stride()[:3], strict=True))
+    return b, h, s
 
 
 @functools.cache
