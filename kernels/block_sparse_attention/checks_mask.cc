@@ -9,6 +9,7 @@ namespace {
 
 constexpr const char *MASK = "block_mask", *TABLES = "tables", *BITS = "bits";
 constexpr int64_t BITS_PER_WORD = 64;
+constexpr int64_t UNKNOWN = -1;  // sequences and blocks where cu_seqlens have no values that could be read
 
 bool check_integers(const char* op, const char* arg, const TensorView& view, Problem* problem) {
   return is_integer(view.dtype) || dtype_error(problem, op, arg, BE_INTEGERS, view);
@@ -41,6 +42,7 @@ struct BlockCounts {
   int64_t rows, columns;
 };
 BlockCounts blocks_of(const AttentionArgs& args) {
+  if (args.num_sequences == UNKNOWN) return {UNKNOWN, UNKNOWN};
   if (!args.ends_q) return {num_blocks(args.S_q, args.block_q), num_blocks(args.S_k, args.block_k)};
   const Integers ends_q{args.ends_q, args.ends_dtype_q}, ends_k{args.ends_k, args.ends_dtype_k};
   BlockCounts counts{0, 0};
@@ -81,7 +83,7 @@ bool check_kept(const AttentionCall& call, AttentionArgs* args, Problem* problem
   if (std::strcmp(kept.dtype_name, "bool") != 0) return dtype_error(problem, call.op, MASK, "be bool", kept);
   if (kept.ndim != 2 && kept.ndim != 4) return shape_error(problem, call.op, MASK, "have 2 or 4 dimensions", kept);
   if (!check_block_size(call.op, call.block_q, call.block_k, args, problem)) return false;
-  if (kept.sizes[kept.ndim - 2] != args->rows || kept.sizes[kept.ndim - 1] != args->columns)
+  if (args->rows != UNKNOWN && (kept.sizes[kept.ndim - 2] != args->rows || kept.sizes[kept.ndim - 1] != args->columns))
     return shape_error(problem, call.op, MASK,
                        Text("have %lld rows and %lld columns of blocks of %lld x %lld", Long{args->rows},
                             Long{args->columns}, Long{args->block_q}, Long{args->block_k}),
@@ -101,7 +103,7 @@ bool check_kept(const AttentionCall& call, AttentionArgs* args, Problem* problem
 bool check_offsets_shape(const char* op, const TensorView& offsets, AttentionArgs* args, Problem* problem) {
   if (offsets.ndim != 1 && offsets.ndim != 3)
     return shape_error(problem, op, MASK, "have row offsets of 1 or 3 dimensions", offsets);
-  if (offsets.sizes[offsets.ndim - 1] != args->rows + 1)
+  if (args->rows != UNKNOWN && offsets.sizes[offsets.ndim - 1] != args->rows + 1)
     return shape_error(
         problem, op, MASK,
         Text("have %lld row offsets, one more than rows of blocks of %lld", Long{args->rows + 1}, Long{args->block_q}),
@@ -226,7 +228,10 @@ bool check_sequences(const AttentionCall& call, AttentionArgs* args, Problem* pr
   if (!call.cu_seqlens_k && args->S_k != args->S_q)
     return shape_error(problem, op, "k", Text("have q's %lld tokens where there is no cu_seqlens_k", Long{args->S_q}),
                        call.k);
-  if (!ends_q.data || !ends_k.data) return true;  // a shape before there is data
+  if (!ends_q.data || !ends_k.data) {  // a shape before there is data, or on a GPU
+    args->num_sequences = UNKNOWN;
+    return true;
+  }
   if (!check_ends(op, "cu_seqlens_q", ends_q, args->S_q, problem)) return false;
   if (call.cu_seqlens_k && !check_ends(op, "cu_seqlens_k", ends_k, args->S_k, problem)) return false;
   args->num_sequences = ends_q.sizes[0] - 1;

@@ -54,28 +54,40 @@ def flex_block_lists(block_mask: Any, lengths: Any = None) -> tuple[Tensor, Tens
 def _blocks(counts: Tensor, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
     """bool of shape: of each row the first counts of its indices."""
     columns = shape[-1]
-    listed = torch.arange(indices.shape[-1]) < counts[..., None]
+    listed = torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
     places = torch.where(listed, indices.long(), columns)
     outside = listed & ((places < 0) | (places >= columns))
     if outside.any():
         rule = f"have columns from 0 to {columns - 1}"
         raise ValueError(f"{_NAME}: block_mask must {rule}; got {int(places[outside][0])}")
-    return torch.zeros(*shape[:-1], columns + 1, dtype=torch.bool).scatter_(-1, places, True)[..., :-1].contiguous()
+    none = torch.zeros(*shape[:-1], columns + 1, dtype=torch.bool, device=indices.device)
+    return none.scatter_(-1, places, True)[..., :-1].contiguous()
 
 
 def _bits(mask_mod: Any, places: Tensor, sizes: tuple[int, int], lengths: Any) -> Tensor:
     """(partial blocks, queries, words) int64, 64 keys a word, the first in its lowest bit."""
-    words = -(-sizes[1] // _BITS_PER_WORD)
-    result = np.zeros((len(places), sizes[0], words * 8), np.uint8)
+    words, device = -(-sizes[1] // _BITS_PER_WORD), places.device
+    result = torch.zeros(len(places), sizes[0], words, dtype=torch.int64, device=device)
     of_keys = torch.vmap(mask_mod, (None, None, None, 0))
     of_blocks = torch.vmap(torch.vmap(of_keys, (None, None, 0, None)), (0, 0, 0, 0))
     step = max(1, _MOST_ELEMENTS // (sizes[0] * sizes[1]))
     for begin in range(0, len(places), step):
         b, h, row, column = places[begin : begin + step].unbind(-1)
-        i = row[:, None] * sizes[0] + torch.arange(sizes[0])
-        j = column[:, None] * sizes[1] + torch.arange(sizes[1])
+        i = row[:, None] * sizes[0] + torch.arange(sizes[0], device=device)
+        j = column[:, None] * sizes[1] + torch.arange(sizes[1], device=device)
         allowed = of_blocks(b, h, i.clamp_max(lengths[0] - 1), j.clamp_max(lengths[1] - 1))
         allowed = allowed.expand(len(b), *sizes) & (i < lengths[0])[:, :, None] & (j < lengths[1])[:, None]
-        packed = np.packbits(allowed.numpy(), axis=-1, bitorder="little")
-        result[begin : begin + step, :, : packed.shape[-1]] = packed
-    return torch.from_numpy(result.view("<i8"))
+        result[begin : begin + step] = _packed(allowed, words)
+    return result
+
+
+def _packed(allowed: Tensor, words: int) -> Tensor:
+    """int64 (..., words) of booleans, the first in the lowest bit."""
+    if allowed.device.type == "cpu":
+        packed = np.zeros((*allowed.shape[:-1], words * 8), np.uint8)
+        of_bytes = np.packbits(allowed.numpy(), axis=-1, bitorder="little")
+        packed[..., : of_bytes.shape[-1]] = of_bytes
+        return torch.from_numpy(packed.view("<i8"))
+    padded = torch.nn.functional.pad(allowed, (0, words * _BITS_PER_WORD - allowed.shape[-1]))
+    places = torch.arange(_BITS_PER_WORD, device=allowed.device)
+    return (padded.unflatten(-1, (words, _BITS_PER_WORD)).long() << places).sum(-1)

@@ -45,6 +45,6 @@ class BlockSparseAttention(torch.autograd.Function):
         q, k, v, out, lse, *masks = ctx.saved_tensors
         if dout is None:
             dout = torch.zeros_like(out)
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cuda" if q.is_cuda else "cpu", enabled=False):
             dq, dk, dv, dsink = _BACKWARD(dout, dlse, q, k, v, out, lse, *masks, *ctx.options)
         return (dq, dk, dv, *[None] * 4, dsink if ctx.has_sink else None, *[None] * (4 + len(ctx.options)))

@@ -57,10 +57,13 @@ def native_sparse_attention(
     _check(q, k, v, gates, block_indices, block_counts, block_size, window_size, cu_seqlens)
     options = _attention.options(_NAME, scale, True, None, None, True, (1, block_size), 0)
     queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
-    total = q.new_zeros((*q.shape[:3], v.shape[3]), dtype=torch.float32)
+    total: Tensor | None = None
 
     def add(gate: Tensor, out: Tensor) -> Tensor:
-        return total + gate.float()[..., None] * out.transpose(1, 2).float()
+        values = out.transpose(1, 2)
+        # Without a copy in float32 where one is not asked for; an exporter wants one dtype.
+        term = gate.float()[..., None] * (values if values.is_cuda else values.float())
+        return term if total is None else total + term
 
     if g_cmp is not None:
         (means_k, ends), (means_v, _) = (nsa_blocks.means(x, block_size, cu_seqlens) for x in (keys, values))
@@ -77,7 +80,7 @@ def native_sparse_attention(
     if g_swa is not None and window_size:
         options = _attention.options(_NAME, scale, True, window_size, None, True, _attention.BLOCK, 0)
         total = add(g_swa, attend(queries, keys, values, *_NO_MASKS, *places, *options)[0])
-    return total.to(q.dtype)
+    return q.new_zeros((*q.shape[:3], v.shape[3])) if total is None else total.to(q.dtype)
 
 
 def _check(

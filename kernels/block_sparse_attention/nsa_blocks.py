@@ -21,14 +21,28 @@ def means(x: Tensor, block_size: int, cu_seqlens: Tensor | None) -> tuple[Tensor
     if cu_seqlens is None:
         blocks = blocks_of(T, block_size)
         padded = torch.nn.functional.pad(x.float(), (0, 0, 0, blocks * block_size - T))
-        counts = (T - torch.arange(blocks) * block_size).clamp_max(block_size)
+        counts = (T - torch.arange(blocks, device=x.device) * block_size).clamp_max(block_size)
         sums = padded.unflatten(2, (blocks, block_size)).sum(3)
         return (sums / counts[:, None]).to(x.dtype), None
     ends, block_of = _blocks_of_tokens(block_size, cu_seqlens, T)
     blocks = int(ends[-1])
+    if x.device.type != "cpu":  # there index_add adds in any order
+        return _means_in_order(x, block_size, cu_seqlens.long(), ends).to(x.dtype), ends.to(cu_seqlens.dtype)
     sums = x.new_zeros((*x.shape[:2], blocks, x.shape[3]), dtype=torch.float32).index_add(2, block_of, x.float())
     counts = torch.bincount(block_of, minlength=blocks)
     return (sums / counts[:, None]).to(x.dtype), ends.to(cu_seqlens.dtype)
+
+
+def _means_in_order(x: Tensor, block_size: int, cu_seqlens: Tensor, ends: Tensor) -> Tensor:
+    """(B, H, blocks, D) float32, each block's tokens side by side: no two add to one sum."""
+    block = torch.arange(int(ends[-1]), device=x.device)
+    sequence = torch.searchsorted(ends, block, right=True) - 1
+    first = cu_seqlens[sequence] + (block - ends[sequence]) * block_size
+    counts = (cu_seqlens[sequence + 1] - first).clamp_max(block_size)
+    place = torch.arange(block_size, device=x.device)
+    tokens = (first[:, None] + place).clamp_max(max(0, x.shape[2] - 1))
+    picked = x.index_select(2, tokens.flatten()).float().unflatten(2, tokens.shape)
+    return torch.where((place < counts[:, None])[..., None], picked, 0.0).sum(3) / counts[:, None]
 
 
 def select(
@@ -58,7 +72,8 @@ def _select(q: Tensor, k: Tensor, count: int, block_size: int, scale: float) -> 
     def chosen(begin: Any, rows: Tensor) -> Tensor:
         """(B, rows, H, count) of some queries, from `begin` on."""
         scores = scale * (rows.float().unflatten(1, (H, HQ // H)) @ keys)
-        at, column = (begin + torch.arange(rows.shape[2]))[:, None], torch.arange(blocks)
+        at = (begin + torch.arange(rows.shape[2], device=q.device))[:, None]
+        column = torch.arange(blocks, device=q.device)
         scores = scores.masked_fill((column + 1) * block_size - 1 > at, -torch.inf)
         weights = torch.nan_to_num(scores.softmax(-1), nan=0.0).sum(2)  # of a query without a whole block: 0
         own = at // block_size
@@ -69,7 +84,7 @@ def _select(q: Tensor, k: Tensor, count: int, block_size: int, scale: float) -> 
     if torch.compiler.is_compiling():  # any number of queries: no loop over them
         return chosen(0, q)
     at_once = max(1, _SCORES_AT_ONCE // max(1, B * HQ * blocks))
-    nothing = torch.empty(B, 0, H, count, dtype=torch.int64)
+    nothing = torch.empty(B, 0, H, count, dtype=torch.int64, device=q.device)
     return torch.cat([nothing, *(chosen(i, q[:, :, i : i + at_once]) for i in range(0, T, at_once))], 1)
 
 
@@ -85,12 +100,14 @@ def mask_of(block_indices: Tensor, block_counts: Any, block_size: int, cu_seqlen
         lengths = cu_seqlens.long().diff()
         columns = blocks_of(int(lengths.amax()), block_size) if len(lengths) else 0
         blocks = blocks_of(lengths, block_size).repeat_interleave(lengths, output_size=T)[:, None]
-    real = (torch.arange(S) < counts) & (indices >= 0) & (indices < blocks)
+    real = (torch.arange(S, device=indices.device) < counts) & (indices >= 0) & (indices < blocks)
     indices = torch.where(real, indices, columns)
     if torch.compiler.is_compiling():
-        mask = torch.zeros(B, H, T, columns + 1, dtype=torch.bool)
+        mask = torch.zeros(B, H, T, columns + 1, dtype=torch.bool, device=indices.device)
         return mask.scatter(-1, indices, True)[..., :-1], None, None
     indices = indices.sort(-1).values
+    if indices.device.type != "cpu":
+        return None, *_padded_lists(indices, columns)
     real = indices < columns
     real[..., 1:] &= indices[..., 1:] != indices[..., :-1]  # each block once
     sizes = real.sum(-1)
@@ -99,11 +116,22 @@ def mask_of(block_indices: Tensor, block_counts: Any, block_size: int, cu_seqlen
     return None, offsets, indices[real]
 
 
+def _padded_lists(indices: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """Lists with room for all S of a query, sorted, `columns` behind the last: which block that is, the GPU's kernel
+    leaves out. So no size waits for values."""
+    B, H, T, S = indices.shape
+    again = torch.zeros_like(indices, dtype=torch.bool)
+    again[..., 1:] = indices[..., 1:] == indices[..., :-1]
+    indices = indices.masked_fill(again, columns).sort(-1).values
+    places = torch.arange(B * H, device=indices.device)[:, None] * T + torch.arange(T + 1, device=indices.device)
+    return (places * S).view(B, H, T + 1), indices.flatten().int()
+
+
 def _blocks_of_tokens(block_size: int, cu_seqlens: Tensor, T: int) -> tuple[Tensor, Tensor]:
     """Where each sequence's blocks end (N + 1,), and the block of each token (T,)."""
     lengths = cu_seqlens.long().diff()
     blocks = blocks_of(lengths, block_size)
     ends = torch.cat([blocks.new_zeros(1), blocks.cumsum(0)])
-    sequence = torch.arange(len(lengths)).repeat_interleave(lengths, output_size=T)
-    place = torch.arange(T) - cu_seqlens.long()[sequence]
+    sequence = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths, output_size=T)
+    place = torch.arange(T, device=lengths.device) - cu_seqlens.long()[sequence]
     return ends, ends[sequence] + place // block_size

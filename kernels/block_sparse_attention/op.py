@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from deepseek_fast import _attention, _linear
+from deepseek_fast.gpu.register import register
 from deepseek_fast.kernels.block_sparse_attention import grad
 from deepseek_fast.kernels.block_sparse_attention.flex_lists import flex_block_lists, is_flex
 
@@ -100,10 +101,11 @@ def _with_gradient(
         raise ValueError(f"{_NAME}: token_bias must need no gradient; got one that does")
     k = k.view(k.shape) if k is q else k  # torch.compile takes no tensor twice (torch 2.13)
     v = v.view(v.shape) if v is q or v is k else v
-    if not torch.is_autocast_enabled("cpu"):  # torch.export would put the op into a graph within
+    device = "cuda" if q.is_cuda else "cpu"
+    if not torch.is_autocast_enabled(device):  # torch.export would put the op into a graph within
         return call(grad.BlockSparseAttention.apply, q, k, v, kept, row_offsets, columns, token_bias, *rest)
-    q, k, v = (_linear.autocast(tensor) for tensor in (q, k, v))
-    with torch.autocast("cpu", enabled=False):
+    q, k, v = (_linear.autocast(tensor, device=device) for tensor in (q, k, v))
+    with torch.autocast(device, enabled=False):
         return call(grad.BlockSparseAttention.apply, q, k, v, kept, row_offsets, columns, token_bias, *rest)
 
 
@@ -119,4 +121,5 @@ def call(compiled: Any, *args: Any) -> Any:
         raise (TypeError if is_type else ValueError)(text) from None
 
 
+register(_NAME, _NAME, f"{_NAME}_backward")
 _linear.register_autocast(_NAME, keep=("token_bias", "sink_logits"))

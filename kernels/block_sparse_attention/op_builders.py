@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from deepseek_fast import _attention
+from deepseek_fast.gpu.register import register
 from deepseek_fast.kernels.block_sparse_attention import meta_builders as meta_builders
 from deepseek_fast.kernels.block_sparse_attention.op import call
 
 _OPS = torch.ops.deepseek_fast
+register("block_sparse_attention", "top_k_blocks", on_host=("block_lists",))
 
 
 def sliding_window_blocks(

@@ -15,7 +15,9 @@ lse     sum p b / (1 - sum p b) + 4 u (1 + log n) + u |lse|
 A weight below 2^-126 may be 0, against a denominator of at least 1. VDPBF16PS and BFDOT read subnormals as 0.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +31,17 @@ U, F32_MIN_NORMAL, F32_MIN_SUBNORMAL = linear.U, linear.F32_MIN_NORMAL, linear.F
 EXP_ERROR = 3 * U  # relative; csrc/gemm/activation.h's exp is within 1 ULP
 LOG_ERROR = 4 * U  # of log(l), relative to 1 + log(l)
 WEIGHT_ROUNDING = {torch.bfloat16: 2.0**-8}  # of a weight that VDPBF16PS multiplies; others stay f32
+WEIGHT_LEAST: dict[torch.dtype, float] = {}  # absolute error of a rounded weight, where above that of f32's subnormals
+
+
+@contextlib.contextmanager
+def of_tensor_cores() -> Iterator[None]:
+    """The bounds of a GPU's kernels: they round weights to float16, too, whose subnormals are 2^-24 apart."""
+    WEIGHT_ROUNDING[torch.float16], WEIGHT_LEAST[torch.float16] = 2.0**-11, 2.0**-25
+    try:
+        yield
+    finally:
+        del WEIGHT_ROUNDING[torch.float16], WEIGHT_LEAST[torch.float16]
 
 
 class Forward(NamedTuple):
@@ -137,7 +150,7 @@ def softmax_error(
     v_abs = v.abs() if v_error is None else v.abs() + v_error
     numerator = (p * a) @ v_abs if v_error is None else (p * a) @ v_abs + p @ v_error
     flushed = ((p > 0).double() @ v_abs) + (2 + count if dtype == torch.bfloat16 else 1)
-    numerator = numerator + 2 * F32_MIN_NORMAL * flushed
+    numerator = numerator + 2 * WEIGHT_LEAST.get(dtype, F32_MIN_NORMAL) * flushed
     b = denominator_error(z, e_z, p, count, steps)[..., None]
     e_out = (numerator + out.abs() * b) / (1 - b)
     e_out = torch.where(b < 0.5, e_out + 3 * U * (out.abs() + e_out) + F32_MIN_SUBNORMAL, math.inf)
@@ -205,7 +218,7 @@ def gradient_error(
     sums    gamma(n + 2) of n products, for dk and dv over the queries of the group's heads
     """
     dtype, factor = q.dtype, abs(ref.scale_of(q, scale))
-    rounding = WEIGHT_ROUNDING.get(dtype, 0.0)
+    rounding, least = WEIGHT_ROUNDING.get(dtype, 0.0), WEIGHT_LEAST.get(dtype, F32_MIN_NORMAL)
     do, lse = dout.double(), torch.where(state.lse.isinf(), 0.0, state.lse)
     p, f = ref.weights(state.z, state.lse), ref.share_of_keys(state.lse, sink)
     d = state.e_z + (state.e_lse + EXP_ERROR)[..., None] + U * torch.where(p > 0, lse[..., None] - state.z, 0.0).abs()
@@ -226,10 +239,10 @@ def gradient_error(
     e_gap = e_gap + U * (gap.abs() + e_gap)
     dz = torch.where(state.seen, p * gap, 0.0).abs()
     e_dz = (p + e_p) * e_gap + e_p * gap.abs()
-    e_dz = torch.where(state.seen, e_dz + (U + rounding) * (dz + e_dz) + F32_MIN_NORMAL, 0.0)
+    e_dz = torch.where(state.seen, e_dz + (U + rounding) * (dz + e_dz) + least, 0.0)
     w = f * p
     e_w = f * e_p + e_f * (p + e_p)
-    e_w = e_w + (U + rounding) * (w + e_w)
+    e_w = e_w + (U + rounding) * (w + e_w) + torch.where(state.seen, WEIGHT_LEAST.get(dtype, 0.0), 0.0)
 
     across, across_e, down, down_e = (t.transpose(-1, -2) for t in (dz, e_dz, w, e_w))
     rounded = factor * (1 + 2 * U)  # one rounding of * scale
