@@ -35,6 +35,7 @@ DENSE = Table(
         ),
         Row(
             {"BLOCK_KV": 256, "COLUMNS": 64, "PER_SM": 2, "num_warps": 8, "STAGES": 3},
+            D=128,
             archs=(90, 100),
             why="derived: 2 blocks a multiprocessor, one's products under the other's relu; 8 KiB of q for 256 tokens",
         ),
@@ -49,11 +50,14 @@ PAGED = Table(
     "next_n tokens H D",
     (
         Row(
+            {"BLOCK_KV": 64, "COLUMNS": 64, "num_warps": 4, "STAGES": 2},
+            archs=(80, 86),
+            why="derived: the same 16 KiB, as float16",
+        ),
+        Row(
             {"BLOCK_KV": 128, "COLUMNS": 64, "num_warps": 4, "STAGES": 2},
-            archs=(89, 90, 100, 120),
             why="derived: bound by reading the cache: 4 blocks of 16 KiB in flight a multiprocessor",
         ),
-        Row({"BLOCK_KV": 64, "COLUMNS": 64, "num_warps": 4, "STAGES": 2}, why="derived: 16 KiB of float16"),
     ),
 )
 SELECT = Table(
@@ -62,19 +66,15 @@ SELECT = Table(
     (
         Row({"SIZE": 1024, "SAMPLE": 1024, "TILE": 1024, "num_warps": 4}, n=1024, why="derived: 8 keys a thread"),
         Row({"SIZE": 4096, "SAMPLE": 1024, "TILE": 4096, "num_warps": 8}, n=4096, why="derived: 16 keys a thread"),
+        Row({"SIZE": 8192, "SAMPLE": 4096, "TILE": 8192, "num_warps": 16}, n=8192, why="derived: the same"),
         Row(
             {"SIZE": 4096, "SAMPLE": 4096, "TILE": 8192, "num_warps": 16},
             k=1024,
-            why="derived: 4 times k reach a guess at most, most often 1.4 times",
+            why="derived: 1.4 times k reach a guess, 4 times hold them; 16 scores of a tile a thread",
         ),
         Row(
             {"SIZE": 8192, "SAMPLE": 4096, "TILE": 8192, "num_warps": 16},
-            k=2048,
-            why="derived: the same; 16 keys a thread",
-        ),
-        Row(
-            {"SIZE": 16384, "SAMPLE": 4096, "TILE": 8192, "num_warps": 16},
-            why="derived: 32 keys a thread, the most that registers hold; k above 8192 looks at the row each time",
+            why="derived: 16 keys a thread, with their places what registers hold; k above 4096 looks at the row each time",
         ),
     ),
 )
@@ -176,6 +176,7 @@ def dense(
     """Logits of queries first ... first + rows - 1 to rows 0 ... of out; cut: -inf where nothing is seen."""
     tokens, D = operands.k.shape
     H = operands.weights.shape[1]
+    config = dict(config)
     columns, per_sm = config.pop("COLUMNS"), config.pop("PER_SM")
     sizes = heads_and_depth(H, D, columns, rows)
     tiles = -(-tokens // config["BLOCK_KV"])
@@ -196,7 +197,7 @@ def paged(
 ) -> None:
     """The same of a cache; whole requests. tokens: no request has more."""
     _, next_n, H, D = operands.q.shape
-    cache = operands.cache
+    cache, config = operands.cache, dict(config)
     columns = out.shape[1] if cut else tokens
     sizes = heads_and_depth(H, D, config.pop("COLUMNS"), next_n)
     tiles = -(-columns // config["BLOCK_KV"])
@@ -274,12 +275,12 @@ def _select(
     config = SELECT.choose(n=part_size, k=k)
     size = config["SIZE"]
     form = IN_REGISTERS if part_size <= size else GUESSED if LARGEST_GUESSED * k <= size else FROM_THE_ROW
-    found = scores.new_empty((2, rows * parts, size), dtype=torch.int32) if form == GUESSED else None
+    found = scores.new_empty((rows * parts, size), dtype=torch.int32) if form == GUESSED else None
     table, page_size = slots or (None, 1)
     gpu.launch(
         triton_select._select, (rows * parts,),
-        scores, windows.begins, windows.ends, places_of, *(found.unbind(0) if found is not None else (None, None)),
-        out, out_keys, table, n, scores.stride(0), k, parts, part_size, next_n, page_size,
+        scores, windows.begins, windows.ends, places_of, found,
+        out, out_keys, table, n, scores.stride(0), 1, k, parts, part_size, next_n, page_size,
         table.stride(0) if table is not None else 0, first,
         FORM=form, IS_KEYS=places_of is not None, EMIT=out_keys is not None, AS_SLOTS=table is not None,
         **windows.constants, **config,

@@ -16,6 +16,11 @@ from deepseek_fast.kernels.lightning_indexer.triton_window import wide, window
 NOT_THERE = tl.constexpr(-(2**31))  # below every score
 LEAST = tl.constexpr(-2139095040)  # order_of(-infinity) + 1: what counts at all
 MOST = tl.constexpr(2**31 - 1)  # NaN
+# Scores that a warp loads at once. Tiles are lines, a thread has one score of each: so running sums stay in a warp, and
+# what is stored at places of its own needs no other layout.
+LINE = tl.constexpr(32)
+PARTS = tl.constexpr(4)  # of a tile, whose running sums are one
+INFINITY = tl.constexpr(0x7F800000)  # order_of(infinity)
 GUESS_MARGIN = tl.constexpr(16)  # a quarter and 16 more of a sample than its share: 4 standard deviations of 128
 
 
@@ -32,6 +37,17 @@ def order_of(score, IS_KEYS: tl.constexpr):
 
 
 @triton.jit
+def _reaching(keys, low):
+    return tl.sum((keys >= low).to(tl.int32))
+
+
+@triton.jit
+def _places(SIZE: tl.constexpr, step):
+    """0 ... SIZE - 1, (lines, LINE); step is 1."""
+    return (tl.arange(0, SIZE // LINE) * LINE)[:, None] + (tl.arange(0, LINE) * step)[None, :]
+
+
+@triton.jit
 def _keys_at(scores, j, begin, end, IS_KEYS: tl.constexpr):
     """Keys of the places j of a row; NOT_THERE outside [begin, end)."""
     inside = (j >= begin) & (j < end)
@@ -39,8 +55,10 @@ def _keys_at(scores, j, begin, end, IS_KEYS: tl.constexpr):
 
 
 @triton.jit
-def _reaching(keys, low):
-    return tl.sum((keys >= low).to(tl.int32), 0)
+def _running(counts):
+    """Running sums of (lines, LINE) in the order of places, and the whole sum."""
+    lines = tl.sum(counts, 1)
+    return tl.cumsum(counts, 1) + (tl.cumsum(lines, 0) - lines)[:, None], tl.sum(lines, 0)
 
 
 @triton.jit
@@ -64,11 +82,11 @@ def _threshold(keys, low, count, high, above, k, slack):
 
 
 @triton.jit
-def _reaching_in_row(scores, begin, end, low, TILE: tl.constexpr, IS_KEYS: tl.constexpr):
-    total = tl.zeros([TILE], tl.int32)
+def _reaching_in_row(scores, step, begin, end, low, TILE: tl.constexpr, IS_KEYS: tl.constexpr):
+    total = tl.zeros([TILE // LINE, LINE], tl.int32)
     for first in range(begin // TILE * TILE, end, TILE):
-        total += (_keys_at(scores, first + tl.arange(0, TILE), begin, end, IS_KEYS) >= low).to(tl.int32)
-    return tl.sum(total, 0)
+        total += (_keys_at(scores, first + _places(TILE, step), begin, end, IS_KEYS) >= low).to(tl.int32)
+    return tl.sum(total)
 
 
 @triton.jit
@@ -91,16 +109,17 @@ def _put_rest(out, out_keys, count, k, TILE: tl.constexpr, EMIT: tl.constexpr):
             tl.store(out_keys + at, tl.full([TILE], NOT_THERE, tl.int32), (at >= count) & (at < k))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step"])
 def _select(
-    scores, begins, ends, places_of, found_keys, found_places, out, out_keys, table,
-    n, score_stride, k, parts, part_size, next_n, page_size, table_stride, first_row,
+    scores, begins, ends, places_of, found_places, out, out_keys, table,
+    n, score_stride, step, k, parts, part_size, next_n, page_size, table_stride, first_row,
     SIZE: tl.constexpr, SAMPLE: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr, HAS_BEGINS: tl.constexpr,
     ENDS: tl.constexpr, IS_KEYS: tl.constexpr, EMIT: tl.constexpr, AS_SLOTS: tl.constexpr,
 ):  # fmt: skip
     """The k largest of one part of one row. FORM 0: a part has at most SIZE scores; 1: what reaches a guess is found
     first, at most SIZE; 2: no more than SIZE are not enough, the row is looked at each time.
 
+    step: 1, but not known to be: else loads take four scores a thread, and what they give takes another layout.
     IS_KEYS: scores are keys already, and a place p of a row stands for places_of[row, p].
     EMIT: the keys of what is chosen are stored, too.
     """
@@ -118,99 +137,122 @@ def _select(
         out_keys += job * k
     if AS_SLOTS:
         table += (row + first_row) // next_n * table_stride
-    at = tl.arange(0, SIZE)
-    keys = tl.full([SIZE], NOT_THERE, tl.int32)
-    low, high = tl.full([], LEAST, tl.int32), tl.full([], MOST, tl.int32)
-    have = False  # keys hold all that can be chosen
+    low = tl.full([], LEAST, tl.int32)
     if FORM == 0:
-        keys = _keys_at(scores, part * part_size + at, begin, end, IS_KEYS)
-        have = True
+        places = part * part_size + _places(SIZE, step)
+        keys = _keys_at(scores, places, begin, end, IS_KEYS)
+        _from_keys(keys, places, places_of, low, out, out_keys, table, k, page_size, SAMPLE, IS_KEYS, EMIT, AS_SLOTS)
     elif FORM == 1:
-        low = _guess(scores, begin, end, k, SAMPLE, IS_KEYS)
-        found_keys += job * SIZE
+        low = _guess(scores, step, begin, end, k, SAMPLE, IS_KEYS)
         found_places += job * SIZE
-        found = _collect(scores, begin, end, low, found_keys, found_places, SIZE, TILE, IS_KEYS)
-        have = (found <= SIZE) & ((found >= k) | (low == LEAST))
-        tl.debug_barrier()  # what other threads stored
-        keys = tl.load(found_keys + at, have & (at < found), NOT_THERE)
-    if have:
-        count = _reaching(keys, low)
-        still = count
-        high = tl.full([], NOT_THERE, tl.int32)
-        if count > k:
-            low, count, high, above = _threshold(keys, low, count, tl.max(keys, 0), tl.full([], 0, tl.int32), k, 0)
-            still = k - above
+        low, found = _collect(scores, step, begin, end, low, found_places, SIZE, TILE, IS_KEYS)
+        if (found <= SIZE) & ((found >= k) | (low == LEAST)):
+            tl.debug_barrier()  # what other threads stored
+            at = _places(SIZE, step)
+            places = tl.load(found_places + at, at < found, -1)
+            keys = _keys_at(scores, places, 0, end, IS_KEYS)
+            _from_keys(
+                keys, places, places_of, low, out, out_keys, table, k, page_size, SAMPLE, IS_KEYS, EMIT, AS_SLOTS
+            )
         else:
-            high = tl.full([], MOST, tl.int32)
-        # One running sum for both: what is above in the low 16 bits, what is equal in the high ones
-        greater, equal = keys > high, (keys >= low) & (keys <= high)
-        sums = tl.cumsum(greater.to(tl.int32) + (equal.to(tl.int32) << 16), 0)
-        equals = sums >> 16
-        taken = greater | (equal & (equals <= still))
-        position = (sums & 0xFFFF) + tl.minimum(equals, still) - 1
-        if FORM == 0:
-            places = part * part_size + at
-        else:
-            places = tl.load(found_places + at, taken, 0)
-        if IS_KEYS:
-            places = tl.load(places_of + places, taken, 0)
-        _put(out, out_keys, places, keys, position, taken, k, table, page_size, AS_SLOTS, EMIT)
-        _put_rest(out, out_keys, tl.minimum(count, k), k, SAMPLE, EMIT)
-    elif FORM != 0:
+            _from_the_row(
+                scores, step, places_of, begin, end, out, out_keys, table, k, page_size, SAMPLE, TILE, IS_KEYS, EMIT, AS_SLOTS
+            )
+    else:
         _from_the_row(
-            scores, places_of, begin, end, out, out_keys, table, k, page_size, SAMPLE, TILE, IS_KEYS, EMIT, AS_SLOTS
+            scores, step, places_of, begin, end, out, out_keys, table, k, page_size, SAMPLE, TILE, IS_KEYS, EMIT, AS_SLOTS
         )
 
 
 @triton.jit
-def _guess(scores, begin, end, k, SAMPLE: tl.constexpr, IS_KEYS: tl.constexpr):
-    """A key that a little more than k scores of a row reach, most likely: from SAMPLE scores, in runs of 32."""
-    at = tl.arange(0, SAMPLE)
+def _from_keys(
+    keys, places, places_of, low, out, out_keys, table, k, page_size,
+    SAMPLE: tl.constexpr, IS_KEYS: tl.constexpr, EMIT: tl.constexpr, AS_SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Chooses among keys, all that reach low, in the order of their places."""
+    count = _reaching(keys, low)
+    high, above, reach = tl.full([], MOST, tl.int32), tl.full([], 0, tl.int32), count
+    if count > k:
+        low, reach, high, above = _threshold(keys, low, count, tl.max(keys), above, k, 0)
+    greater, equal = keys > high, (keys >= low) & (keys <= high)
+    taken, position, _, _ = _ranked(greater, equal, above * 0, above * 0, tl.minimum(reach, k) - above)
+    if IS_KEYS:
+        places = tl.load(places_of + places, taken, 0)
+    _put(out, out_keys, places, keys, position, taken, k, table, page_size, AS_SLOTS, EMIT)
+    _put_rest(out, out_keys, tl.minimum(count, k), k, SAMPLE, EMIT)
+
+
+@triton.jit
+def _ranked(greater, equal, greaters, equals, still):
+    """Which are taken, and their positions, after `greaters` and `equals` earlier ones; and those with these."""
+    # One running sum for both: what is above in the low 16 bits, what is equal in the high ones.
+    sums, total = _running(greater.to(tl.int32) + (equal.to(tl.int32) << 16))
+    before = equals + (sums >> 16)
+    taken = greater | (equal & (before <= still))
+    position = greaters + (sums & 0xFFFF) + tl.minimum(before, still) - 1
+    return taken, position, greaters + (total & 0xFFFF), equals + (total >> 16)
+
+
+@triton.jit
+def _guess(scores, step, begin, end, k, SAMPLE: tl.constexpr, IS_KEYS: tl.constexpr):
+    """A key that a little more than k scores of a row reach, most likely: from SAMPLE scores all over it."""
     length = tl.maximum(end - begin, 0)
-    runs: tl.constexpr = SAMPLE // 32
-    first = ((at // 32).to(tl.int64) * tl.maximum(length - 32, 0) // (runs - 1)).to(tl.int32)
-    keys = _keys_at(scores, begin + first + at % 32, begin, end, IS_KEYS)
+    run = tl.arange(0, SAMPLE // LINE)
+    first = (run.to(tl.int64) * tl.maximum(length - LINE, 0) // (SAMPLE // LINE - 1)).to(tl.int32)
+    places = (begin + first)[:, None] + (tl.arange(0, LINE) * step)[None, :]
+    keys = _keys_at(scores, places, begin, end, IS_KEYS)
     share = (wide(k) * SAMPLE // tl.maximum(length, 1)).to(tl.int32) + 1
     share += share // 4 + GUESS_MARGIN
-    low, high = tl.full([], LEAST, tl.int32), tl.full([], MOST, tl.int32)
+    low = tl.full([], LEAST, tl.int32)
     count = _reaching(keys, low)
     if count > share:
-        low, count, high, above = _threshold(
-            keys, low, count, tl.max(keys, 0), tl.full([], 0, tl.int32), share, share // 8
-        )
+        low, count, _, _ = _threshold(keys, low, count, tl.max(keys), tl.full([], 0, tl.int32), share, share // 8)
     return low
 
 
 @triton.jit
 def _collect(
-    scores, begin, end, low, found_keys, found_places, SIZE: tl.constexpr, TILE: tl.constexpr, IS_KEYS: tl.constexpr
+    scores, step, begin, end, low, found_places, SIZE: tl.constexpr, TILE: tl.constexpr, IS_KEYS: tl.constexpr
 ):
-    """Stores the keys that reach low, with their places, in their order, SIZE at most; how many there are."""
+    """Stores the places of scores that reach low, in their order, SIZE at most; low (no NaN then) and how many."""
+    if not IS_KEYS:
+        low = tl.minimum(low, INFINITY)
+    limit = tl.where(low < 0, low ^ 0x7FFFFFFF, low).to(tl.float32, bitcast=True)
     found = tl.full([], 0, tl.int32)
+    part = tl.arange(0, PARTS) * (TILE // PARTS)
+    field = (tl.arange(0, PARTS) * 8)[:, None, None]
+    offsets = part[:, None, None] + _places(TILE // PARTS, step)[None, :, :]
     for first in range(begin // TILE * TILE, end, TILE):
-        j = first + tl.arange(0, TILE)
-        keys = _keys_at(scores, j, begin, end, IS_KEYS)
-        reach = keys >= low
-        sums = tl.cumsum(reach.to(tl.int32), 0)
-        to = found + sums - 1
-        tl.store(found_keys + to, keys, reach & (to < SIZE))
+        j = first + offsets
+        inside = (j >= begin) & (j < end)
+        score = tl.load(scores + j, inside, 0)
+        if IS_KEYS:
+            reach = inside & (score >= low)
+        else:
+            reach = inside & ~(score.to(tl.float32) < limit)  # NaN reaches
+        # One running sum for all parts, each in 8 bits: a line has 32 scores.
+        packed = tl.sum(reach.to(tl.int32) << field, 0)
+        lines = (tl.sum(packed, 1)[None, :] >> (tl.arange(0, PARTS) * 8)[:, None]) & 0xFF
+        flat = tl.reshape(lines, [TILE // LINE])
+        before = tl.reshape(tl.cumsum(flat, 0) - flat, [PARTS, TILE // LINE // PARTS])
+        to = found - 1 + before[:, :, None] + ((tl.cumsum(packed, 1)[None, :, :] >> field) & 0xFF)
         tl.store(found_places + to, j, reach & (to < SIZE))
-        found += tl.sum(reach.to(tl.int32), 0)
-    return found
+        found += tl.sum(flat, 0)
+    return low, found
 
 
 @triton.jit
 def _from_the_row(
-    scores, places_of, begin, end, out, out_keys, table, k, page_size,
+    scores, step, places_of, begin, end, out, out_keys, table, k, page_size,
     SAMPLE: tl.constexpr, TILE: tl.constexpr, IS_KEYS: tl.constexpr, EMIT: tl.constexpr, AS_SLOTS: tl.constexpr,
 ):  # fmt: skip
     """The same by looking at the whole row for each count: at most 33 times, and once more to write."""
     low, high = tl.full([], LEAST, tl.int32), tl.full([], MOST, tl.int32)
-    count = _reaching_in_row(scores, begin, end, low, TILE, IS_KEYS)
     above = tl.full([], 0, tl.int32)
+    count = _reaching_in_row(scores, step, begin, end, low, TILE, IS_KEYS)
     while (low < high) & (count > k):
         middle = _middle(low, high)
-        reached = _reaching_in_row(scores, begin, end, middle, TILE, IS_KEYS)
+        reached = _reaching_in_row(scores, step, begin, end, middle, TILE, IS_KEYS)
         if reached >= k:
             low, count = middle, reached
         else:
@@ -218,19 +260,14 @@ def _from_the_row(
     still = tl.minimum(count, k) - above
     greaters, equals = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
     for first in range(begin // TILE * TILE, end, TILE):
-        j = first + tl.arange(0, TILE)
+        j = first + _places(TILE, step)
         keys = _keys_at(scores, j, begin, end, IS_KEYS)
         greater, equal = keys > high, (keys >= low) & (keys <= high)
-        sums = tl.cumsum(greater.to(tl.int32) + (equal.to(tl.int32) << 16), 0)
-        before = equals + (sums >> 16)
-        taken = greater | (equal & (before <= still))
-        position = greaters + (sums & 0xFFFF) + tl.minimum(before, still) - 1
+        taken, position, greaters, equals = _ranked(greater, equal, greaters, equals, still)
         places = j
         if IS_KEYS:
             places = tl.load(places_of + j, taken, 0)
         _put(out, out_keys, places, keys, position, taken, k, table, page_size, AS_SLOTS, EMIT)
-        greaters += tl.sum(greater.to(tl.int32), 0)
-        equals += tl.sum(equal.to(tl.int32), 0)
     _put_rest(out, out_keys, tl.minimum(count, k), k, SAMPLE, EMIT)
 
 
