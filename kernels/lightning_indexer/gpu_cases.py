@@ -1,10 +1,11 @@
-"""The indexer on GPUs: what is compiled ahead of time, what its code must have, and what is measured."""
+"""The indexer on GPUs: what is compiled ahead of time, and what its code must have; gpu_bench.py: what is measured."""
 
 from typing import Any
 
 import torch
 
 from deepseek_fast.gpu.cases import Call, Expect
+from deepseek_fast.kernels.lightning_indexer.gpu_bench import BENCH as BENCH
 
 FP8, F32, I32, U8 = torch.float8_e4m3fn, torch.float32, torch.int32, torch.uint8
 
@@ -15,12 +16,13 @@ def _products(constants: dict[str, Any]) -> bool:
 
 
 EXPECTS = {
-    "_logits": Expect(tensor_cores=True, async_copies=True, warpgroups=_products),
+    "_logits": Expect(tensor_cores=True, async_copies=True, warpgroups=_products, max_bytes=160 * 1024),
     "_paged_logits": Expect(tensor_cores=True, warpgroups=_products),
     # Straight code for 16 scores a thread, and three quarters of a cubin are its line numbers: 5,000 instructions.
     "_select": Expect(max_bytes=320 * 1024),
-    "_by_value": Expect(max_bytes=384 * 1024),  # the steps of a sort of 4096, each its own
+    "_by_value": Expect(max_bytes=256 * 1024),  # the steps of a sort of 2048, each its own
     "_packed_by_value": Expect(),
+    "_to_slots": Expect(),
 }
 
 

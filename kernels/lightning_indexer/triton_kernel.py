@@ -1,7 +1,7 @@
 """fp8_mqa_logits, its paged form, topk_indices and lightning_indexer on CUDA tensors.
 
-Tables and launches: triton_launch.py; kernels: triton_logits.py, triton_select.py. The fused forms take some queries at a
-time: their logits go to a scratch that stays in the L2 cache, the selection reads them there, and the next queries'
+Tables and launches: triton_launch.py; kernels: triton_logits.py, triton_select.py. The fused forms take some queries at
+a time: their logits go to a scratch that stays in the L2 cache, the selection reads them there, and the next queries'
 logits overwrite them.
 """
 
@@ -55,7 +55,16 @@ def fp8_paged_mqa_logits(
         tokens = min(block_table.shape[1] * cache.shape[1], max_context_len)
         config = PAGED.choose(next_n=next_n, tokens=max_context_len, H=H, D=D)
         windows = launches.paged_windows(context_lens, next_n)
-        launches.paged(launches.paged_operands(q, cache, weights, block_table), windows, 0, b * next_n, tokens, out, config, cut=True)
+        launches.paged(
+            launches.paged_operands(q, cache, weights, block_table),
+            windows,
+            0,
+            b * next_n,
+            tokens,
+            out,
+            config,
+            cut=True,
+        )
     return out
 
 
@@ -93,7 +102,7 @@ def lightning_indexer(
         return out.fill_(-1)
     operands = launches.dense_operands(q, k, k_scale, weights)
     config = DENSE.choose(s_q=s_q, tokens=s_kv, H=q.shape[1], D=q.shape[2])
-    scratch = launches.scratch_for(q, s_q, s_kv, ROWS_ALIGNED)
+    scratch = launches.scratch_for(q, s_q, s_kv, ROWS_ALIGNED, 1)
     for first in range(0, s_q, scratch.shape[0]):
         rows = min(scratch.shape[0], s_q - first)
         launches.dense(operands, windows, first, rows, scratch, config, cut=False)
@@ -122,12 +131,13 @@ def lightning_indexer_paged(
     windows = launches.paged_windows(context_lens, next_n)
     config = PAGED.choose(next_n=next_n, tokens=tokens, H=H, D=D)
     flat = out.view(b * next_n, top_k)
-    slots = (operands.table, cache.shape[1]) if as_slots else None
-    scratch = launches.scratch_for(q, b * next_n, tokens, next_n)
+    scratch = launches.scratch_for(q, b * next_n, tokens, next_n, next_n)
     for first in range(0, b * next_n, scratch.shape[0]):
         rows = min(scratch.shape[0], b * next_n - first)
         launches.paged(operands, windows, first, rows, tokens, scratch, config, cut=False)
-        launches.choose(scratch[:rows], windows, tokens, top_k, sorted_by, flat[first : first + rows], first=first, slots=slots)
+        launches.choose(scratch[:rows], windows, tokens, top_k, sorted_by, flat[first : first + rows], first=first)
+    if as_slots:
+        launches.to_slots(out, operands.table, cache.shape[1])
     return out
 
 

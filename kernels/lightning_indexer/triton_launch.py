@@ -74,13 +74,14 @@ SELECT = Table(
         ),
         Row(
             {"SIZE": 8192, "SAMPLE": 4096, "TILE": 8192, "num_warps": 16},
-            why="derived: 16 keys a thread, with their places what registers hold; k above 4096 looks at the row each time",
+            why="derived: 16 keys a thread, with their places what registers hold; above a k of 4096 the row",
         ),
     ),
 )
 LARGEST_GUESSED = 2  # SIZE over k below which a guess would miss too often
 IN_REGISTERS, GUESSED, FROM_THE_ROW = 0, 1, 2  # FORM of _select
-LARGEST_SORTED = 4096  # that one block sorts; torch.sort the rest
+LARGEST_SORTED = 2048  # that one block sorts; torch.sort the rest
+SORT_WARPS = {128: 1, 256: 1, 512: 4, 1024: 8, 2048: 16}  # derived: 4 to 8 keys of 8 bytes a thread
 SHORTEST_PART = 16384  # of a row, where several blocks share it
 PART_OF_K = 4  # and at least so many times k, or its k winners would be no fewer
 
@@ -98,7 +99,6 @@ class Windows:
     def constants(self) -> dict[str, Any]:
         of_queries = NO_ENDS if self.ends is None else ENDS_OF_QUERIES
         return {"HAS_BEGINS": self.begins is not None, "ENDS": ENDS_OF_REQUESTS if self.of_requests else of_queries}
-
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,8 @@ def dense(
         operands.q[first:last], operands.k, operands.k_scale, operands.weights[first:last], begins, ends, out,
         rows, tokens, H, D, operands.k.stride(0), operands.weights.stride(0), out.stride(0),
         out.shape[1] if cut else tokens, tiles, group,
-        GROUP=LARGEST_GROUP, CUT=cut, COMPRESSED=compressed, **windows.constants, **sizes, **operands.constants, **config,
+        GROUP=LARGEST_GROUP, CUT=cut, COMPRESSED=compressed, **windows.constants, **sizes, **operands.constants,
+        **config,
     )  # fmt: skip
 
 
@@ -219,44 +220,32 @@ def group_of(rows: int, tiles: int, block_q: int, slots: int) -> int:
         return -(-tiles * groups // slots) * (FILL + -(-rows // (groups * block_q)))
 
     groups = min(range(fewest, fewest + min(64, -(-rows // block_q))), key=time)
-    return -(-(-(-rows // groups)) // block_q) * block_q
+    return -(-rows // (groups * block_q)) * block_q
 
 
-def scratch_for(like: Tensor, rows: int, tokens: int, multiple: int) -> Tensor:
-    """Logits of as many rows as the L2 cache holds, a multiple of so many, but no more than there are."""
+def scratch_for(like: Tensor, rows: int, tokens: int, multiple: int, least: int) -> Tensor:
+    """Logits of as many rows as the L2 cache holds, a multiple of so many, at least `least`, no more than there are."""
     known = max((a for a in SCRATCH_BYTES if a <= gpu.arch()), default=80)
     stride = -(-tokens // 64) * 64  # rows begin at whole cache lines
-    most = SCRATCH_BYTES[known] // (4 * stride)
-    held = max(most // multiple * multiple, 1 if multiple == ROWS_ALIGNED and most < multiple else multiple)
-    if multiple == ROWS_ALIGNED and most < multiple:
-        held = max(most, 1)
+    most = max(SCRATCH_BYTES[known] // (4 * stride), 1)
+    held = most // multiple * multiple if most >= multiple else max(most, least)
     return like.new_empty((min(rows, held), stride), dtype=torch.float32)
 
 
-def choose(
-    scores: Tensor, windows: Windows, n: int, k: int, sorted_by: str, out: Tensor, *, first: int = 0,
-    slots: tuple[Tensor, int] | None = None,
-) -> None:  # fmt: skip
-    """Places of the k largest of each row to out (rows, k), contiguous. slots: a block_table and its page size.
-
-    windows: of rows first ...
-    """
+def choose(scores: Tensor, windows: Windows, n: int, k: int, sorted_by: str, out: Tensor, *, first: int = 0) -> None:
+    """Places of the k largest of each row to out (rows, k), contiguous; windows are of rows first ..."""
     rows = scores.shape[0]
-    by_value = sorted_by == "value"
     parts = parts_of(rows, n, k)
     if parts > 1:
-        size = -(-n // parts)
-        size = -(-size // 64) * 64
+        size = -(-n // (parts * 64)) * 64
         parts = -(-n // size)
-        some = scores.new_empty((2, rows, parts * k), dtype=torch.int32)
-        keys, places = some.unbind(0)
+        keys, places = scores.new_empty((2, rows, parts * k), dtype=torch.int32).unbind(0)
         _select(scores, windows, n, k, places, first=first, parts=parts, part_size=size, out_keys=keys)
-        whole = Windows(None, None)
-        _select(keys, whole, parts * k, k, out, first=first, places_of=places, slots=None if by_value else slots, next_n=windows.next_n)
+        _select(keys, Windows(None, None), parts * k, k, out, first=first, places_of=places)
     else:
-        _select(scores, windows, n, k, out, first=first, part_size=n, slots=None if by_value else slots, next_n=windows.next_n)
-    if by_value:
-        _order(scores, k, out, first, windows.next_n, slots)
+        _select(scores, windows, n, k, out, first=first)
+    if sorted_by == "value":
+        _order(scores, k, out)
 
 
 def parts_of(rows: int, n: int, k: int) -> int:
@@ -268,7 +257,6 @@ def parts_of(rows: int, n: int, k: int) -> int:
 def _select(
     scores: Tensor, windows: Windows, n: int, k: int, out: Tensor, *, first: int, part_size: int | None = None,
     parts: int = 1, out_keys: Tensor | None = None, places_of: Tensor | None = None,
-    slots: tuple[Tensor, int] | None = None, next_n: int = 1,
 ) -> None:  # fmt: skip
     rows = scores.shape[0]
     part_size = n if part_size is None else part_size
@@ -276,41 +264,37 @@ def _select(
     size = config["SIZE"]
     form = IN_REGISTERS if part_size <= size else GUESSED if LARGEST_GUESSED * k <= size else FROM_THE_ROW
     found = scores.new_empty((rows * parts, size), dtype=torch.int32) if form == GUESSED else None
-    table, page_size = slots or (None, 1)
     gpu.launch(
         triton_select._select, (rows * parts,),
-        scores, windows.begins, windows.ends, places_of, found,
-        out, out_keys, table, n, scores.stride(0), 1, k, parts, part_size, next_n, page_size,
-        table.stride(0) if table is not None else 0, first,
-        FORM=form, IS_KEYS=places_of is not None, EMIT=out_keys is not None, AS_SLOTS=table is not None,
-        **windows.constants, **config,
+        scores, windows.begins, windows.ends, places_of, found, out, out_keys,
+        n, scores.stride(0), 1, k, parts, part_size, windows.next_n, first,
+        FORM=form, IS_KEYS=places_of is not None, EMIT=out_keys is not None, **windows.constants, **config,
     )  # fmt: skip
 
 
-def _order(
-    scores: Tensor, k: int, out: Tensor, first: int, next_n: int, slots: tuple[Tensor, int] | None
-) -> None:
-    """Chosen places in the order of their scores, then as slots."""
+def _order(scores: Tensor, k: int, out: Tensor) -> None:
+    """Chosen places in the order of their scores."""
     rows = scores.shape[0]
-    table, page_size = slots or (None, 1)
     if k <= LARGEST_SORTED:
+        size = max(128, _power(k))
         gpu.launch(
-            triton_select._by_value, (rows,),
-            scores, out, table, scores.stride(0), k, next_n, page_size, table.stride(0) if table is not None else 0,
-            first, SIZE=_power(k), AS_SLOTS=table is not None, num_warps=4 if k <= 512 else 8,
-        )  # fmt: skip
+            triton_select._by_value, (rows,), scores, out, scores.stride(0), k, SIZE=size, num_warps=SORT_WARPS[size]
+        )
         return
     packed = scores.new_empty((rows, k), dtype=torch.int64)
-    gpu.launch(
-        triton_select._packed_by_value, (rows, -(-k // 1024)), scores, out, packed, scores.stride(0), k, SIZE=1024
-    )
+    grid = (rows, -(-k // 1024))
+    gpu.launch(triton_select._packed_by_value, grid, scores, out, packed, scores.stride(0), k, SIZE=1024)
     packed = packed.sort(-1, descending=True).values
-    there = packed != -(2**63)
-    places = torch.where(there, 0x7FFFFFFF - (packed & 0x7FFFFFFF), 0)
-    if table is not None:
-        requests = table[first // next_n : (first + rows) // next_n].repeat_interleave(next_n, 0)
-        places = requests.gather(1, places // page_size).long() * page_size + places % page_size
-    out.copy_(torch.where(there, places, -1))
+    out.copy_(torch.where(packed == -(2**63), -1, 0x7FFFFFFF - (packed & 0x7FFFFFFF)))
+
+
+def to_slots(places: Tensor, table: Tensor, page_size: int) -> None:
+    """Positions (b, ..., k) in requests become places in the cache."""
+    count = places.numel()
+    gpu.launch(
+        triton_select._to_slots, (-(-count // 1024),), places, table, count, table.shape[1], count // places.shape[0],
+        page_size, table.stride(0), SIZE=1024,
+    )  # fmt: skip
 
 
 def _power(size: int) -> int:

@@ -13,6 +13,7 @@ import triton.language as tl
 from deepseek_fast.gpu.numbers import INTERPRET, dot, round_to
 from deepseek_fast.kernels.lightning_indexer.triton_window import wide, window
 
+
 @triton.jit
 def _numbers(codes, FP8: tl.constexpr):
     """e4m3 codes (uint8) as the dot takes them: as they are, or as float16, exactly, NaN too."""
@@ -183,7 +184,7 @@ def _paged_logits(
     j0 = job % tiles * BLOCK_KV
     j = j0 + tl.arange(0, BLOCK_KV)
     row = first + tl.arange(0, GROUP)
-    begin, end = window(ends, ends, row, row < last, tokens, next_n, False, ENDS)
+    _, end = window(ends, ends, row, row < last, tokens, next_n, False, ENDS)
     most = tl.max(end, 0)
     out -= wide(first_row) * out_stride
     if most > j0:

@@ -90,10 +90,7 @@ def _reaching_in_row(scores, step, begin, end, low, TILE: tl.constexpr, IS_KEYS:
 
 
 @triton.jit
-def _put(out, out_keys, places, keys, position, taken, k, table, page_size, AS_SLOTS: tl.constexpr, EMIT: tl.constexpr):
-    if AS_SLOTS:
-        page = tl.load(table + places // page_size, taken, 0)
-        places = page * page_size + places % page_size
+def _put(out, out_keys, places, keys, position, taken, k, EMIT: tl.constexpr):
     tl.store(out + position, places, taken & (position < k))
     if EMIT:
         tl.store(out_keys + position, keys, taken & (position < k))
@@ -111,10 +108,10 @@ def _put_rest(out, out_keys, count, k, TILE: tl.constexpr, EMIT: tl.constexpr):
 
 @triton.jit(do_not_specialize=["step"])
 def _select(
-    scores, begins, ends, places_of, found_places, out, out_keys, table,
-    n, score_stride, step, k, parts, part_size, next_n, page_size, table_stride, first_row,
+    scores, begins, ends, places_of, found_places, out, out_keys,
+    n, score_stride, step, k, parts, part_size, next_n, first_row,
     SIZE: tl.constexpr, SAMPLE: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr, HAS_BEGINS: tl.constexpr,
-    ENDS: tl.constexpr, IS_KEYS: tl.constexpr, EMIT: tl.constexpr, AS_SLOTS: tl.constexpr,
+    ENDS: tl.constexpr, IS_KEYS: tl.constexpr, EMIT: tl.constexpr,
 ):  # fmt: skip
     """The k largest of one part of one row. FORM 0: a part has at most SIZE scores; 1: what reaches a guess is found
     first, at most SIZE; 2: no more than SIZE are not enough, the row is looked at each time.
@@ -135,13 +132,11 @@ def _select(
         places_of += row * score_stride
     if EMIT:
         out_keys += job * k
-    if AS_SLOTS:
-        table += (row + first_row) // next_n * table_stride
     low = tl.full([], LEAST, tl.int32)
     if FORM == 0:
         places = part * part_size + _places(SIZE, step)
         keys = _keys_at(scores, places, begin, end, IS_KEYS)
-        _from_keys(keys, places, places_of, low, out, out_keys, table, k, page_size, SAMPLE, IS_KEYS, EMIT, AS_SLOTS)
+        _from_keys(keys, places, places_of, low, out, out_keys, k, SAMPLE, IS_KEYS, EMIT)
     elif FORM == 1:
         low = _guess(scores, step, begin, end, k, SAMPLE, IS_KEYS)
         found_places += job * SIZE
@@ -151,23 +146,17 @@ def _select(
             at = _places(SIZE, step)
             places = tl.load(found_places + at, at < found, -1)
             keys = _keys_at(scores, places, 0, end, IS_KEYS)
-            _from_keys(
-                keys, places, places_of, low, out, out_keys, table, k, page_size, SAMPLE, IS_KEYS, EMIT, AS_SLOTS
-            )
+            _from_keys(keys, places, places_of, low, out, out_keys, k, SAMPLE, IS_KEYS, EMIT)
         else:
-            _from_the_row(
-                scores, step, places_of, begin, end, out, out_keys, table, k, page_size, SAMPLE, TILE, IS_KEYS, EMIT, AS_SLOTS
-            )
+            _from_the_row(scores, step, places_of, begin, end, out, out_keys, k, SAMPLE, TILE, IS_KEYS, EMIT)
     else:
-        _from_the_row(
-            scores, step, places_of, begin, end, out, out_keys, table, k, page_size, SAMPLE, TILE, IS_KEYS, EMIT, AS_SLOTS
-        )
+        _from_the_row(scores, step, places_of, begin, end, out, out_keys, k, SAMPLE, TILE, IS_KEYS, EMIT)
 
 
 @triton.jit
 def _from_keys(
-    keys, places, places_of, low, out, out_keys, table, k, page_size,
-    SAMPLE: tl.constexpr, IS_KEYS: tl.constexpr, EMIT: tl.constexpr, AS_SLOTS: tl.constexpr,
+    keys, places, places_of, low, out, out_keys, k,
+    SAMPLE: tl.constexpr, IS_KEYS: tl.constexpr, EMIT: tl.constexpr,
 ):  # fmt: skip
     """Chooses among keys, all that reach low, in the order of their places."""
     count = _reaching(keys, low)
@@ -178,7 +167,7 @@ def _from_keys(
     taken, position, _, _ = _ranked(greater, equal, above * 0, above * 0, tl.minimum(reach, k) - above)
     if IS_KEYS:
         places = tl.load(places_of + places, taken, 0)
-    _put(out, out_keys, places, keys, position, taken, k, table, page_size, AS_SLOTS, EMIT)
+    _put(out, out_keys, places, keys, position, taken, k, EMIT)
     _put_rest(out, out_keys, tl.minimum(count, k), k, SAMPLE, EMIT)
 
 
@@ -211,6 +200,14 @@ def _guess(scores, step, begin, end, k, SAMPLE: tl.constexpr, IS_KEYS: tl.conste
 
 
 @triton.jit
+def _reaches(score, low, limit, IS_KEYS: tl.constexpr):
+    if IS_KEYS:
+        return score >= low
+    else:
+        return ~(score.to(tl.float32) < limit)  # NaN reaches
+
+
+@triton.jit
 def _collect(
     scores, step, begin, end, low, found_places, SIZE: tl.constexpr, TILE: tl.constexpr, IS_KEYS: tl.constexpr
 ):
@@ -226,10 +223,7 @@ def _collect(
         j = first + offsets
         inside = (j >= begin) & (j < end)
         score = tl.load(scores + j, inside, 0)
-        if IS_KEYS:
-            reach = inside & (score >= low)
-        else:
-            reach = inside & ~(score.to(tl.float32) < limit)  # NaN reaches
+        reach = inside & _reaches(score, low, limit, IS_KEYS)
         # One running sum for all parts, each in 8 bits: a line has 32 scores.
         packed = tl.sum(reach.to(tl.int32) << field, 0)
         lines = (tl.sum(packed, 1)[None, :] >> (tl.arange(0, PARTS) * 8)[:, None]) & 0xFF
@@ -243,8 +237,8 @@ def _collect(
 
 @triton.jit
 def _from_the_row(
-    scores, step, places_of, begin, end, out, out_keys, table, k, page_size,
-    SAMPLE: tl.constexpr, TILE: tl.constexpr, IS_KEYS: tl.constexpr, EMIT: tl.constexpr, AS_SLOTS: tl.constexpr,
+    scores, step, places_of, begin, end, out, out_keys, k,
+    SAMPLE: tl.constexpr, TILE: tl.constexpr, IS_KEYS: tl.constexpr, EMIT: tl.constexpr,
 ):  # fmt: skip
     """The same by looking at the whole row for each count: at most 33 times, and once more to write."""
     low, high = tl.full([], LEAST, tl.int32), tl.full([], MOST, tl.int32)
@@ -267,7 +261,7 @@ def _from_the_row(
         places = j
         if IS_KEYS:
             places = tl.load(places_of + j, taken, 0)
-        _put(out, out_keys, places, keys, position, taken, k, table, page_size, AS_SLOTS, EMIT)
+        _put(out, out_keys, places, keys, position, taken, k, EMIT)
     _put_rest(out, out_keys, tl.minimum(count, k), k, SAMPLE, EMIT)
 
 
@@ -283,16 +277,12 @@ def _pack(scores, places, score_stride, k, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _by_value(scores, places, table, score_stride, k, next_n, page_size, table_stride, first_row, SIZE: tl.constexpr, AS_SLOTS: tl.constexpr):
+def _by_value(scores, places, score_stride, k, SIZE: tl.constexpr):
     """Sorts the k chosen places of a row, at most SIZE, by their scores, in place."""
     row, at, packed = _pack(scores, places, score_stride, k, SIZE)
     packed = tl.sort(packed, 0, descending=True)
     place = 0x7FFFFFFF - (packed & 0x7FFFFFFF).to(tl.int32)
-    there = packed != -(2**63)
-    if AS_SLOTS:
-        page = tl.load(table + (row + first_row) // next_n * table_stride + place // page_size, there, 0)
-        place = page * page_size + place % page_size
-    tl.store(places + row * k + at, tl.where(there, place, -1), at < k)
+    tl.store(places + row * k + at, tl.where(packed != -(2**63), place, -1), at < k)
 
 
 @triton.jit
@@ -300,3 +290,13 @@ def _packed_by_value(scores, places, packed, score_stride, k, SIZE: tl.constexpr
     """For more than _by_value sorts: packed (rows, k), for torch.sort."""
     row, at, values = _pack(scores, places, score_stride, k, SIZE)
     tl.store(packed + row * k + at, values, at < k)
+
+
+@triton.jit
+def _to_slots(places, table, count, width, a_request, page_size, table_stride, SIZE: tl.constexpr):
+    """Positions in a request become page * page_size + offset, in place; a request has a_request places."""
+    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    place = tl.load(places + at, at < count, -1)
+    entry = tl.maximum(place, 0) // page_size
+    page = tl.load(table + at // a_request * table_stride + entry, (place >= 0) & (entry < width), 0)
+    tl.store(places + at, tl.where(place < 0, -1, page * page_size + place % page_size), at < count)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-# Where a query's tokens end: at all tokens; at a number for each query; context_lens (b): of the last of next_n queries.
+# Where a query's tokens end: at all tokens; at a number of its own; at context_lens (b), of the last of next_n queries.
 NO_ENDS = tl.constexpr(0)
 ENDS_OF_QUERIES = tl.constexpr(1)
 ENDS_OF_REQUESTS = tl.constexpr(2)
@@ -11,7 +11,7 @@ ENDS_OF_REQUESTS = tl.constexpr(2)
 
 @triton.jit
 def wide(x):
-    """x as int64; x may be a constant, which an argument of 1 becomes, or a plain number, which the interpreter's are."""
+    """x as int64; it may be a constant, which an argument of 1 becomes, or a plain number, as in the interpreter."""
     return x + tl.full([], 0, tl.int64)
 
 
