@@ -267,7 +267,7 @@ def _select(
     gpu.launch(
         triton_select._select, (rows * parts,),
         scores, windows.begins, windows.ends, places_of, found, out, out_keys,
-        n, scores.stride(0), 1, k, parts, part_size, windows.next_n, first,
+        n, scores.stride(0), 0, k, parts, part_size, windows.next_n, first,
         FORM=form, IS_KEYS=places_of is not None, EMIT=out_keys is not None, **windows.constants, **config,
     )  # fmt: skip
 

@@ -16,8 +16,7 @@ from deepseek_fast.kernels.lightning_indexer.triton_window import wide, window
 NOT_THERE = tl.constexpr(-(2**31))  # below every score
 LEAST = tl.constexpr(-2139095040)  # order_of(-infinity) + 1: what counts at all
 MOST = tl.constexpr(2**31 - 1)  # NaN
-# Scores that a warp loads at once. Tiles are lines, a thread has one score of each: so running sums stay in a warp, and
-# what is stored at places of its own needs no other layout.
+# Scores that a warp loads at once, a thread one of each line: so running sums stay in a warp.
 LINE = tl.constexpr(32)
 PARTS = tl.constexpr(4)  # of a tile, whose running sums are one
 INFINITY = tl.constexpr(0x7F800000)  # order_of(infinity)
@@ -42,9 +41,9 @@ def _reaching(keys, low):
 
 
 @triton.jit
-def _places(SIZE: tl.constexpr, step):
-    """0 ... SIZE - 1, (lines, LINE); step is 1."""
-    return (tl.arange(0, SIZE // LINE) * LINE)[:, None] + (tl.arange(0, LINE) * step)[None, :]
+def _places(SIZE: tl.constexpr, zero):
+    """0 ... SIZE - 1."""
+    return tl.arange(0, SIZE) + zero
 
 
 @triton.jit
@@ -55,10 +54,12 @@ def _keys_at(scores, j, begin, end, IS_KEYS: tl.constexpr):
 
 
 @triton.jit
-def _running(counts):
-    """Running sums of (lines, LINE) in the order of places, and the whole sum."""
-    lines = tl.sum(counts, 1)
-    return tl.cumsum(counts, 1) + (tl.cumsum(lines, 0) - lines)[:, None], tl.sum(lines, 0)
+def _running(counts, SIZE: tl.constexpr):
+    """Running sums of (SIZE,) and the whole sum."""
+    by_lines = tl.reshape(counts, [SIZE // LINE, LINE])
+    lines = tl.sum(by_lines, 1)
+    sums = tl.cumsum(by_lines, 1) + (tl.cumsum(lines, 0) - lines)[:, None]
+    return tl.reshape(sums, [SIZE]), tl.sum(lines, 0)
 
 
 @triton.jit
@@ -82,10 +83,10 @@ def _threshold(keys, low, count, high, above, k, slack):
 
 
 @triton.jit
-def _reaching_in_row(scores, step, begin, end, low, TILE: tl.constexpr, IS_KEYS: tl.constexpr):
-    total = tl.zeros([TILE // LINE, LINE], tl.int32)
+def _reaching_in_row(scores, zero, begin, end, low, TILE: tl.constexpr, IS_KEYS: tl.constexpr):
+    total = tl.zeros([TILE], tl.int32)
     for first in range(begin // TILE * TILE, end, TILE):
-        total += (_keys_at(scores, first + _places(TILE, step), begin, end, IS_KEYS) >= low).to(tl.int32)
+        total += (_keys_at(scores, first + _places(TILE, zero), begin, end, IS_KEYS) >= low).to(tl.int32)
     return tl.sum(total)
 
 
@@ -106,17 +107,18 @@ def _put_rest(out, out_keys, count, k, TILE: tl.constexpr, EMIT: tl.constexpr):
             tl.store(out_keys + at, tl.full([TILE], NOT_THERE, tl.int32), (at >= count) & (at < k))
 
 
-@triton.jit(do_not_specialize=["step"])
+@triton.jit(do_not_specialize=["zero"])
 def _select(
     scores, begins, ends, places_of, found_places, out, out_keys,
-    n, score_stride, step, k, parts, part_size, next_n, first_row,
+    n, score_stride, zero, k, parts, part_size, next_n, first_row,
     SIZE: tl.constexpr, SAMPLE: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr, HAS_BEGINS: tl.constexpr,
     ENDS: tl.constexpr, IS_KEYS: tl.constexpr, EMIT: tl.constexpr,
 ):  # fmt: skip
     """The k largest of one part of one row. FORM 0: a part has at most SIZE scores; 1: what reaches a guess is found
     first, at most SIZE; 2: no more than SIZE are not enough, the row is looked at each time.
 
-    step: 1, but not known to be: else loads take four scores a thread, and what they give takes another layout.
+    zero: 0, but not known to be: else addresses are known to be multiples of 16 bytes, loads take four scores a thread,
+    and what they give takes another layout to be stored at places of its own.
     IS_KEYS: scores are keys already, and a place p of a row stands for places_of[row, p].
     EMIT: the keys of what is chosen are stored, too.
     """
@@ -134,23 +136,23 @@ def _select(
         out_keys += job * k
     low = tl.full([], LEAST, tl.int32)
     if FORM == 0:
-        places = part * part_size + _places(SIZE, step)
+        places = part * part_size + _places(SIZE, zero)
         keys = _keys_at(scores, places, begin, end, IS_KEYS)
         _from_keys(keys, places, places_of, low, out, out_keys, k, SAMPLE, IS_KEYS, EMIT)
     elif FORM == 1:
-        low = _guess(scores, step, begin, end, k, SAMPLE, IS_KEYS)
+        low = _guess(scores, zero, begin, end, k, SAMPLE, IS_KEYS)
         found_places += job * SIZE
-        low, found = _collect(scores, step, begin, end, low, found_places, SIZE, TILE, IS_KEYS)
+        low, found = _collect(scores, zero, begin, end, low, found_places, SIZE, TILE, IS_KEYS)
         if (found <= SIZE) & ((found >= k) | (low == LEAST)):
             tl.debug_barrier()  # what other threads stored
-            at = _places(SIZE, step)
+            at = _places(SIZE, zero)
             places = tl.load(found_places + at, at < found, -1)
             keys = _keys_at(scores, places, 0, end, IS_KEYS)
             _from_keys(keys, places, places_of, low, out, out_keys, k, SAMPLE, IS_KEYS, EMIT)
         else:
-            _from_the_row(scores, step, places_of, begin, end, out, out_keys, k, SAMPLE, TILE, IS_KEYS, EMIT)
+            _from_the_row(scores, zero, places_of, begin, end, out, out_keys, k, SAMPLE, TILE, IS_KEYS, EMIT)
     else:
-        _from_the_row(scores, step, places_of, begin, end, out, out_keys, k, SAMPLE, TILE, IS_KEYS, EMIT)
+        _from_the_row(scores, zero, places_of, begin, end, out, out_keys, k, SAMPLE, TILE, IS_KEYS, EMIT)
 
 
 @triton.jit
@@ -175,7 +177,7 @@ def _from_keys(
 def _ranked(greater, equal, greaters, equals, still):
     """Which are taken, and their positions, after `greaters` and `equals` earlier ones; and those with these."""
     # One running sum for both: what is above in the low 16 bits, what is equal in the high ones.
-    sums, total = _running(greater.to(tl.int32) + (equal.to(tl.int32) << 16))
+    sums, total = _running(greater.to(tl.int32) + (equal.to(tl.int32) << 16), greater.shape[0])
     before = equals + (sums >> 16)
     taken = greater | (equal & (before <= still))
     position = greaters + (sums & 0xFFFF) + tl.minimum(before, still) - 1
@@ -183,12 +185,12 @@ def _ranked(greater, equal, greaters, equals, still):
 
 
 @triton.jit
-def _guess(scores, step, begin, end, k, SAMPLE: tl.constexpr, IS_KEYS: tl.constexpr):
+def _guess(scores, zero, begin, end, k, SAMPLE: tl.constexpr, IS_KEYS: tl.constexpr):
     """A key that a little more than k scores of a row reach, most likely: from SAMPLE scores all over it."""
     length = tl.maximum(end - begin, 0)
-    run = tl.arange(0, SAMPLE // LINE)
-    first = (run.to(tl.int64) * tl.maximum(length - LINE, 0) // (SAMPLE // LINE - 1)).to(tl.int32)
-    places = (begin + first)[:, None] + (tl.arange(0, LINE) * step)[None, :]
+    at = _places(SAMPLE, zero)
+    line = (at // LINE).to(tl.int64) * tl.maximum(length - LINE, 0) // (SAMPLE // LINE - 1)
+    places = begin + line.to(tl.int32) + at % LINE
     keys = _keys_at(scores, places, begin, end, IS_KEYS)
     share = (wide(k) * SAMPLE // tl.maximum(length, 1)).to(tl.int32) + 1
     share += share // 4 + GUESS_MARGIN
@@ -209,44 +211,43 @@ def _reaches(score, low, limit, IS_KEYS: tl.constexpr):
 
 @triton.jit
 def _collect(
-    scores, step, begin, end, low, found_places, SIZE: tl.constexpr, TILE: tl.constexpr, IS_KEYS: tl.constexpr
+    scores, zero, begin, end, low, found_places, SIZE: tl.constexpr, TILE: tl.constexpr, IS_KEYS: tl.constexpr
 ):
     """Stores the places of scores that reach low, in their order, SIZE at most; low (no NaN then) and how many."""
     if not IS_KEYS:
         low = tl.minimum(low, INFINITY)
     limit = tl.where(low < 0, low ^ 0x7FFFFFFF, low).to(tl.float32, bitcast=True)
     found = tl.full([], 0, tl.int32)
-    part = tl.arange(0, PARTS) * (TILE // PARTS)
-    field = (tl.arange(0, PARTS) * 8)[:, None, None]
-    offsets = part[:, None, None] + _places(TILE // PARTS, step)[None, :, :]
+    field = tl.arange(0, PARTS) * 8
     for first in range(begin // TILE * TILE, end, TILE):
-        j = first + offsets
+        j = first + _places(TILE, zero)
         inside = (j >= begin) & (j < end)
         score = tl.load(scores + j, inside, 0)
         reach = inside & _reaches(score, low, limit, IS_KEYS)
         # One running sum for all parts, each in 8 bits: a line has 32 scores.
-        packed = tl.sum(reach.to(tl.int32) << field, 0)
-        lines = (tl.sum(packed, 1)[None, :] >> (tl.arange(0, PARTS) * 8)[:, None]) & 0xFF
-        flat = tl.reshape(lines, [TILE // LINE])
-        before = tl.reshape(tl.cumsum(flat, 0) - flat, [PARTS, TILE // LINE // PARTS])
-        to = found - 1 + before[:, :, None] + ((tl.cumsum(packed, 1)[None, :, :] >> field) & 0xFF)
+        counts = tl.reshape(reach.to(tl.int32), [PARTS, TILE // LINE // PARTS, LINE])
+        packed = tl.sum(counts << field[:, None, None], 0)
+        lines = tl.reshape((tl.sum(packed, 1)[None, :] >> field[:, None]) & 0xFF, [TILE // LINE])
+        before = tl.reshape(tl.cumsum(lines, 0) - lines, [PARTS, TILE // LINE // PARTS])
+        sums = before[:, :, None] + ((tl.cumsum(packed, 1)[None, :, :] >> field[:, None, None]) & 0xFF)
+        to = found - 1 + tl.reshape(sums, [TILE])
         tl.store(found_places + to, j, reach & (to < SIZE))
-        found += tl.sum(flat, 0)
+        found += tl.sum(lines, 0)
     return low, found
 
 
 @triton.jit
 def _from_the_row(
-    scores, step, places_of, begin, end, out, out_keys, k,
+    scores, zero, places_of, begin, end, out, out_keys, k,
     SAMPLE: tl.constexpr, TILE: tl.constexpr, IS_KEYS: tl.constexpr, EMIT: tl.constexpr,
 ):  # fmt: skip
     """The same by looking at the whole row for each count: at most 33 times, and once more to write."""
     low, high = tl.full([], LEAST, tl.int32), tl.full([], MOST, tl.int32)
     above = tl.full([], 0, tl.int32)
-    count = _reaching_in_row(scores, step, begin, end, low, TILE, IS_KEYS)
+    count = _reaching_in_row(scores, zero, begin, end, low, TILE, IS_KEYS)
     while (low < high) & (count > k):
         middle = _middle(low, high)
-        reached = _reaching_in_row(scores, step, begin, end, middle, TILE, IS_KEYS)
+        reached = _reaching_in_row(scores, zero, begin, end, middle, TILE, IS_KEYS)
         if reached >= k:
             low, count = middle, reached
         else:
@@ -254,7 +255,7 @@ def _from_the_row(
     still = tl.minimum(count, k) - above
     greaters, equals = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
     for first in range(begin // TILE * TILE, end, TILE):
-        j = first + _places(TILE, step)
+        j = first + _places(TILE, zero)
         keys = _keys_at(scores, j, begin, end, IS_KEYS)
         greater, equal = keys > high, (keys >= low) & (keys <= high)
         taken, position, greaters, equals = _ranked(greater, equal, greaters, equals, still)
