@@ -6,9 +6,18 @@ import torch
 from torch import Tensor
 
 from deepseek_fast import _load
+from deepseek_fast.gpu.register import register
 from deepseek_fast.kernels.lightning_indexer.meta import ANY_ORDER, check_types
 
 _load.load_torch()
+register(
+    "lightning_indexer",
+    "fp8_mqa_logits",
+    "fp8_paged_mqa_logits",
+    "topk_indices",
+    "lightning_indexer",
+    "lightning_indexer_paged",
+)
 _LOGITS = torch.ops.deepseek_fast.fp8_mqa_logits.default
 _PAGED_LOGITS = torch.ops.deepseek_fast.fp8_paged_mqa_logits.default
 _INDEXER = torch.ops.deepseek_fast.lightning_indexer.default
