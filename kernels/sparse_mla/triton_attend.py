@@ -67,10 +67,10 @@ def _attend(
         last = tl.minimum(first + share, all_steps)
 
     q_rows = q + request * q_batch + query * q_row + h.to(tl.int64) * q_head
-    q0 = _query_part(q_rows, inside, 0, W0, D, DTYPE)
-    q1 = _query_part(q_rows, inside, W0, W1, D, DTYPE)
-    q2 = _query_part(q_rows, inside, W0 + W1, W2, D, DTYPE)
-    q3 = _query_part(q_rows, inside, W0 + W1 + W2, W3, D, DTYPE)
+    q0 = query_part(q_rows, inside, 0, W0, D, DTYPE)
+    q1 = query_part(q_rows, inside, W0, W1, D, DTYPE)
+    q2 = query_part(q_rows, inside, W0 + W1, W2, D, DTYPE)
+    q3 = query_part(q_rows, inside, W0 + W1 + W2, W3, D, DTYPE)
     IN_V1: tl.constexpr = W1 > 0 and W0 < D_V
     IN_V2: tl.constexpr = W2 > 0 and W0 + W1 < D_V
     IN_V3: tl.constexpr = W3 > 0 and W0 + W1 + W2 < D_V
@@ -170,13 +170,13 @@ def _step(
     """One block of tokens."""
     # z = scale * (q @ k.T)
     none = tl.zeros([q0.shape[0], k0.shape[0]], tl.float32)
-    z = _scores(q0, k0, none, is_true, APART)
+    z = scores(q0, k0, none, is_true, APART)
     if W1 > 0:
-        z = _scores(q1, k1, z, is_true, APART)
+        z = scores(q1, k1, z, is_true, APART)
     if W2 > 0:
-        z = _scores(q2, k2, z, is_true, APART)
+        z = scores(q2, k2, z, is_true, APART)
     if W3 > 0:
-        z = _scores(q3, k3, z, is_true, APART)
+        z = scores(q3, k3, z, is_true, APART)
     z = tl.where(counts[None, :], z * factor, float("-inf"))
     # p = exp(z - max)
     top = tl.maximum(m, tl.max(z, 1))
@@ -197,7 +197,7 @@ def _step(
 
 
 @triton.jit
-def _scores(q, k, z, is_true, APART: tl.constexpr):
+def scores(q, k, z, is_true, APART: tl.constexpr):
     if APART:
         none = tl.zeros([q.shape[0], k.shape[0]], tl.float32)
         if is_true:
@@ -222,7 +222,7 @@ def finish(m, l, sink):  # noqa: E741
 
 
 @triton.jit
-def _query_part(rows, inside, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr):
+def query_part(rows, inside, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr):
     if WIDTH == 0:
         return 0
     else:

@@ -15,6 +15,7 @@ from deepseek_fast.gpu.register import interpreted
 from deepseek_fast.gpu.tiles import Config, Row, Table
 from deepseek_fast.kernels.sparse_mla.meta import NUMBERS
 from deepseek_fast.kernels.sparse_mla.triton_attend import _attend, _combine
+from deepseek_fast.kernels.sparse_mla.triton_backward import _entry_gradient, _query_gradient, _row_gradient, _shares
 from deepseek_fast.kernels.sparse_mla.triton_cache import _cache_read, _cache_write
 from deepseek_fast.kernels.sparse_mla.triton_tokens import PLAIN, V4, V32
 
@@ -23,6 +24,9 @@ LAYOUTS = {"plain": PLAIN.value, "v32": V32.value, "v4": V4.value}
 DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 MOST_ENTRIES = 2**31 - 1024  # of a list, so that a place in its last block is an int32
 COMBINED = 8  # splits at a time
+CHUNK_BYTES = 1 << 30  # of what backward keeps of a chunk of queries: 186 of 2,048 entries and 128 heads
+SHARE_LINES = 8  # of a program: 16 bytes of dout and out a thread, four times
+READERS = 8  # entries of a row of kv at a time
 READ_TOKENS = 8  # of a program: 16 bytes of codes a thread, twice
 
 
@@ -70,6 +74,34 @@ FP8_TILES = Table(
         ),
         Row(_block(16, 32, 2, True), bytes=2, why="derived: as with few heads"),
         Row(_block(16, 16, 2, True), why="derived: products of float32"),
+    ),
+)  # fmt: skip
+
+QUERY_GRADIENT = Table(
+    "sparse_mla_query_gradient",
+    "heads width",
+    (
+        Row(_block(16, 32, 2, True), heads=32, width=576, bytes=2, why="derived: as forward, with dout beside q"),
+        Row(
+            _block(64, 32, 2, True), width=576, bytes=2, archs=(90,),
+            why="derived: q, dout and two blocks of 32 tokens take 213 of 227 KB",
+        ),
+        Row(_block(16, 32, 2, True), width=576, bytes=2, why="derived: as with few heads"),
+        Row(_block(16, 16, 2, True), why="derived: float32 or wide rows"),
+    ),
+)  # fmt: skip
+ENTRY_GRADIENT = Table(
+    "sparse_mla_entry_gradient",
+    "heads width",
+    (
+        Row(
+            {"BLOCK_E": 128, "BLOCK_C": 128, "BLOCK_K": 64, "STAGES": 3, "num_warps": 8}, bytes=2,
+            why="derived: the tile of a matrix product with K from 64 on",
+        ),
+        Row(
+            {"BLOCK_E": 32, "BLOCK_C": 64, "BLOCK_K": 16, "STAGES": 2, "num_warps": 4},
+            why="derived: three TF32 products a step",
+        ),
     ),
 )  # fmt: skip
 
@@ -219,6 +251,101 @@ def _launch(
         )  # fmt: skip
 
 
+def sparse_mla_backward(
+    dout: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    indices: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float | None,
+    d_v: int,
+    attn_sink: Tensor | None,
+    topk_length: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dout, q, kv, indices = (last_contiguous(x) for x in (dout, q, kv, indices))
+    sinks = _vector(attn_sink)
+    (s_q, h_q, D), (s_kv, h_kv), topk = q.shape, kv.shape[:2], indices.shape[2]
+    dsink = q.new_zeros((h_q if sinks is not None else 0,), dtype=torch.float32)
+    if s_q * h_q * topk * s_kv == 0:
+        return q.new_zeros(q.shape), kv.new_zeros(kv.shape), dsink
+    given = Backward(dout, q, kv, indices, _vector(topk_length), lse.contiguous(), scale_of(scale, D))
+    shares, deltas = (q.new_empty((s_q, h_q), dtype=torch.float32) for _ in range(2))
+    sink_terms = None if sinks is None else torch.empty_like(shares)
+    launch(
+        _shares, (triton.cdiv(s_q * h_q, SHARE_LINES),), dout, out.contiguous(), given.lse, sinks, shares, deltas,
+        sink_terms, s_q * h_q, h_q, *dout.stride()[:2], D_V=d_v, WIDTH=triton.next_power_of_2(d_v), BLOCK=SHARE_LINES,
+        num_warps=4,
+    )  # fmt: skip
+    if sink_terms is not None:
+        dsink = sink_terms.sum(0)
+    return *given.gradients(d_v, shares, deltas), dsink
+
+
+class Backward(NamedTuple):
+    """Queries in chunks, whose entries' sums take a part of memory; what an entry adds to a row of kv is summed in the
+    order of entries, chunk after chunk."""
+
+    dout: Tensor
+    q: Tensor
+    kv: Tensor
+    indices: Tensor
+    lengths: Tensor | None
+    lse: Tensor
+    scale: float
+
+    def gradients(self, d_v: int, shares: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
+        (s_q, h_q, D), (s_kv, h_kv), topk = self.q.shape, self.kv.shape[:2], self.indices.shape[2]
+        group, rows = h_q // h_kv, s_kv * h_kv
+        # The products' type: bf16 as it is, else float32, in which the CPU has weights of float16 too.
+        dtype = torch.bfloat16 if self.q.dtype == torch.bfloat16 else torch.float32
+        chunk = max(1, min(s_q, CHUNK_BYTES // (h_kv * topk * (4 * D + 2 * group * dtype.itemsize))))
+        chunks = -(-s_q // chunk)
+        order, bounds = self.readers(chunk, chunks)
+        dq, dkv = torch.empty_like(self.q, memory_format=torch.contiguous_format), self.kv.new_empty(self.kv.shape)
+        of_scores, of_values = (self.q.new_empty((chunk * h_kv, topk, group), dtype=dtype) for _ in range(2))
+        entry_sums = self.q.new_empty((chunk * h_kv, topk, D), dtype=torch.float32)
+        sums = self.q.new_empty((rows, D), dtype=torch.float32) if chunks > 1 else None
+        widths = parts(D, d_v, "plain")
+        sizes = {"heads": group, "width": sum(widths), "bytes": dtype.itemsize}
+        of_query, of_entry = QUERY_GRADIENT.choose(**sizes), ENTRY_GRADIENT.choose(**sizes)
+        strides = (*self.q.stride()[:2], *self.dout.stride()[:2])
+        for number in range(chunks):
+            first = number * chunk
+            groups = min(chunk, s_q - first) * h_kv
+            launch(
+                _query_gradient, (groups * triton.cdiv(group, of_query["BLOCK_H"]),),
+                self.q, self.kv, self.indices, self.lengths, self.dout, self.lse, shares, deltas, dq, of_scores,
+                of_values, self.scale, first, h_q, h_kv, *strides, *self.indices.stride()[:2], topk, s_kv,
+                *self.kv.stride()[:2], D=D, D_V=d_v, W0=widths[0], W1=widths[1], DTYPE=DTYPES[dtype], **of_query,
+            )  # fmt: skip
+            grid = (triton.cdiv(D, of_entry["BLOCK_C"]), triton.cdiv(topk, of_entry["BLOCK_E"]), groups)
+            launch(
+                _entry_gradient, grid, of_scores, of_values, self.q, self.dout, self.lengths, entry_sums, first, h_q,
+                h_kv, *strides, topk, D=D, D_V=d_v, DTYPE=DTYPES[dtype], **of_entry,
+            )  # fmt: skip
+            launch(
+                _row_gradient, (rows,), entry_sums, order, bounds, sums, dkv, number * (rows + 1), first * h_kv * topk,
+                D=D, WIDTH=triton.next_power_of_2(D), BEGINS=number == 0, ENDS=number == chunks - 1, BLOCK_E=READERS,
+                num_warps=4,
+            )  # fmt: skip
+        return dq, dkv
+
+    def readers(self, chunk: int, chunks: int) -> tuple[Tensor, Tensor]:
+        """(entries of all lists by chunk, then row of kv, then as they are; where each row of each chunk begins)."""
+        (s_q, h_kv, topk), s_kv = self.indices.shape, self.kv.shape[0]
+        device, rows = self.indices.device, s_kv * h_kv
+        dtype = torch.int32 if chunks * (rows + 1) < 2**31 else torch.int64
+        counts = (self.indices >= 0) & (self.indices < s_kv)
+        if self.lengths is not None:
+            counts &= torch.arange(topk, device=device) < self.lengths[:, None, None]
+        heads = torch.arange(h_kv, device=device, dtype=dtype)[:, None]
+        row = torch.where(counts, self.indices.to(dtype) * h_kv + heads, rows)
+        number = torch.arange(s_q, device=device, dtype=dtype) // chunk
+        keys, order = torch.sort((row + (number * (rows + 1))[:, None, None]).flatten(), stable=True)
+        return order, torch.searchsorted(keys, torch.arange(chunks * (rows + 1) + 1, device=device, dtype=dtype))
+
+
 def mla_cache_write(cache: Tensor, kv: Tensor, slots: Tensor | None, layout: str) -> None:
     if kv.shape[0] == 0:
         return
@@ -321,6 +448,7 @@ def native() -> bool:
 OPS: dict[str, Callable[..., Any]] = {
     "sparse_mla": sparse_mla,
     "sparse_mla_decode": sparse_mla_decode,
+    "sparse_mla_backward": sparse_mla_backward,
     "mla_cache_write": mla_cache_write,
     "mla_cache_read": mla_cache_read,
 }
