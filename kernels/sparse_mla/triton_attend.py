@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from deepseek_fast.gpu.numbers import dot, round_to
-from deepseek_fast.kernels.sparse_mla.triton_tokens import find_tokens, load_part
+from deepseek_fast.kernels.sparse_mla.triton_tokens import PLAIN, V32, find_tokens, load_part
 
 # Not compiled anew for each of them; strides are, since what divides them decides how wide a load is.
 _COUNTS = ["s_q", "lines", "splits", "topk", "extra_topk", "tokens", "pages", "page", "scales_at"]
@@ -28,7 +28,7 @@ def _attend(
     LAYOUT: tl.constexpr, DENSE: tl.constexpr, CAUSAL: tl.constexpr, PAGED: tl.constexpr, EXTRA_PAGED: tl.constexpr,
     EXTRA: tl.constexpr, LENGTHS: tl.constexpr, EXTRA_LENGTHS: tl.constexpr, LENGTH_A_QUERY: tl.constexpr,
     SPLIT: tl.constexpr, DTYPE: tl.constexpr, NATIVE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr,
-    STAGES: tl.constexpr, APART: tl.constexpr,
+    STAGES: tl.constexpr, APART: tl.constexpr, CHUNKED: tl.constexpr,
 ):  # fmt: skip
     group = h_q // h_kv
     tiles = tl.cdiv(group, BLOCK_H)
@@ -67,10 +67,12 @@ def _attend(
         last = tl.minimum(first + share, all_steps)
 
     q_rows = q + request * q_batch + query * q_row + h.to(tl.int64) * q_head
-    q0 = query_part(q_rows, inside, 0, W0, D, DTYPE)
-    q1 = query_part(q_rows, inside, W0, W1, D, DTYPE)
-    q2 = query_part(q_rows, inside, W0 + W1, W2, D, DTYPE)
-    q3 = query_part(q_rows, inside, W0 + W1 + W2, W3, D, DTYPE)
+    q0, q1, q2, q3 = 0, 0, 0, 0
+    if not CHUNKED:
+        q0 = query_part(q_rows, inside, 0, W0, D, DTYPE)
+        q1 = query_part(q_rows, inside, W0, W1, D, DTYPE)
+        q2 = query_part(q_rows, inside, W0 + W1, W2, D, DTYPE)
+        q3 = query_part(q_rows, inside, W0 + W1 + W2, W3, D, DTYPE)
     IN_V1: tl.constexpr = W1 > 0 and W0 < D_V
     IN_V2: tl.constexpr = W2 > 0 and W0 + W1 < D_V
     IN_V3: tl.constexpr = W3 > 0 and W0 + W1 + W2 < D_V
@@ -84,16 +86,16 @@ def _attend(
     factor = scale * LOG2_E
     entries = indices + request * list_batch + query * list_row + head_of_kv * list_head
     m, l, acc0, acc1, acc2, acc3 = _walk(  # noqa: E741
-        m, l, acc0, acc1, acc2, acc3, q0, q1, q2, q3, factor, kv + head_of_kv * head_stride, entries, first,
+        m, l, acc0, acc1, acc2, acc3, q0, q1, q2, q3, q_rows, inside, factor, kv + head_of_kv * head_stride, entries, first,
         tl.minimum(last, steps), count, tokens, pages, page, page_stride, token_stride, scales_at,
-        D, D_V, W0, W1, W2, W3, LAYOUT, DENSE, PAGED, DTYPE, NATIVE, BLOCK_T, STAGES, APART,
+        D, D_V, W0, W1, W2, W3, LAYOUT, DENSE, PAGED, DTYPE, NATIVE, BLOCK_T, STAGES, APART, CHUNKED,
     )  # fmt: skip
     if EXTRA:
         entries = extra_indices + request * extra_batch + query * extra_row
         m, l, acc0, acc1, acc2, acc3 = _walk(  # noqa: E741
-            m, l, acc0, acc1, acc2, acc3, q0, q1, q2, q3, factor, extra, entries, tl.maximum(first - steps, 0),
+            m, l, acc0, acc1, acc2, acc3, q0, q1, q2, q3, q_rows, inside, factor, extra, entries, tl.maximum(first - steps, 0),
             tl.maximum(last - steps, 0), extra_count, extra_tokens, extra_pages, extra_page, extra_page_stride,
-            extra_token_stride, extra_scales_at, D, D_V, W0, W1, W2, W3, LAYOUT, False, EXTRA_PAGED, DTYPE, NATIVE, BLOCK_T, STAGES, APART,
+            extra_token_stride, extra_scales_at, D, D_V, W0, W1, W2, W3, LAYOUT, False, EXTRA_PAGED, DTYPE, NATIVE, BLOCK_T, STAGES, APART, CHUNKED,
         )  # fmt: skip
 
     if SPLIT:
@@ -124,12 +126,12 @@ def _attend(
 
 @triton.jit
 def _walk(
-    m, l, acc0, acc1, acc2, acc3, q0, q1, q2, q3, factor, kv, entries, first, last, count,  # noqa: E741
+    m, l, acc0, acc1, acc2, acc3, q0, q1, q2, q3, q_rows, inside, factor, kv, entries, first, last, count,  # noqa: E741
     tokens, pages, page, page_stride, token_stride, scales_at,
     D: tl.constexpr, D_V: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr, W2: tl.constexpr, W3: tl.constexpr,
     LAYOUT: tl.constexpr, DENSE: tl.constexpr, PAGED: tl.constexpr, DTYPE: tl.constexpr, NATIVE: tl.constexpr,
     BLOCK_T: tl.constexpr,
-    STAGES: tl.constexpr, APART: tl.constexpr,
+    STAGES: tl.constexpr, APART: tl.constexpr, CHUNKED: tl.constexpr,
 ):  # fmt: skip
     """Steps [first, last) of one list: largest scores, sums of weights and of weighted values, as they go on."""
     for step in tl.range(first, last, num_stages=STAGES):
@@ -138,45 +140,47 @@ def _walk(
         counts, place, scales = find_tokens(
             entries, t, count, tokens, pages, page, page_stride, token_stride, scales_at, LAYOUT, DENSE, PAGED
         )
-        # z = scale * (q @ k.T)
+        z = 0.0
+        if CHUNKED:
+            z = chunked_scores(q_rows, inside, kv, place, scales, counts, D, LAYOUT, DTYPE, NATIVE)
         k0 = load_part(kv, place, scales, counts, 0, W0, D, LAYOUT, DTYPE, NATIVE)
         k1, k2, k3 = 0, 0, 0
-        if W1 > 0:
+        if W1 > 0 and (not CHUNKED or W0 < D_V):
             k1 = load_part(kv, place, scales, counts, W0, W1, D, LAYOUT, DTYPE, NATIVE)
-        if W2 > 0:
+        if W2 > 0 and (not CHUNKED or W0 + W1 < D_V):
             k2 = load_part(kv, place, scales, counts, W0 + W1, W2, D, LAYOUT, DTYPE, NATIVE)
-        if W3 > 0:
+        if W3 > 0 and (not CHUNKED or W0 + W1 + W2 < D_V):
             k3 = load_part(kv, place, scales, counts, W0 + W1 + W2, W3, D, LAYOUT, DTYPE, NATIVE)
         if APART:
             if step < last:
                 m, l, acc0, acc1, acc2, acc3 = _step(  # noqa: E741
-                    m, l, acc0, acc1, acc2, acc3, q0, q1, q2, q3, k0, k1, k2, k3, factor, counts, t0 < count,
-                    D_V, W0, W1, W2, W3, DTYPE, True,
+                    m, l, acc0, acc1, acc2, acc3, z, q0, q1, q2, q3, k0, k1, k2, k3, factor, counts, t0 < count,
+                    D_V, W0, W1, W2, W3, DTYPE, APART, CHUNKED,
                 )  # fmt: skip
         else:
             m, l, acc0, acc1, acc2, acc3 = _step(  # noqa: E741
-                m, l, acc0, acc1, acc2, acc3, q0, q1, q2, q3, k0, k1, k2, k3, factor, counts, True,
-                D_V, W0, W1, W2, W3, DTYPE, False,
+                m, l, acc0, acc1, acc2, acc3, z, q0, q1, q2, q3, k0, k1, k2, k3, factor, counts, True,
+                D_V, W0, W1, W2, W3, DTYPE, APART, CHUNKED,
             )  # fmt: skip
     return m, l, acc0, acc1, acc2, acc3
 
 
 @triton.jit
 def _step(
-    m, l, acc0, acc1, acc2, acc3, q0, q1, q2, q3, k0, k1, k2, k3, factor, counts, is_true,  # noqa: E741
+    m, l, acc0, acc1, acc2, acc3, z, q0, q1, q2, q3, k0, k1, k2, k3, factor, counts, is_true,  # noqa: E741
     D_V: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr, W2: tl.constexpr, W3: tl.constexpr, DTYPE: tl.constexpr,
-    APART: tl.constexpr,
+    APART: tl.constexpr, CHUNKED: tl.constexpr,
 ):  # fmt: skip
     """One block of tokens."""
     # z = scale * (q @ k.T)
-    none = tl.zeros([q0.shape[0], k0.shape[0]], tl.float32)
-    z = scores(q0, k0, none, is_true, APART)
-    if W1 > 0:
-        z = scores(q1, k1, z, is_true, APART)
-    if W2 > 0:
-        z = scores(q2, k2, z, is_true, APART)
-    if W3 > 0:
-        z = scores(q3, k3, z, is_true, APART)
+    if not CHUNKED:
+        z = scores(q0, k0, tl.zeros([acc0.shape[0], k0.shape[0]], tl.float32), is_true, APART)
+        if W1 > 0:
+            z = scores(q1, k1, z, is_true, APART)
+        if W2 > 0:
+            z = scores(q2, k2, z, is_true, APART)
+        if W3 > 0:
+            z = scores(q3, k3, z, is_true, APART)
     z = tl.where(counts[None, :], z * factor, float("-inf"))
     # p = exp(z - max)
     top = tl.maximum(m, tl.max(z, 1))
@@ -207,6 +211,33 @@ def scores(q, k, z, is_true, APART: tl.constexpr):
         return z + more
     else:
         return dot(q, tl.trans(k), z)
+
+
+@triton.jit
+def chunked_scores(
+    q_rows, inside, kv, place, scales, counts, D: tl.constexpr, LAYOUT: tl.constexpr, DTYPE: tl.constexpr,
+    NATIVE: tl.constexpr,
+):  # fmt: skip
+    """q @ k.T a few columns at a time, both read again: of float32 and of wide rows no multiprocessor holds a block."""
+    z = tl.zeros([inside.shape[0], counts.shape[0]], tl.float32)
+    if LAYOUT == PLAIN:
+        for first in tl.range(0, D, 64, num_stages=2):
+            c = first + tl.arange(0, 64)
+            a = tl.load(q_rows[:, None] + c[None, :], inside[:, None] & (c < D)[None, :], 0.0).to(DTYPE)
+            b = tl.load(kv + place[:, None] + c[None, :], counts[:, None] & (c < D)[None, :], 0.0).to(DTYPE)
+            z = dot(a, tl.trans(b), z)
+    else:
+        CHUNK: tl.constexpr = 128 if LAYOUT == V32 else 64  # what shares a scale
+        CODED: tl.constexpr = 512 if LAYOUT == V32 else 448
+        SCALE: tl.constexpr = 4 if LAYOUT == V32 else 1  # bytes
+        for i in tl.range(0, CODED // CHUNK, num_stages=2):
+            a = query_part(q_rows + i * CHUNK, inside, 0, CHUNK, CHUNK, DTYPE)
+            of_chunk = scales + i * (SCALE - CHUNK)
+            b = load_part(kv + i * CHUNK, place, of_chunk, counts, 0, CHUNK, D, LAYOUT, DTYPE, NATIVE)
+            z = dot(a, tl.trans(b), z)
+        a = query_part(q_rows, inside, CODED, 64, D, DTYPE)
+        z = dot(a, tl.trans(load_part(kv, place, scales, counts, CODED, 64, D, LAYOUT, DTYPE, NATIVE)), z)
+    return z
 
 
 @triton.jit

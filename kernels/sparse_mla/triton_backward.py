@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from deepseek_fast.gpu.numbers import dot, round_to
-from deepseek_fast.kernels.sparse_mla.triton_attend import LOG2_E, query_part, scores
+from deepseek_fast.kernels.sparse_mla.triton_attend import LOG2_E, chunked_scores, query_part, scores
 from deepseek_fast.kernels.sparse_mla.triton_tokens import PLAIN, find_tokens, load_part
 
 
@@ -44,7 +44,7 @@ def _query_gradient(
     scale, first_query, h_q, h_kv, q_row, q_head, dout_row, dout_head, list_row, list_head, topk,
     tokens, token_stride, head_stride,
     D: tl.constexpr, D_V: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr, DTYPE: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, STAGES: tl.constexpr, APART: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, STAGES: tl.constexpr, APART: tl.constexpr, CHUNKED: tl.constexpr,
 ):  # fmt: skip
     group = h_q // h_kv
     tiles = tl.cdiv(group, BLOCK_H)
@@ -60,9 +60,12 @@ def _query_gradient(
         count = tl.minimum(tl.maximum(tl.load(lengths + query), 0), topk)
 
     q_rows = q + query * q_row + h * q_head
-    q0 = query_part(q_rows, inside, 0, W0, D, DTYPE)
-    q1 = query_part(q_rows, inside, W0, W1, D, DTYPE)
-    do = query_part(dout + query * dout_row + h * dout_head, inside, 0, W0, D_V, DTYPE)
+    dout_rows = dout + query * dout_row + h * dout_head
+    q0, q1, do = 0, 0, 0
+    if not CHUNKED:
+        q0 = query_part(q_rows, inside, 0, W0, D, DTYPE)
+        q1 = query_part(q_rows, inside, W0, W1, D, DTYPE)
+        do = query_part(dout_rows, inside, 0, W0, D_V, DTYPE)
     line = query * h_q + h
     of_lse = tl.load(lse + line, inside, float("inf"))
     share = tl.load(shares + line, inside, 0.0)
@@ -71,7 +74,9 @@ def _query_gradient(
     dq1 = tl.zeros([BLOCK_H, W1 if W1 > 0 else 16], tl.float32)
     entries = indices + query * list_row + head * list_head
     rows = kv + head * head_stride
-    for step in tl.range(0, tl.cdiv(count, BLOCK_T), num_stages=STAGES):
+    to = tl.arange(0, BLOCK_T)[None, :] * group + of_group[:, None]
+    last = tl.cdiv(count, BLOCK_T)
+    for step in tl.range(0, last, num_stages=STAGES):
         t0 = step * BLOCK_T
         t = t0 + tl.arange(0, BLOCK_T)
         counts, place, scales = find_tokens(
@@ -81,18 +86,22 @@ def _query_gradient(
         k1 = 0
         if W1 > 0:
             k1 = load_part(rows, place, scales, counts, W0, W1, D, PLAIN, DTYPE, False)
-        to = (of_chunk * topk + t)[None, :] * group + of_group[:, None]
+        z, dp = 0.0, 0.0
+        if CHUNKED:
+            z = chunked_scores(q_rows, inside, rows, place, scales, counts, D, PLAIN, DTYPE, False)
+            dp = chunked_scores(dout_rows, inside, rows, place, scales, counts, D_V, PLAIN, DTYPE, False)
+        ahead = (of_chunk * topk + t0) * group
         stored = inside[:, None] & (t < topk)[None, :]
         if APART:
-            if t0 < count:
+            if step < last:
                 dq0, dq1 = _gradient_step(
-                    dq0, dq1, q0, q1, do, k0, k1, scale, of_lse, share, shift, counts, of_scores + to, of_values + to,
-                    stored, t0 + BLOCK_T > 0, W1, DTYPE, True,
+                    dq0, dq1, z, dp, q0, q1, do, k0, k1, scale, of_lse, share, shift, counts, of_scores + ahead,
+                    of_values + ahead, to, stored, t0 < count, W1, DTYPE, APART, CHUNKED,
                 )  # fmt: skip
         else:
             dq0, dq1 = _gradient_step(
-                dq0, dq1, q0, q1, do, k0, k1, scale, of_lse, share, shift, counts, of_scores + to, of_values + to,
-                stored, True, W1, DTYPE, False,
+                dq0, dq1, z, dp, q0, q1, do, k0, k1, scale, of_lse, share, shift, counts, of_scores + ahead,
+                of_values + ahead, to, stored, True, W1, DTYPE, APART, CHUNKED,
             )  # fmt: skip
     to = dq + line * D
     _store_columns(to, dq0 * scale, inside, 0, W0, D)
@@ -102,24 +111,25 @@ def _query_gradient(
 
 @triton.jit
 def _gradient_step(
-    dq0, dq1, q0, q1, do, k0, k1, scale, of_lse, share, shift, counts, to_scores, to_values, stored, is_true,
-    W1: tl.constexpr, DTYPE: tl.constexpr, APART: tl.constexpr,
+    dq0, dq1, z, dp, q0, q1, do, k0, k1, scale, of_lse, share, shift, counts, of_scores, of_values, to, stored, is_true,
+    W1: tl.constexpr, DTYPE: tl.constexpr, APART: tl.constexpr, CHUNKED: tl.constexpr,
 ):  # fmt: skip
     """One block of tokens."""
-    none = tl.zeros([q0.shape[0], k0.shape[0]], tl.float32)
-    z = scores(q0, k0, none, is_true, APART)
-    if W1 > 0:
-        z = scores(q1, k1, z, is_true, APART)
-    # dp = dout @ v.T; p = exp(z - lse), at most 1
-    dp = scores(do, k0, none, is_true, APART)
+    if not CHUNKED:
+        none = tl.zeros([dq0.shape[0], k0.shape[0]], tl.float32)
+        z = scores(q0, k0, none, is_true, APART)
+        if W1 > 0:
+            z = scores(q1, k1, z, is_true, APART)
+        dp = scores(do, k0, none, is_true, APART)  # dout @ v.T
+    # p = exp(z - lse), at most 1
     gap = z * scale - of_lse[:, None]
     p = tl.exp2(tl.minimum(gap * LOG2_E, 0.0))
     p = tl.where(gap != gap, gap, p)  # a minimum drops NaN
     # dz = p * (f * dp - f * delta); w = f * p
     dz = tl.where(counts[None, :], p * (share[:, None] * dp - shift[:, None]), 0.0)
     w = tl.where(counts[None, :], p * share[:, None], 0.0)
-    tl.store(to_scores, round_to(dz * scale, to_scores.dtype.element_ty), stored)
-    tl.store(to_values, round_to(w, to_values.dtype.element_ty), stored)
+    tl.store(of_scores + to, round_to(dz * scale, of_scores.dtype.element_ty), stored)
+    tl.store(of_values + to, round_to(w, of_values.dtype.element_ty), stored)
     # dq = scale * dz @ k
     dz = round_to(dz, DTYPE)
     dq0 = dot(dz, k0, dq0)
@@ -181,10 +191,11 @@ def _row_gradient(
     acc = tl.zeros([WIDTH], tl.float32)
     if not BEGINS:
         acc = tl.load(sums + row * D + c, inside, 0.0)
-    for first in range(begin, end, BLOCK_E):
+    count = (end - begin).to(tl.int32)
+    for first in range(0, count, BLOCK_E):
         e = first + tl.arange(0, BLOCK_E)
-        entry = tl.load(order + e, e < end, first_entry) - first_entry
-        mask = (e < end)[:, None] & inside[None, :]
+        entry = tl.load(order + begin + e, e < count, first_entry) - first_entry
+        mask = (e < count)[:, None] & inside[None, :]
         acc += tl.sum(tl.load(entry_sums + entry[:, None] * D + c[None, :], mask, 0.0), 0)
     if ENDS:
         tl.store(dkv + row * D + c, round_to(acc, dkv.dtype.element_ty), inside)

@@ -30,8 +30,9 @@ READERS = 8  # entries of a row of kv at a time
 READ_TOKENS = 8  # of a program: 16 bytes of codes a thread, twice
 
 
-def _block(H: int, T: int, stages: int, apart: bool, warps: int = 8) -> Config:
-    return {"BLOCK_H": H, "BLOCK_T": T, "STAGES": stages, "APART": apart, "num_warps": warps}
+def _block(H: int, T: int, stages: int, *, apart: bool = True, chunked: bool = False) -> Config:
+    """Heads and tokens of a step. apart, chunked: triton_attend.py."""
+    return {"BLOCK_H": H, "BLOCK_T": T, "STAGES": stages, "APART": apart, "CHUNKED": chunked, "num_warps": 8}
 
 
 # heads: that share one of kv's; queries: times heads of kv; width: numbers of a row, in powers of two; bytes: of one.
@@ -41,53 +42,54 @@ PLAIN_TILES = Table(
     "heads queries width",
     (
         Row(
-            _block(16, 64, 2, True), heads=32, width=576, bytes=2, archs=(90, 100),
+            _block(16, 64, 2), heads=32, width=576, bytes=2, archs=(90, 100),
             why="derived: the mma's own 16 heads, 95 KB; 8 warps part 64 tokens",
         ),
         Row(
-            _block(16, 64, 2, True), queries=8, width=576, bytes=2, archs=(90, 100),
+            _block(16, 64, 2), queries=8, width=576, bytes=2, archs=(90, 100),
             why="derived: few queries: more programs, each less to leave for the merge",
         ),
         Row(
-            _block(64, 64, 2, True), width=576, bytes=2, archs=(90,),
+            _block(64, 64, 2), width=576, bytes=2, archs=(90,),
             why="derived: wgmma's 64 rows; q, two blocks of 64 tokens and the weights take 225 of 227 KB",
         ),
-        Row(_block(16, 32, 2, True), heads=32, width=576, bytes=2, why="derived: as on 9.0, 57 KB"),
-        Row(_block(16, 32, 2, True), queries=8, width=576, bytes=2, why="derived: few queries"),
+        Row(_block(16, 32, 2), heads=32, width=576, bytes=2, why="derived: as on 9.0, 57 KB"),
+        Row(_block(16, 32, 2), queries=8, width=576, bytes=2, why="derived: few queries"),
         Row(
-            _block(64, 32, 2, False), width=576, bytes=2, archs=(80,),
+            _block(64, 32, 2, apart=False), width=576, bytes=2, archs=(80,),
             why="derived: 112 KB; half the reads of L2 of 32 heads",
         ),
-        Row(_block(16, 32, 2, True), width=576, bytes=2, why="derived: 99 KB hold no more heads beside two blocks"),
-        Row(_block(16, 16, 2, True), why="derived: float32 or wide rows; four times the registers a token"),
+        Row(_block(16, 32, 2), width=576, bytes=2, why="derived: 99 KB hold no more heads beside two blocks"),
+        Row(_block(16, 16, 2, apart=False, chunked=True), why="derived: float32 or wide rows; four times the registers a token"),
     ),
 )  # fmt: skip
 FP8_TILES = Table(
     "sparse_mla_fp8",
     "heads queries width",
     (
-        Row(_block(16, 32, 2, True), heads=32, bytes=2, why="derived: codes become bf16 in registers; 56 KB"),
-        Row(_block(16, 32, 2, True), queries=8, bytes=2, why="derived: few queries: more programs"),
+        Row(_block(16, 16, 3), heads=32, bytes=2, why="derived: codes become bf16 in registers; more tokens would spill"),
+        Row(_block(16, 16, 3), queries=8, bytes=2, why="derived: few queries: more programs"),
         Row(
-            _block(64, 32, 2, True), bytes=2, archs=(90,),
-            why="derived: wgmma's 64 rows share what decodes a token; 64 tokens would spill",
+            _block(32, 32, 2), width=512, bytes=2, archs=(90,),
+            why="derived: v4's four parts leave no registers for 64 heads",
         ),
-        Row(_block(16, 32, 2, True), bytes=2, why="derived: as with few heads"),
-        Row(_block(16, 16, 2, True), why="derived: products of float32"),
+        Row(
+            _block(64, 64, 2), bytes=2, archs=(90,),
+            why="derived: wgmma's 64 rows share what decodes a token; 194 KB",
+        ),
+        Row(_block(16, 16, 3), bytes=2, why="derived: as with few heads"),
+        Row(_block(16, 16, 2, apart=False, chunked=True), why="derived: products of float32"),
     ),
 )  # fmt: skip
-
 QUERY_GRADIENT = Table(
     "sparse_mla_query_gradient",
     "heads width",
     (
-        Row(_block(16, 32, 2, True), heads=32, width=576, bytes=2, why="derived: as forward, with dout beside q"),
         Row(
-            _block(64, 32, 2, True), width=576, bytes=2, archs=(90,),
-            why="derived: q, dout and two blocks of 32 tokens take 213 of 227 KB",
+            _block(16, 32, 2), width=576, bytes=2,
+            why="derived: sums of 576 columns beside q and dout; 64 heads would spill 248 bytes a thread",
         ),
-        Row(_block(16, 32, 2, True), width=576, bytes=2, why="derived: as with few heads"),
-        Row(_block(16, 16, 2, True), why="derived: float32 or wide rows"),
+        Row(_block(16, 16, 2, apart=False, chunked=True), why="derived: float32 or wide rows"),
     ),
 )  # fmt: skip
 ENTRY_GRADIENT = Table(
@@ -394,7 +396,7 @@ def splits_of(programs: int, steps: int, multiprocessors: int) -> int:
 def parts(D: int, d_v: int, layout: str) -> tuple[int, int, int, int]:
     """Widths, powers of two, that a row is taken in; the first of a plain row is what values are."""
     if layout == "v32":
-        return 512, 64, 0, 0
+        return 256, 256, 64, 0
     if layout == "v4":
         return 256, 128, 64, 64
     first = max(triton.next_power_of_2(d_v), 16)

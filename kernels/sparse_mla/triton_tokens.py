@@ -18,14 +18,15 @@ def find_tokens(
     entries, t, count, tokens, pages, page, page_stride, token_stride, scales_at, LAYOUT: tl.constexpr,
     DENSE: tl.constexpr, PAGED: tl.constexpr,
 ):  # fmt: skip
-    """(counts, place of the token, place of its scales) of entries t of a list; places as offsets, 0 for what counts not.
+    """(counts, place of the token, place of its scales) of entries t of a list; places as offsets.
 
-    entries: indices, or of DENSE a request's row of the block table. Whatever their values, a place is a token's.
+    entries: indices, or of DENSE a request's row of the block table. Whatever their values, what counts is a token; of
+    what does not a place may be nonsense, and every load is masked by counts.
     """
     if DENSE:
         at_page = tl.load(entries + t // page, t < count, -1)
         counts = (at_page >= 0) & (at_page < pages)
-        at_page = tl.where(counts, at_page, 0).to(tl.int64)
+        at_page = at_page.to(tl.int64)
         offset = (t % page).to(tl.int64)
         place = at_page * page_stride + offset * token_stride
     else:
@@ -33,8 +34,9 @@ def find_tokens(
         counts = (index >= 0) & (index < tokens)
         index = tl.where(counts, index, 0)
         if PAGED:
-            at_page = (index // page).to(tl.int64)
-            offset = (index % page).to(tl.int64)
+            at_page = index // page
+            offset = (index - at_page * page).to(tl.int64)
+            at_page = at_page.to(tl.int64)
             place = at_page * page_stride + offset * token_stride
         else:
             place = index.to(tl.int64) * token_stride
