@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from deepseek_fast.gpu.numbers import dot, round_to
-from deepseek_fast.kernels.sparse_mla.triton_tokens import PLAIN, V32, find_tokens, load_part
+from deepseek_fast.kernels.sparse_mla.triton_tokens import find_tokens, load_part
 
 # Not compiled anew for each of them; strides are, since what divides them decides how wide a load is.
 _COUNTS = ["s_q", "lines", "splits", "topk", "extra_topk", "tokens", "pages", "page", "scales_at"]
@@ -142,7 +142,7 @@ def _walk(
         )
         z = 0.0
         if CHUNKED:
-            z = chunked_scores(q_rows, inside, kv, place, scales, counts, D, LAYOUT, DTYPE, NATIVE)
+            z = chunked_scores(q_rows, inside, kv, place, counts, D, DTYPE)
         k0 = load_part(kv, place, scales, counts, 0, W0, D, LAYOUT, DTYPE, NATIVE)
         k1, k2, k3 = 0, 0, 0
         if W1 > 0 and (not CHUNKED or W0 < D_V):
@@ -214,29 +214,14 @@ def scores(q, k, z, is_true, APART: tl.constexpr):
 
 
 @triton.jit
-def chunked_scores(
-    q_rows, inside, kv, place, scales, counts, D: tl.constexpr, LAYOUT: tl.constexpr, DTYPE: tl.constexpr,
-    NATIVE: tl.constexpr,
-):  # fmt: skip
+def chunked_scores(q_rows, inside, kv, place, counts, D: tl.constexpr, DTYPE: tl.constexpr):
     """q @ k.T a few columns at a time, both read again: of float32 and of wide rows no multiprocessor holds a block."""
     z = tl.zeros([inside.shape[0], counts.shape[0]], tl.float32)
-    if LAYOUT == PLAIN:
-        for first in tl.range(0, D, 64, num_stages=2):
-            c = first + tl.arange(0, 64)
-            a = tl.load(q_rows[:, None] + c[None, :], inside[:, None] & (c < D)[None, :], 0.0).to(DTYPE)
-            b = tl.load(kv + place[:, None] + c[None, :], counts[:, None] & (c < D)[None, :], 0.0).to(DTYPE)
-            z = dot(a, tl.trans(b), z)
-    else:
-        CHUNK: tl.constexpr = 128 if LAYOUT == V32 else 64  # what shares a scale
-        CODED: tl.constexpr = 512 if LAYOUT == V32 else 448
-        SCALE: tl.constexpr = 4 if LAYOUT == V32 else 1  # bytes
-        for i in tl.range(0, CODED // CHUNK, num_stages=2):
-            a = query_part(q_rows + i * CHUNK, inside, 0, CHUNK, CHUNK, DTYPE)
-            of_chunk = scales + i * (SCALE - CHUNK)
-            b = load_part(kv + i * CHUNK, place, of_chunk, counts, 0, CHUNK, D, LAYOUT, DTYPE, NATIVE)
-            z = dot(a, tl.trans(b), z)
-        a = query_part(q_rows, inside, CODED, 64, D, DTYPE)
-        z = dot(a, tl.trans(load_part(kv, place, scales, counts, CODED, 64, D, LAYOUT, DTYPE, NATIVE)), z)
+    for first in tl.range(0, D, 64, num_stages=2):
+        c = first + tl.arange(0, 64)
+        a = tl.load(q_rows[:, None] + c[None, :], inside[:, None] & (c < D)[None, :], 0.0).to(DTYPE)
+        b = tl.load(kv + place[:, None] + c[None, :], counts[:, None] & (c < D)[None, :], 0.0).to(DTYPE)
+        z = dot(a, tl.trans(b), z)
     return z
 
 

@@ -88,8 +88,8 @@ def _query_gradient(
             k1 = load_part(rows, place, scales, counts, W0, W1, D, PLAIN, DTYPE, False)
         z, dp = 0.0, 0.0
         if CHUNKED:
-            z = chunked_scores(q_rows, inside, rows, place, scales, counts, D, PLAIN, DTYPE, False)
-            dp = chunked_scores(dout_rows, inside, rows, place, scales, counts, D_V, PLAIN, DTYPE, False)
+            z = chunked_scores(q_rows, inside, rows, place, counts, D, DTYPE)
+            dp = chunked_scores(dout_rows, inside, rows, place, counts, D_V, DTYPE)
         ahead = (of_chunk * topk + t0) * group
         stored = inside[:, None] & (t < topk)[None, :]
         if APART:
@@ -171,7 +171,9 @@ def _entry_gradient(
             for start in tl.range(0, group, BLOCK_K, num_stages=STAGES):
                 left = k < group - start
                 a = tl.load(of_values + weights + start, (e < topk)[:, None] & left[None, :], 0.0)
-                b = tl.load(rows + (head * group + start + k)[:, None] * dout_head, left[:, None] & (c < D_V)[None, :], 0.0)
+                b = tl.load(
+                    rows + (head * group + start + k)[:, None] * dout_head, left[:, None] & (c < D_V)[None, :], 0.0
+                )
                 acc = dot(a, b.to(DTYPE), acc)
         to = entry_sums + (of_chunk * topk + e)[:, None] * D + c[None, :]
         tl.store(to, acc, (e < topk)[:, None] & (c < D)[None, :])

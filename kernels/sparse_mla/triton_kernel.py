@@ -67,18 +67,18 @@ FP8_TILES = Table(
     "sparse_mla_fp8",
     "heads queries width",
     (
-        Row(_block(16, 16, 3), heads=32, bytes=2, why="derived: codes become bf16 in registers; more tokens would spill"),
-        Row(_block(16, 16, 3), queries=8, bytes=2, why="derived: few queries: more programs"),
+        Row(_block(16, 16, 2), archs=(80, 86), why="derived: codes are decoded by integer operations, in more registers"),
+        Row(_block(16, 16, 3), heads=32, why="derived: codes become bf16 in registers; 32 would spill"),
+        Row(_block(16, 16, 3), queries=8, why="derived: few queries: more programs"),
         Row(
-            _block(32, 32, 2), width=512, bytes=2, archs=(90,),
+            _block(32, 32, 2), width=512, archs=(90,),
             why="derived: v4's four parts leave no registers for 64 heads",
         ),
         Row(
-            _block(64, 64, 2), bytes=2, archs=(90,),
+            _block(64, 64, 2), archs=(90,),
             why="derived: wgmma's 64 rows share what decodes a token; 194 KB",
         ),
-        Row(_block(16, 16, 3), bytes=2, why="derived: as with few heads"),
-        Row(_block(16, 16, 2, apart=False, chunked=True), why="derived: products of float32"),
+        Row(_block(16, 16, 3), why="derived: as with few heads"),
     ),
 )  # fmt: skip
 QUERY_GRADIENT = Table(
@@ -177,6 +177,11 @@ def sparse_mla_decode(
     extra_topk_length: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     b, s_q, h_q, _ = q.shape
+    if layout != "plain" and q.dtype != torch.bfloat16:
+        # Products of float32: numbers of the whole cache first, which is slow; models of such caches have bf16 queries.
+        k_cache = mla_cache_read(k_cache, layout)[:, :, None]
+        extra_k_cache = None if extra_k_cache is None else mla_cache_read(extra_k_cache, layout)[:, :, None]
+        layout = "plain"
     store, extra = store_of(k_cache, layout), NO_STORE
     lists, extra_lists = _lists(indices, topk_length), NO_LISTS
     if indices is None:
@@ -223,7 +228,7 @@ def _launch(
         return
     group = h_q // h_kv
     widths = parts(D, d_v, layout)
-    dtype = q.dtype if layout == "plain" or q.dtype == torch.bfloat16 else torch.float32
+    dtype = q.dtype if q.dtype == torch.bfloat16 or store.data.dtype == q.dtype else torch.float32
     table = PLAIN_TILES if layout == "plain" else FP8_TILES
     config = table.choose(heads=group, queries=b * s_q * h_kv, width=sum(widths), bytes=dtype.itemsize)
     programs = b * s_q * h_kv * triton.cdiv(group, config["BLOCK_H"])
