@@ -5,6 +5,7 @@ once and cut bits below the largest, at most twice a rounding each (gamma of 2 D
 3 u. CHIP covers both. Weights of float16 are rounded to it, where a CPU keeps float32: WEIGHT_ROUNDING.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_every_form(form: str, layout: str, generator: torch.Generator, monkeypa
     if config["CHUNKED"] and layout != "plain":
         pytest.skip("rows of FP8 caches are never taken in chunks")
     monkeypatch.setattr(triton_kernel, "splits_of", lambda *_: splits)
-    case = DecodeCase(2, 1, 20, 120, 70, 16, layout, topk_length=True, attn_sink="infinite", extra_topk=40)
+    case = DecodeCase(1, 1, 20, 120, 70, 16, layout, topk_length=True, attn_sink="infinite", extra_topk=40)
     inputs = case.inputs(generator)
     table = "sparse_mla" if layout == "plain" else "sparse_mla_fp8"
     with tiles.forced(table, config | {"num_warps": 8}):
@@ -78,7 +79,7 @@ def test_every_form(form: str, layout: str, generator: torch.Generator, monkeypa
 
 
 def _decodes() -> Iterator[Any]:
-    kept = {2, 53, 576}
+    kept = {2, 53}
     for case in DECODE_CASES:
         if case.h_q <= 9 and case.tokens <= 300 and (case.tokens < 300 or case.page in kept):
             yield pytest.param(case, id=case.id)
@@ -86,8 +87,13 @@ def _decodes() -> Iterator[Any]:
 
 @pytest.mark.parametrize("case", list(_decodes()))
 def test_decode(case: DecodeCase, generator: torch.Generator) -> None:
+    """One of each layout with its own tiles on 8.0, the others with large ones: fewer steps in the interpreter."""
     inputs = case.inputs(generator)
-    got = gpu.call(deepseek_fast.sparse_mla_decode, **arguments(inputs), arch=80 if case.page == 53 else 90)
+    with contextlib.ExitStack() as stack:
+        if case.page != 53:
+            for table in ("sparse_mla", "sparse_mla_fp8") if case.dtype == "bfloat16" else ():
+                stack.enter_context(tiles.forced(table, FORMS["64-heads"][0] | {"BLOCK_H": 16, "num_warps": 8}))
+        got = gpu.call(deepseek_fast.sparse_mla_decode, **arguments(inputs), arch=80 if case.page == 53 else 90)
     within(got, ref.sparse_mla_decode_ref(**inputs), ref.decode_bound(**inputs), case.id)
 
 

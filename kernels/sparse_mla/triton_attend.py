@@ -86,16 +86,17 @@ def _attend(
     factor = scale * LOG2_E
     entries = indices + request * list_batch + query * list_row + head_of_kv * list_head
     m, l, acc0, acc1, acc2, acc3 = _walk(  # noqa: E741
-        m, l, acc0, acc1, acc2, acc3, q0, q1, q2, q3, q_rows, inside, factor, kv + head_of_kv * head_stride, entries, first,
-        tl.minimum(last, steps), count, tokens, pages, page, page_stride, token_stride, scales_at,
+        m, l, acc0, acc1, acc2, acc3, q0, q1, q2, q3, q_rows, inside, factor, kv + head_of_kv * head_stride, entries,
+        first, tl.minimum(last, steps), count, tokens, pages, page, page_stride, token_stride, scales_at,
         D, D_V, W0, W1, W2, W3, LAYOUT, DENSE, PAGED, DTYPE, NATIVE, BLOCK_T, STAGES, APART, CHUNKED,
     )  # fmt: skip
     if EXTRA:
         entries = extra_indices + request * extra_batch + query * extra_row
         m, l, acc0, acc1, acc2, acc3 = _walk(  # noqa: E741
-            m, l, acc0, acc1, acc2, acc3, q0, q1, q2, q3, q_rows, inside, factor, extra, entries, tl.maximum(first - steps, 0),
-            tl.maximum(last - steps, 0), extra_count, extra_tokens, extra_pages, extra_page, extra_page_stride,
-            extra_token_stride, extra_scales_at, D, D_V, W0, W1, W2, W3, LAYOUT, False, EXTRA_PAGED, DTYPE, NATIVE, BLOCK_T, STAGES, APART, CHUNKED,
+            m, l, acc0, acc1, acc2, acc3, q0, q1, q2, q3, q_rows, inside, factor, extra, entries,
+            tl.maximum(first - steps, 0), tl.maximum(last - steps, 0), extra_count, extra_tokens, extra_pages,
+            extra_page, extra_page_stride, extra_token_stride, extra_scales_at, D, D_V, W0, W1, W2, W3, LAYOUT, False, EXTRA_PAGED, DTYPE,
+            NATIVE, BLOCK_T, STAGES, APART, CHUNKED,
         )  # fmt: skip
 
     if SPLIT:
@@ -152,6 +153,8 @@ def _walk(
         if W3 > 0 and (not CHUNKED or W0 + W1 + W2 < D_V):
             k3 = load_part(kv, place, scales, counts, W0 + W1 + W2, W3, D, LAYOUT, DTYPE, NATIVE)
         if APART:
+            # In an `if`, which is true, as `scores` has it: so the loads of the next step come before this step's
+            # products, and not behind them.
             if step < last:
                 m, l, acc0, acc1, acc2, acc3 = _step(  # noqa: E741
                     m, l, acc0, acc1, acc2, acc3, z, q0, q1, q2, q3, k0, k1, k2, k3, factor, counts, t0 < count,
@@ -202,9 +205,14 @@ def _step(
 
 @triton.jit
 def scores(q, k, z, is_true, APART: tl.constexpr):
+    """z + q @ k.T.
+
+    APART: warps share the columns. Triton gives all columns to each warp where it sees a product that flows into
+    another; behind an `if` it does not see that. LLVM knows that the condition holds, and takes the `if` away again.
+    """
     if APART:
         none = tl.zeros([q.shape[0], k.shape[0]], tl.float32)
-        if is_true:
+        if is_true:  # noqa: SIM108
             more = dot(q, tl.trans(k), none)
         else:
             more = dot(q, tl.trans(k), none + 1.0)
@@ -227,7 +235,7 @@ def chunked_scores(q_rows, inside, kv, place, counts, D: tl.constexpr, DTYPE: tl
 
 @triton.jit
 def finish(m, l, sink):  # noqa: E741
-    """(1 / sum of weights with the sink's, lse, largest score) of a row's m in log2 and l; of nothing (0, inf, -inf)."""
+    """(1 / sum of weights with the sink's, lse, largest score) of m, in log2, and l; of nothing (0, inf, -inf)."""
     nothing = m == float("-inf")
     base = tl.where(nothing, 0.0, m)
     total = l + tl.exp2(sink * LOG2_E - base)

@@ -140,7 +140,8 @@ def _gradient_step(
 
 @triton.jit(do_not_specialize=["first_query", "topk"])
 def _entry_gradient(
-    of_scores, of_values, q, dout, lengths, entry_sums, first_query, h_q, h_kv, q_row, q_head, dout_row, dout_head, topk,
+    of_scores, of_values, q, dout, lengths, entry_sums, first_query, h_q, h_kv, q_row, q_head, dout_row, dout_head,
+    topk,
     D: tl.constexpr, D_V: tl.constexpr, DTYPE: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip

@@ -60,14 +60,17 @@ PLAIN_TILES = Table(
             why="derived: 112 KB; half the reads of L2 of 32 heads",
         ),
         Row(_block(16, 32, 2), width=576, bytes=2, why="derived: 99 KB hold no more heads beside two blocks"),
-        Row(_block(16, 16, 2, apart=False, chunked=True), why="derived: float32 or wide rows; four times the registers a token"),
+        Row(
+            _block(16, 16, 2, apart=False, chunked=True),
+            why="derived: float32 or wide rows, of which 16 tokens take all registers",
+        ),
     ),
 )  # fmt: skip
 FP8_TILES = Table(
     "sparse_mla_fp8",
     "heads queries width",
     (
-        Row(_block(16, 16, 2), archs=(80, 86), why="derived: codes are decoded by integer operations, in more registers"),
+        Row(_block(16, 16, 2), archs=(80, 86), why="derived: integer operations decode, in more registers"),
         Row(_block(16, 16, 3), heads=32, why="derived: codes become bf16 in registers; 32 would spill"),
         Row(_block(16, 16, 3), queries=8, why="derived: few queries: more programs"),
         Row(
@@ -272,7 +275,7 @@ def sparse_mla_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dout, q, kv, indices = (last_contiguous(x) for x in (dout, q, kv, indices))
     sinks = _vector(attn_sink)
-    (s_q, h_q, D), (s_kv, h_kv), topk = q.shape, kv.shape[:2], indices.shape[2]
+    (s_q, h_q, D), s_kv, topk = q.shape, kv.shape[0], indices.shape[2]
     dsink = q.new_zeros((h_q if sinks is not None else 0,), dtype=torch.float32)
     if s_q * h_q * topk * s_kv == 0:
         return q.new_zeros(q.shape), kv.new_zeros(kv.shape), dsink

@@ -40,10 +40,9 @@ def find_tokens(
             place = at_page * page_stride + offset * token_stride
         else:
             place = index.to(tl.int64) * token_stride
+    scales = place + 512
     if LAYOUT == V4:
         scales = at_page * page_stride + scales_at + offset * 8
-    else:
-        scales = place + 512
     return counts, place, scales
 
 
