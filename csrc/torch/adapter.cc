@@ -125,6 +125,10 @@ bool Operand::copy() {
   return true;
 }
 
+void end_if_only_checked() {
+  if (only_check) throw std::runtime_error(CHECKED);
+}
+
 Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
@@ -136,7 +140,7 @@ Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype) {
 }
 
 Tensor new_tensor(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType dtype) {
-  if (only_check) throw std::runtime_error(CHECKED);
+  end_if_only_checked();
   // The C shim: 1.4 us against 2.2 us for stable::new_empty and 3.7 us for stable::empty (measured, Zen 5, 2026-11).
   // Its numbers of dtypes are ScalarType's.
   AtenTensorHandle handle = nullptr;

@@ -26,7 +26,8 @@ TensorView view_of(const Tensor& tensor);
 // Throws the sentence; Python turns it into a ValueError or TypeError.
 [[noreturn]] void raise(const Problem& problem);
 
-// Thrown by new_tensor, in place of the first result, while a call is only checked (see dsf_torch_only_check).
+// Thrown by new_tensor, in place of the first result, and by end_if_only_checked, while a call is only checked (see
+// dsf_torch_only_check).
 inline constexpr const char* CHECKED = "deepseek_fast: checked";
 
 // An argument of an operator: a tensor on the CPU, or none. While a call is only checked a tensor on any device, of
@@ -49,6 +50,9 @@ struct Operand {
  private:
   bool copy();
 };
+
+// For an operator without a result of its own, after its checks: ends a call that is only checked.
+void end_if_only_checked();
 
 Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype);
 Tensor new_tensor(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType dtype);

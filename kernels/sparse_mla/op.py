@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from deepseek_fast import _linear
+from deepseek_fast.gpu.register import register
 from deepseek_fast.kernels.sparse_mla import grad, meta
+
+register("sparse_mla", "sparse_mla", "sparse_mla_backward", "sparse_mla_decode", "mla_cache_write", "mla_cache_read")
 
 _OP = torch.ops.deepseek_fast.sparse_mla.default
 _DECODE_OP = torch.ops.deepseek_fast.sparse_mla_decode.default

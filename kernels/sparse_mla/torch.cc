@@ -113,6 +113,7 @@ void mla_cache_write(Tensor cache_tensor, const Tensor& kv_tensor, const MaybeTe
   };
   check();
   if (lay_out(kv)) check();
+  end_if_only_checked();
   const CallContext context;
   dsf_mla_cache_write(context.get(), &args);
 }
