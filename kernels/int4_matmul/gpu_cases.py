@@ -105,14 +105,15 @@ def error(inputs: dict[str, Any], result: torch.Tensor) -> float:
     from deepseek_fast.kernels.int4_matmul.ref import bound, int4_matmul_ref
 
     (M, N), (q, scale) = result.shape, inputs["weights"][0]
-    m, n = (torch.linspace(0, size - 1, min(most, size)).long() for size, most in ((M, 16), (N, 256)))
-    few = {"x": inputs["x"].cpu()[m], "q": q.cpu()[n], "scale": scale.cpu()[n]}
-    named = {"group_size": GROUP, "compute": inputs["compute"]}
-    want, got = int4_matmul_ref(**few, **named), result.cpu()[m][:, n]
-    if want.dtype == got.dtype:
-        return 0.0 if torch.equal(want, got) else torch.inf
-    off = (got.double() - want).abs() / bound(**few, **named, tensor_cores=True)
-    return float(off.nan_to_num(torch.inf).max())
+    with torch.device("cpu"):
+        m, n = (torch.linspace(0, size - 1, min(most, size)).long() for size, most in ((M, 16), (N, 256)))
+        few = {"x": inputs["x"].cpu()[m], "q": q.cpu()[n], "scale": scale.cpu()[n]}
+        named = {"group_size": GROUP, "compute": inputs["compute"]}
+        want, got = int4_matmul_ref(**few, **named), result.cpu()[m][:, n]
+        if want.dtype == got.dtype:
+            return 0.0 if torch.equal(want, got) else torch.inf
+        off = (got.double() - want).abs() / bound(**few, **named, tensor_cores=True)
+        return float(off.nan_to_num(torch.inf).max())
 
 
 def _in_turn(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
@@ -153,15 +154,16 @@ def _humming(inputs: dict[str, Any]) -> Callable[[], Any]:
     from humming.layer import HummingLayer  # type: ignore[import-not-found]
 
     x, calls = inputs["x"], []
+    config = {"dtype": "uint4", "group_size": GROUP}
     for weight in _dense_weights(inputs):
-        layer = HummingLayer(
-            shape_n=weight.shape[0],
-            shape_k=weight.shape[1],
-            weight_config={"dtype": "uint4", "group_size": GROUP},
-            torch_dtype=BF16,
-        ).to(x.device)
-        layer.load_from_unquantized(weight)
-        layer.transform()
+        N, K = weight.shape
+        try:
+            layer = HummingLayer(shape_n=N, shape_k=K, weight_config=config, torch_dtype=BF16).to(x.device)
+            layer.load_from_unquantized(weight)
+            layer.transform()
+            layer(x)
+        except Exception as error:  # of any type, where its compiler or the chip is not what it wants
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
         calls.append(partial(layer, x))
     return _in_turn(calls)
 
