@@ -88,19 +88,17 @@ def _int4_tile(
     x_at = x + tl.minimum(m, M - 1).to(tl.int64)[None, :] * x_stride + (k[:, None] + begin * BLOCK_K)
     q_at = q + weight_row[:, None] * q_stride + (j[None, :] + begin * (BLOCK_K // 2))
     scale_at = scale + weight_row * scale_stride + begin * group_step
-    if HAS_ZEROS:
+    if HAS_ZEROS:  # in the order of the steps beside each other: after the first of 32, from L1
         zeros_at = zeros + weight_row * zeros_stride + begin * group_step
-        next_zero = tl.load(zeros_at, weight_row * 0 + begin < end, 0)
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for block in tl.range(begin, end, num_stages=STAGES):
+    for _ in tl.range(begin, end, num_stages=STAGES):
         codes = tl.load(q_at)
         x_tile = tl.load(x_at)
         step = tl.load(scale_at)
         zero = tl.full([BLOCK_N, 1], 8, tl.int32)
         if HAS_ZEROS:
-            zero = next_zero.to(tl.int32)[:, None]
+            zero = tl.load(zeros_at).to(tl.int32)[:, None]
             zeros_at += group_step
-            next_zero = tl.load(zeros_at, weight_row * 0 + block + 1 < end, 0)
         w = floats(codes, tl.broadcast_to(zero, [BLOCK_N, BLOCK_K // 2]), DTYPE, WORDS)
         acc = product(w.reshape(BLOCK_N, BLOCK_K), x_tile, tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
         total += acc * step[:, None]

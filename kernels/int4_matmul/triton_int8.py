@@ -56,20 +56,18 @@ def _int4_int8_tile(
     q_at = q + weight_row[:, None] * q_stride + j[None, :]
     scale_at = scale + weight_row * scale_stride
     blocks = K // BLOCK_K
-    if HAS_ZEROS:  # bytes cannot be copied asynchronously: they are loaded a step ahead
+    if HAS_ZEROS:  # in the order of the steps beside each other: after the first of 32, from L1
         zeros_at = zeros + weight_row * zeros_stride
-        next_zero = tl.load(zeros_at, weight_row * 0 < blocks, 0)
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for block in tl.range(0, blocks, num_stages=STAGES):
+    for _ in tl.range(0, blocks, num_stages=STAGES):
         codes = tl.load(q_at)
         x_tile = tl.load(x_at)
         step = tl.load(scale_at)
         x_step = tl.load(x_scale_at)
         zero = tl.full([BLOCK_N, 1], 8, tl.uint8)
         if HAS_ZEROS:
-            zero = next_zero[:, None]
+            zero = tl.load(zeros_at)[:, None]
             zeros_at += group_step
-            next_zero = tl.load(zeros_at, weight_row * 0 + block + 1 < blocks, 0)
         w = integers(codes, tl.broadcast_to(zero, [BLOCK_N, BLOCK_K // 2])).reshape(BLOCK_N, BLOCK_K)
         acc = tl.dot(w, x_tile, out_dtype=tl.int32)
         total += (_float(acc) * x_step[None, :]) * step[:, None]

@@ -29,13 +29,22 @@ FEW = Table(
             GROUP=32, BYTES=2, why="derived: a stage is small; five of them, 65 KB, have 20 KB of q under way",
         ),
         Row(
+            {"BLOCK_M": 8, "BLOCK_N": 16, "num_warps": 8, "num_stages": 4},
+            M=8, N=4096, BYTES=2, why="derived: 256 programs at N = 4096, 75 KB, 64 registers: three an SM",
+        ),
+        Row(
             {"BLOCK_M": 8, "BLOCK_N": 32, "num_warps": 8, "num_stages": 3},
             M=8, BYTES=2, why="derived: one mma.sync is 8 rows wide; 68 KB, 80 registers: three programs an SM",
         ),
         Row(
             {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 3},
-            BYTES=2, why="derived: 100 KB, 98 registers, two programs an SM; more columns would read x less often",
+            N=16384, BYTES=2, why="derived: 100 KB, 98 registers, two programs an SM",
         ),
+        Row(
+            {"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3},
+            BYTES=2, archs=(80, 90, 100), why="derived: 135 KB, 170 registers; x is read half as often",
+        ),
+        Row({"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 3}, BYTES=2, why="derived: as above, 100 KB"),
         Row(
             {"BLOCK_M": 8, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
             why="derived: float32 x, three products: 50 KB and 186 registers, also for chips with 100 KB",
@@ -53,6 +62,10 @@ TILE = Table(
         Row(
             {"BLOCK_M": 64, "BLOCK_N": 128, "SPLITS": 1, "num_warps": 8, "num_stages": 3},
             M=256, BYTES=2, why="derived: tiles for every SM before larger tiles; 75 KB with zero points",
+        ),
+        Row(
+            {"BLOCK_M": 128, "BLOCK_N": 64, "SPLITS": 1, "num_warps": 4, "num_stages": 3},
+            M=1024, BYTES=2, archs=(90,), why="derived: two programs an SM: one decodes while the other multiplies",
         ),
         Row(
             {"BLOCK_M": 128, "BLOCK_N": 128, "SPLITS": 1, "num_warps": 8, "num_stages": 3},
@@ -97,6 +110,10 @@ INT8_TILE = Table(
         Row(
             {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 4},
             M=256, why="derived: tiles for every SM before larger tiles, as k cannot be split: its order is fixed",
+        ),
+        Row(
+            {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
+            archs=(90,), why="derived: two programs an SM: one decodes and scales while the other multiplies",
         ),
         Row(
             {"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 8, "num_stages": 3},
