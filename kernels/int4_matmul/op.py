@@ -6,8 +6,18 @@ import torch
 from torch import Tensor
 
 from deepseek_fast import _linear, _load
+from deepseek_fast.gpu.register import register
 
 _load.load_torch()
+register(
+    "int4_matmul",
+    "int4_matmul",
+    on_host=("int4_quantize_weight",),
+    refused={
+        "int4_matmul_packed": "use int4_matmul with the plain weight",
+        "int4_matmul_pack": "use int4_matmul with the plain weight, which GPU kernels read as it is",
+    },
+)
 _OP = torch.ops.deepseek_fast.int4_matmul.default
 _PACKED_OP = torch.ops.deepseek_fast.int4_matmul_packed.default
 _QUANTIZE_OP = torch.ops.deepseek_fast.int4_quantize_weight.default

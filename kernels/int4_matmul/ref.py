@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deepseek_fast.kernels.fused_matmul.ref import (
     F32_MAX,
+    F32_MIN_NORMAL,
     F32_MIN_SUBNORMAL,
     SMOOTH,
     U,
@@ -141,8 +142,9 @@ def bound(
     residual: Tensor | None = None,
     compute: str = "int8",
     gated: bool = False,
+    tensor_cores: bool = False,
 ) -> Tensor:
-    """Largest |kernel - int4_matmul_ref| per output, float64, where the reference is float64.
+    """Largest |kernel - int4_matmul_ref| per output, float64, where the reference is float64. tensor_cores: of a GPU.
 
     "int8": z itself is exact, so only the epilogue errs. "float": a block's sum errs as in fused_matmul and is
     multiplied by its scale; the product and the sum so far meet at most two roundings in each of B blocks, one more
@@ -154,7 +156,8 @@ def bound(
     if compute == "float":
         magnitude = torch.zeros_like(z)
         for k, weight, step in blocks:
-            of_sum = matmul_bound(x[..., k], weight.to(x.dtype))
+            bound_of = tensor_core_bound if tensor_cores else matmul_bound
+            of_sum = bound_of(x[..., k], weight.to(x.dtype))
             size = (x[..., k].double() @ weight.T).abs() + of_sum
             error = error + _times(of_sum, step.abs()) + 2 * F32_MIN_SUBNORMAL
             magnitude = magnitude + _times(size, step.abs())
@@ -164,6 +167,23 @@ def bound(
     bias_rounds = compute == "float" and bias is not None
     rest = {"activation": activation, "residual": residual, "gated": gated}
     return epilogue_bound(z, error, x.dtype, bias=bias_rounds, **rest)  # type: ignore[arg-type]
+
+
+def tensor_core_bound(x: Tensor, weight: Tensor) -> Tensor:
+    """Error of a block's sum of products on a GPU's tensor cores.
+
+    They align the b products of a step, 4 to 16, and the sum before them to the largest of them, cut each off below
+    2 u of it, and the new sum too (Fasi, Higham, Mikaitis, Pranesh: Numerical behavior of NVIDIA tensor cores, 2021):
+    (b + 2) 2u sum|x||w| a step, K / b + 1 steps, 3 K + 36 at most. A float32 x is the exact sum of three bfloat16:
+    three times the steps. What is below the smallest normal number may count as zero.
+    """
+    K = x.shape[-1]
+    x_abs, weight_abs = x.double().abs(), weight.double().abs()
+    magnitude = x_abs @ weight_abs.T
+    roundings = (3 * K + 36) * (3 if x.dtype == torch.float32 else 1)
+    error = roundings * U / (1 - roundings * U) * magnitude
+    error = error + F32_MIN_NORMAL * (x_abs.sum(-1, keepdim=True) + weight_abs.sum(-1) + K)
+    return torch.where(magnitude + error > F32_MAX, torch.inf, error)
 
 
 def _times(size: Tensor, factor: Tensor) -> Tensor:
