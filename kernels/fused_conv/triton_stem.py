@@ -105,8 +105,8 @@ def run(
     launch(
         _stem, (tiles * -(-rows // strip),), x.tensor, filters, bias, y, N * columns, H, W * C, F, P, Q,
         rows, columns, strip, x.strides[0], x.strides[2], *params,
-        R=R, S=S, C=C, TOP=padding[0], LEFT=padding[1], HAS_BIAS=bias is not None, ACTIVATION=activation, ALL_ROWS=2 * rows == P,
-        ALL_COLUMNS=2 * columns == Q, LEAD=lead, RUN=RUN, **config,
+        R=R, S=S, C=C, TOP=padding[0], LEFT=padding[1], HAS_BIAS=bias is not None, ACTIVATION=activation,
+        ALL_ROWS=2 * rows == P, ALL_COLUMNS=2 * columns == Q, LEAD=lead, RUN=RUN, **config,
     )  # fmt: skip
 
 
