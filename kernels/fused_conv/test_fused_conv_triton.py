@@ -91,12 +91,12 @@ def stem_inputs(x: tuple[int, ...], filters: int, **options: Any) -> dict[str, A
 STEMS: dict[str, dict[str, Any]] = {
     "ResNet's": stem_inputs((2, 3, 22, 32), 40),
     "odd rows": stem_inputs((2, 3, 21, 32), 33, activation="none"),
-    "ceil_mode": stem_inputs((1, 3, 23, 48), 8, max_pool=(3, 2, 1, True), activation="gelu"),
+    "ceil_mode": stem_inputs((1, 3, 23, 48), 8, max_pool=(3, 2, 1, True), activation="tanh"),
     "padding a side": stem_inputs(
-        (1, 3, 24, 32), 32, padding=(3, 2, 2, 3), max_pool=(3, 2, 1, True), activation="silu"
+        (1, 3, 24, 32), 32, padding=(3, 2, 2, 3), max_pool=(3, 2, 1, True), activation="sigmoid"
     ),
     "3x3": stem_inputs(
-        (1, 4, 24, 32), 32, side=3, padding=(2, 1, 1, 3), activation="leaky_relu", activation_params=(-0.5,)
+        (1, 4, 24, 32), 32, side=3, padding=(2, 1, 1, 3), activation="clip", activation_params=(-0.5, 1.0)
     ),
     "one row": stem_inputs((3, 2, 1, 16), 5),
 }  # fmt: skip
@@ -118,14 +118,13 @@ def test_a_pooled_first_layer(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's numpy
-@pytest.mark.parametrize("activation, value", [("relu", float("nan")), ("gelu", float("inf")), ("none", float("-inf"))])
+@pytest.mark.parametrize("activation, value", [("relu", float("nan")), ("tanh", float("inf")), ("none", float("-inf"))])
 def test_what_is_no_number_reaches_its_own_windows_alone(activation: str, value: float) -> None:
     inputs = stem_inputs((2, 3, 22, 32), 12, activation=activation)
     inputs["x"][1, 2, 9, 13] = value
     got, want = stem_call(inputs).double(), ref.fused_conv_ref(**inputs)
     assert torch.equal(got.isnan(), want.isnan())
     numbers = want.isfinite()
-    assert 0 < numbers.sum() < numbers.numel() or activation == "relu"
     assert_equal(got[~numbers & ~want.isnan()], want[~numbers & ~want.isnan()])
     bound = bound_of(inputs, ref.bound(**inputs))[numbers]
     assert_close(got[numbers], want[numbers], bound, activation)

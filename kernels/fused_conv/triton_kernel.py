@@ -225,7 +225,7 @@ def _conv(
     if max_pool:
         rows = meta.places(P, max_pool[4], max_pool[6], max_pool[0], max_pool[2], max_pool[8])
         columns = meta.places(Q, max_pool[5], max_pool[7], max_pool[1], max_pool[3], max_pool[8])
-        if pixels and quantized is None and triton_stem.serves(of_x, filters, window, max_pool, residual):
+        if pixels and quantized is None and triton_stem.serves(of_x, filters, window, activation, max_pool, residual):
             y = of_x.new_result(pixels, [N, F, rows, columns], dtype)
             geometry = (P, Q, rows, columns)
             triton_stem.run(of_x, filters, bias, window, _params(activation, params), activation, y, geometry)

@@ -28,7 +28,7 @@ from deepseek_fast.kernels.fused_conv.triton_end import conv_activate, larger
 
 RUN = 32  # values: two steps of K of a tensor-core product of 2 bytes a value
 PIECE = 4  # values in 8 bytes, which an asynchronous copy moves
-# Activations that never fall: the largest sum has the largest value, and one of nine is computed.
+# Activations that never fall: the largest sum has the largest value, so that one of nine is computed.
 RISING = ("none", "relu", "relu6", "clip", "sigmoid", "tanh")
 BEGIN_COST = 1  # of a program, until it has its filters and its first row, in rows of the pool
 LAID_OUT = 32  # columns of the product that a program lays out
@@ -58,11 +58,12 @@ STEM = Table(
 )  # fmt: skip
 
 
-def serves(x: Any, weight: Any, window: Any, max_pool: Any, residual: Tensor | None) -> bool:
+def serves(x: Any, weight: Any, window: Any, activation: str, max_pool: Any, residual: Tensor | None) -> bool:
     (stride, padding, dilation, groups), (_, C, _, W), S = window, x.sizes, weight.sizes[3]
     left = padding[1]
     return (
         residual is None
+        and activation in RISING
         and x.tensor.dtype in (torch.bfloat16, torch.float16)
         and groups == 1
         and tuple(stride) == (2, 2)
@@ -105,7 +106,7 @@ def run(
         _stem, (tiles * -(-rows // strip),), x.tensor, filters, bias, y, N * columns, H, W * C, F, P, Q,
         rows, columns, strip, x.strides[0], x.strides[2], *params,
         R=R, S=S, C=C, TOP=padding[0], LEFT=padding[1], HAS_BIAS=bias is not None, ACTIVATION=activation,
-        RISING=activation in RISING, ALL_ROWS=2 * rows == P, ALL_COLUMNS=2 * columns == Q, LEAD=lead, RUN=RUN, **config,
+        ALL_ROWS=2 * rows == P, ALL_COLUMNS=2 * columns == Q, LEAD=lead, RUN=RUN, **config,
     )  # fmt: skip
 
 
@@ -139,8 +140,7 @@ def _lay_out(
 def _stem(
     x, filters, bias, y, M, H, WC, F, P, Q, rows, columns, strip, x_n, x_h, param0, param1,
     R: tl.constexpr, S: tl.constexpr, C: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, RISING: tl.constexpr,
-    ALL_ROWS: tl.constexpr, ALL_COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, ALL_ROWS: tl.constexpr, ALL_COLUMNS: tl.constexpr,
     LEAD: tl.constexpr, RUN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """M: columns of the pool, of all images. WC: values in a row of x. strip: rows of the pool a program."""
@@ -158,13 +158,13 @@ def _stem(
     n, q = (m // columns).to(tl.int64), m % columns
     bad = _strip(
         x, filters, bias, y, n, q, stores_m, f0, p_begin, H, WC, F, P, Q, rows, columns, strip, x_n, x_h,
-        param0, param1, R, S, C, TOP, LEFT, HAS_BIAS, ACTIVATION, RISING, ALL_ROWS, ALL_COLUMNS,
+        param0, param1, R, S, C, TOP, LEFT, HAS_BIAS, ACTIVATION, ALL_ROWS, ALL_COLUMNS,
         LEAD, RUN, BLOCK_M, BLOCK_F, False,
     )  # fmt: skip
     if bad:
         _strip(
             x, filters, bias, y, n, q, stores_m, f0, p_begin, H, WC, F, P, Q, rows, columns, strip, x_n, x_h,
-            param0, param1, R, S, C, TOP, LEFT, HAS_BIAS, ACTIVATION, RISING, ALL_ROWS, ALL_COLUMNS,
+            param0, param1, R, S, C, TOP, LEFT, HAS_BIAS, ACTIVATION, ALL_ROWS, ALL_COLUMNS,
             LEAD, RUN, BLOCK_M, BLOCK_F, True,
         )  # fmt: skip
 
@@ -174,8 +174,7 @@ def _strip(
     x, filters, bias, y, n, q, stores_m, f0, p_begin, H, WC, F, P, Q, rows, columns, strip, x_n, x_h,
     param0, param1,
     R: tl.constexpr, S: tl.constexpr, C: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, RISING: tl.constexpr,
-    ALL_ROWS: tl.constexpr, ALL_COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, ALL_ROWS: tl.constexpr, ALL_COLUMNS: tl.constexpr,
     LEAD: tl.constexpr, RUN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Rows p_begin to p_begin + strip of the pool; returns whether a sum was NaN.
@@ -221,18 +220,14 @@ def _strip(
                 for r in tl.static_range(R):
                     sums = dot(row[r + 2 * last], of_rows[r], sums)
                 of_even, of_odd = tl.split(tl.reshape(sums, [BLOCK_M, BLOCK_F, 2]))
-            if not RISING:
-                of_even = conv_activate(of_even + of_bias, param0, param1, ACTIVATION)
-                of_odd = conv_activate(of_odd + of_bias, param0, param1, ACTIVATION)
             if not ALL_ROWS:
                 of_even = tl.where(2 * p + last < P, of_even, float("-inf"))
                 of_odd = tl.where(2 * p + last < P, of_odd, float("-inf"))
             even, odd = larger(even, of_even), larger(odd, of_odd)
             below_even, below_odd = of_even, of_odd
         seen += tl.sum(even + odd, 1)
-        if RISING:
-            even = conv_activate(even + of_bias, param0, param1, ACTIVATION)
-            odd = conv_activate(odd + of_bias, param0, param1, ACTIVATION)
+        even = conv_activate(even + of_bias, param0, param1, ACTIVATION)
+        odd = conv_activate(odd + of_bias, param0, param1, ACTIVATION)
         if not ALL_COLUMNS:
             even = tl.where((2 * q < Q)[:, None], even, float("-inf"))
             odd = tl.where((2 * q + 1 < Q)[:, None], odd, float("-inf"))
