@@ -24,7 +24,7 @@ EXPECTS = {
     "_running_sums": Expect(),
     "_fill": Expect(),
     "_means": Expect(),
-    "_order": Expect(tensor_cores=True),
+    "_order": Expect(tensor_cores=True, max_bytes=_LOOP_BYTES),
 }
 
 

@@ -42,7 +42,7 @@ def top_k_blocks(
         _order, (tiles[0] * tiles[1] * B * H,), means_q, means_k, keys, kept.view(torch.uint8),
         D**-0.5 if scale is None else scale, S_q, rows, columns, *tiles, H, H // H_kv, min(first, columns),
         min(local, _FAR), max(-_FAR, min(_FAR, offset)), block_q, block_k, D=D, CAUSAL=is_causal,
-        BLOCK_R=_BLOCK_ROWS, BLOCK_C=_BLOCK_COLUMNS, BLOCK_D=min(64, max(16, triton.next_power_of_2(D))), num_warps=4,
+        BLOCK_R=_BLOCK_ROWS, BLOCK_C=_BLOCK_COLUMNS, BLOCK_D=min(32, max(16, triton.next_power_of_2(D))), num_warps=4,
         num_stages=2,
     )  # fmt: skip
     chosen = keys.topk(min(num_blocks, columns), sorted=False)
