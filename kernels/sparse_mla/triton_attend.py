@@ -95,8 +95,8 @@ def _attend(
         m, l, acc0, acc1, acc2, acc3 = _walk(  # noqa: E741
             m, l, acc0, acc1, acc2, acc3, q0, q1, q2, q3, q_rows, inside, factor, extra, entries,
             tl.maximum(first - steps, 0), tl.maximum(last - steps, 0), extra_count, extra_tokens, extra_pages,
-            extra_page, extra_page_stride, extra_token_stride, extra_scales_at, D, D_V, W0, W1, W2, W3, LAYOUT, False, EXTRA_PAGED, DTYPE,
-            NATIVE, BLOCK_T, STAGES, APART, CHUNKED,
+            extra_page, extra_page_stride, extra_token_stride, extra_scales_at,
+            D, D_V, W0, W1, W2, W3, LAYOUT, False, EXTRA_PAGED, DTYPE, NATIVE, BLOCK_T, STAGES, APART, CHUNKED,
         )  # fmt: skip
 
     if SPLIT:
