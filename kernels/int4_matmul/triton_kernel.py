@@ -18,16 +18,13 @@ FEW_ROWS = 16  # of x, up to which the weight's bytes bound the time: the form t
 SLICES = 8  # blocks of k that the form for few rows sums side by side, for every M, so that rows keep their bits
 WARPGROUP = (90, 100)  # chips whose products take 64 rows of the left factor
 
-# Nothing here is measured. Sizes: M, N (outputs), K, GROUP (values of k in a block), BYTES (of a value of x).
-# Shared memory of the few rows' form: SLICES * GROUP * (BLOCK_N / 2 + BLOCK_M * BYTES) for each stage but one.
+# Nothing here is measured. Sizes: M, N (outputs), K, BYTES (of a value of x). num_stages is for blocks of 128 values.
+# Shared memory of the few rows' form: SLICES * 128 * (BLOCK_N / 2 + BLOCK_M * BYTES) for each stage but one.
+MOST_STAGES = 6  # of shorter blocks: enough for the latency of memory, and each lengthens the code before the loop
 FEW = Table(
     "int4_matmul_few",
-    "M N K",
+    "M N K BYTES",
     (
-        Row(
-            {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 6},
-            GROUP=32, BYTES=2, why="derived: a stage is small; five of them, 65 KB, have 20 KB of q under way",
-        ),
         Row(
             {"BLOCK_M": 8, "BLOCK_N": 16, "num_warps": 8, "num_stages": 4},
             M=8, N=4096, BYTES=2, why="derived: 256 programs at N = 4096, 75 KB, 64 registers: three an SM",
@@ -53,7 +50,7 @@ FEW = Table(
 )  # fmt: skip
 TILE = Table(
     "int4_matmul_tile",
-    "M N K",
+    "M N K BYTES",
     (
         Row(
             {"BLOCK_M": 64, "BLOCK_N": 128, "SPLITS": 4, "num_warps": 8, "num_stages": 3},
@@ -89,10 +86,6 @@ INT8_FEW = Table(
     "int4_matmul_int8_few",
     "M N K",
     (
-        Row(
-            {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 6},
-            GROUP=32, why="derived: a stage is small; five of them have 20 KB of q under way",
-        ),
         Row(
             {"BLOCK_M": 8, "BLOCK_N": 32, "num_warps": 8, "num_stages": 3},
             M=8, why="derived: one mma.sync is 8 rows wide; 60 KB, 54 registers: three programs an SM",
@@ -184,7 +177,7 @@ def _float(x: Tensor, weight: _Weight, end: End) -> None:
     if x.shape[0] > FEW_ROWS:
         x, weight = _in_whole_blocks(x, weight.block_k), weight.in_whole_blocks()
     (M, K), N, block_k = x.shape, end.y.shape[1], weight.block_k
-    sizes = {"M": M, "N": N, "K": K, "GROUP": block_k, "BYTES": x.itemsize}
+    sizes = {"M": M, "N": N, "K": K, "BYTES": x.itemsize}
     constants = {
         **end.constants,
         "BLOCK_K": block_k,
@@ -194,17 +187,17 @@ def _float(x: Tensor, weight: _Weight, end: End) -> None:
     tensors = (x, *weight.tensors, end.y, end.bias, end.residual)
     strides = (x.stride(0), *weight.strides, end.y.stride(0), end.residual_stride)
     if M <= FEW_ROWS:
-        config = FEW.choose(**sizes)
+        config = _staged(FEW.choose(**sizes), block_k)
         grid = (_tiles(N, config, end), triton.cdiv(M, config["BLOCK_M"]))
-        constants |= {"EVEN": K % (SLICES * block_k) == 0, "SLICES": SLICES, "STAGES": config["num_stages"]}
+        constants |= {"EVEN": K % (SLICES * block_k) == 0, "SLICES": SLICES}
         launch(_int4_few, grid, *tensors, M, N, K, *strides, **constants, **config)
         return
-    config = TILE.choose(**sizes)
+    config = _staged(TILE.choose(**sizes), block_k)
     splits = config["SPLITS"]
     blocks = triton.cdiv(triton.cdiv(K, block_k), splits)
     partial = x.new_empty((splits, weight.q.shape[0], M), dtype=torch.float32) if splits > 1 else None
     grid = (_tiles(N, config, end) * triton.cdiv(M, config["BLOCK_M"]), splits)
-    constants |= {"WORDS": not _is_wgmma(config), "STAGES": config["num_stages"]}
+    constants |= {"WORDS": not _is_wgmma(config)}
     launch(_int4_tile, grid, *tensors, partial, M, N, K, *strides, blocks, **constants, **config)
     if partial is not None:
         _sum(partial, M, N, end)
@@ -234,14 +227,20 @@ def _int8(x: Tensor, weight: _Weight, end: End) -> None:
         weight, K = weight.in_whole_blocks(), blocks * block_k
     tensors = (x_q, x_scale, *weight.tensors, end.y, end.bias, end.residual)
     strides = (x_q.stride(0), x_scale.stride(0), *weight.strides, end.y.stride(0), end.residual_stride)
-    config = (INT8_FEW if few else INT8_TILE).choose(M=M, N=N, K=K, GROUP=block_k)
+    config = _staged((INT8_FEW if few else INT8_TILE).choose(M=M, N=N, K=K), block_k)
     tiles_n, tiles_m = _tiles(N, config, end), triton.cdiv(M, config["BLOCK_M"])
     constants = {**end.constants, "BLOCK_K": block_k, "HAS_ZEROS": weight.zeros is not None}
-    constants["STAGES"] = config["num_stages"]
     kernel, grid = (_int4_int8_few, (tiles_n, tiles_m)) if few else (_int4_int8_tile, (tiles_n * tiles_m, 1))
     if few:
         constants["EVEN"] = K % (SLICES * block_k) == 0
     launch(kernel, grid, *tensors, M, N, K, *strides, **constants, **config, enable_fp_fusion=False)
+
+
+def _staged(config: Config, block_k: int) -> Config:
+    """As many bytes under way with shorter blocks of k; STAGES is for the loop, which so copies scales ahead, too."""
+    stages = 1 + (config["num_stages"] - 1) * WHOLE_ROW_BLOCK // block_k
+    stages = max(config["num_stages"], min(stages, MOST_STAGES))
+    return {**config, "num_stages": stages, "STAGES": stages}
 
 
 def _tiles(N: int, config: Config, end: End) -> int:
