@@ -9,6 +9,7 @@ import torch
 
 import deepseek_fast
 from deepseek_fast.gpu import tiles
+from deepseek_fast.gpu.register import interpreted
 from deepseek_fast.kernels.fp8_cast import ref, ref_fused
 from deepseek_fast.kernels.fp8_cast.cases import CASES, FORMATS, KINDS
 from deepseek_fast.kernels.fp8_cast.ref_formats import E2M1, E4M3
@@ -219,3 +220,15 @@ def test_the_measured_rows_are_right_when_small():
         wrong = [part.clone() for part in (result if isinstance(result, tuple) else (result,))]
         wrong[0].view(torch.uint8)[0, 0] ^= 1
         assert row.error(inputs, tuple(wrong) if isinstance(result, tuple) else wrong[0]) > 1, row.name
+
+
+@pytest.mark.skipif(
+    interpreted(), reason="CUDA C++ runs on a GPU only; tests/test_cuda_block.py has its rules on the host"
+)
+@pytest.mark.parametrize("engine", ["cuda", "triton"])
+@pytest.mark.parametrize(("mode", "scale"), KINDS)
+def test_both_engines_give_the_references_bits(engine, mode, scale, generator):
+    for M, K, dtype in ((5, 130, torch.float32), (33, 1024, torch.bfloat16), (1, 7168, torch.float16)):
+        x = torch.randn(M, K, generator=generator).to(dtype)
+        with tiles.forced("fp8_cast_engine", {"engine": engine}):
+            check("fp8_cast", {"x": x, "block": (1, 128), "dtype": E4M3, "mode": mode, "scale": scale})

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepseek_fast.gpu.launch import launch
 from deepseek_fast.gpu.linear import as_rows
+from deepseek_fast.kernels.fp8_cast.cuda_kernel import cast_1x128
 from deepseek_fast.kernels.fp8_cast.meta import codes_like, new_scale
 from deepseek_fast.kernels.fp8_cast.triton_cast import FORMATS, IGNORES_NAN, Cast, has_fp8, run, scale_bytes
 from deepseek_fast.kernels.fp8_cast.triton_dequantize import _dequantize
@@ -51,6 +52,10 @@ def fp8_cast(
     rounding: str = "nearest",
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
+    if not plain and given is None and rounding == "nearest":
+        made = cast_1x128(x, (block_rows, block_cols), dtype, scale, mode, saturate, layout)
+        if made is not None:
+            return made
     K = x.shape[-1]
     kind = "f32" if plain or given is not None else scale
     codes = codes_like(x, dtype, K)
