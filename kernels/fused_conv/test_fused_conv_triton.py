@@ -118,7 +118,9 @@ def test_a_pooled_first_layer(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's numpy
-@pytest.mark.parametrize("activation, value", [("relu", float("nan")), ("relu6", float("inf")), ("none", float("-inf"))])
+@pytest.mark.parametrize(
+    "activation, value", [("relu", float("nan")), ("relu6", float("inf")), ("none", float("-inf"))]
+)
 def test_what_is_no_number_reaches_its_own_windows_alone(activation: str, value: float) -> None:
     inputs = stem_inputs((2, 3, 22, 32), 12, activation=activation)
     inputs["x"][1, 2, 9, 13] = value
