@@ -105,8 +105,8 @@ COMPILED = (
         _call((256, 3, 224, 224), (64, 7), stride=2, after=lambda: ("relu", [], None, "before", POOL)),
     ),
     Call(
-        "stem-96-tanh", "fused_conv",
-        _call((64, 3, 224, 224), (96, 7), stride=2, after=lambda: ("tanh", [], None, "before", POOL)),
+        "stem-96-relu6", "fused_conv",
+        _call((64, 3, 224, 224), (96, 7), stride=2, after=lambda: ("relu6", [], None, "before", POOL)),
     ),
     Call("depthwise", "fused_conv", _call((64, 96, 56, 56), (96, 3), groups=96, after=lambda: ("relu6",))),
     Call("depthwise-planes", "fused_conv", _call((8, 32, 28, 28), (32, 5), F32, groups=32, pixels=False)),

@@ -28,8 +28,8 @@ from deepseek_fast.kernels.fused_conv.triton_end import conv_activate, larger
 
 RUN = 32  # values: two steps of K of a tensor-core product of 2 bytes a value
 PIECE = 4  # values in 8 bytes, which an asynchronous copy moves
-# Activations that never fall: the largest sum has the largest value, so that one of nine is computed.
-RISING = ("none", "relu", "relu6", "clip", "sigmoid", "tanh")
+# Of few instructions, and never falling: the largest sum has the largest value, so that one of nine is computed.
+RISING = ("none", "relu", "relu6", "clip")
 BEGIN_COST = 1  # of a program, until it has its filters and its first row, in rows of the pool
 LAID_OUT = 32  # columns of the product that a program lays out
 
