@@ -19,7 +19,7 @@ def _many_heads(constants: dict[str, Any]) -> bool:
 
 EXPECTS = {
     # The most: two lists of layout v4 on 8.0, where integer operations decode.
-    "_attend": Expect(tensor_cores=True, async_copies=True, warpgroups=_many_heads, max_bytes=384 * 1024),
+    "_attend": Expect(tensor_cores=True, async_copies=True, warpgroups=_many_heads, max_bytes=400 * 1024),
     "_combine": Expect(),
     "_shares": Expect(),
     "_query_gradient": Expect(tensor_cores=True, async_copies=True, warpgroups=_many_heads, max_bytes=256 * 1024),

@@ -104,10 +104,10 @@ def sparse_mla_decode(
     return _called("sparse_mla_decode", without_gradient, args)  # type: ignore[no-any-return]
 
 
-def mla_cache_empty(num_pages: int, page_size: int, *, layout: str) -> Tensor:
+def mla_cache_empty(num_pages: int, page_size: int, *, layout: str, device: torch.device | str | None = None) -> Tensor:
     """An FP8 cache of zeros: (num_pages, page_size, 1, 656 or 584) uint8, of "v4" pages at multiples of 576 bytes.
 
-    layout: "v32" or "v4". Raises ValueError for another name or a size below 0.
+    layout: "v32" or "v4". device: torch's default if None. Raises ValueError for another name or a size below 0.
 
     >>> deepseek_fast.mla_cache_empty(16, 64, layout="v4").stride(0) % 576
     0
@@ -120,7 +120,7 @@ def mla_cache_empty(num_pages: int, page_size: int, *, layout: str) -> Tensor:
     token = meta.TOKEN_BYTES[layout]
     used = page_size * token
     stride = -(-used // PAGE_ALIGNMENT) * PAGE_ALIGNMENT if layout == "v4" else used
-    pages = torch.zeros(num_pages, stride, dtype=torch.uint8)
+    pages = torch.zeros(num_pages, stride, dtype=torch.uint8, device=device)
     return pages.as_strided((num_pages, page_size, 1, token), (stride, token, token, 1))
 
 

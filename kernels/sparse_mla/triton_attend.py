@@ -35,9 +35,11 @@ def _attend(
     program = tl.program_id(0)
     split = tl.program_id(1)
     head_of_kv = program // tiles % h_kv
-    row = (program // tiles // h_kv).to(tl.int64)
-    request = row // s_q
-    query = row % s_q
+    row = program // tiles // h_kv
+    # Divided as int32: divisions of int64 are calls.
+    request = (row // s_q).to(tl.int64)
+    query = (row % s_q).to(tl.int64)
+    row = row.to(tl.int64)
     h = program % tiles * BLOCK_H + tl.arange(0, BLOCK_H)
     inside = h < group
     h = head_of_kv * group + h
@@ -272,9 +274,10 @@ def _combine(
     D_V: tl.constexpr, WIDTH: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """What the splits of a row and head left, BLOCK_S at a time in their order."""
-    line = tl.program_id(0).to(tl.int64)
+    line = tl.program_id(0)
     h = line % h_q
     row = line // h_q
+    line = line.to(tl.int64)
     c = tl.arange(0, WIDTH)
     top = tl.full([BLOCK_S], float("-inf"), tl.float32)
     for start in range(0, splits, BLOCK_S):
@@ -299,5 +302,5 @@ def _combine(
     inverse, lse_of_row, largest = finish(m, l, sink)
     if max_logits is not None:
         tl.store(max_logits + line, largest)
-    tl.store(lse + row // s_q * lse_batch + row % s_q * lse_row + h * lse_head, lse_of_row)
+    tl.store(lse + (row // s_q).to(tl.int64) * lse_batch + row % s_q * lse_row + h * lse_head, lse_of_row)
     tl.store(out + line * D_V + c, round_to(acc * inverse, out.dtype.element_ty), c < D_V)

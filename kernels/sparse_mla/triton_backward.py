@@ -49,9 +49,10 @@ def _query_gradient(
     group = h_q // h_kv
     tiles = tl.cdiv(group, BLOCK_H)
     program = tl.program_id(0)
-    of_chunk = (program // tiles).to(tl.int64)  # query of the chunk and head of kv
-    head = program // tiles % h_kv
-    query = first_query + of_chunk // h_kv
+    of_chunk = program // tiles  # query of the chunk and head of kv
+    head = of_chunk % h_kv
+    query = first_query + (of_chunk // h_kv).to(tl.int64)
+    of_chunk = of_chunk.to(tl.int64)
     of_group = program % tiles * BLOCK_H + tl.arange(0, BLOCK_H)
     inside = of_group < group
     h = (head * group + of_group).to(tl.int64)
@@ -148,10 +149,11 @@ def _entry_gradient(
     """(entries, heads) @ (heads, columns), twice; entries from the list's length on are not read by anyone."""
     column = tl.program_id(0) * BLOCK_C
     first = tl.program_id(1) * BLOCK_E
-    of_chunk = tl.program_id(2).to(tl.int64)
+    of_chunk = tl.program_id(2)
     group = h_q // h_kv
     head = of_chunk % h_kv
-    query = first_query + of_chunk // h_kv
+    query = first_query + (of_chunk // h_kv).to(tl.int64)
+    of_chunk = of_chunk.to(tl.int64)
     count = topk
     if lengths is not None:
         count = tl.minimum(tl.maximum(tl.load(lengths + query), 0), topk)
