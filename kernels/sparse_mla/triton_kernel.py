@@ -26,7 +26,7 @@ MOST_ENTRIES = 2**31 - 1024  # of a list, so that a place in its last block is a
 COMBINED = 8  # splits at a time
 CHUNK_BYTES = 1 << 30  # of what backward keeps of a chunk of queries: 186 of 2,048 entries and 128 heads
 SHARE_LINES = 8  # of a program: 16 bytes of dout and out a thread, four times
-READERS = 16  # entries of a row of kv at a time
+READERS = 4  # entries of a row of kv at a time
 READ_TOKENS = 8  # of a program: 16 bytes of codes a thread, twice
 
 
@@ -71,8 +71,8 @@ FP8_TILES = Table(
     "heads queries width",
     (
         Row(
-            _block(16, 16, 2, apart=False), archs=(80, 86, 100),
-            why="derived: 8.0, 8.6: integer operations decode; all three would spill with warps apart",
+            _block(16, 16, 2, apart=False), archs=(80, 86, 100, 120),
+            why="derived: 8.0, 8.6: integer operations decode; all four would spill with warps apart",
         ),
         Row(_block(16, 16, 3), heads=32, why="derived: codes become bf16 in registers; 32 would spill"),
         Row(_block(16, 16, 3), queries=8, why="derived: few queries: more programs"),
