@@ -75,9 +75,12 @@ def compile_room(work: tuple[str, int]) -> Part:
 def _compile_calls(room: str, arch: int, results: list[Result], reached: dict[str, set[int]]) -> None:
     import torch
 
+    import deepseek_fast
     from deepseek_fast.gpu import launch, tiles
 
-    importlib.import_module(f"deepseek_fast.kernels.{room}.op")
+    for home in deepseek_fast._HOMES.values():  # each registers what its ops' Meta kernels say
+        if f".{room}." in home:
+            importlib.import_module(home)
     launchers = importlib.import_module(f"deepseek_fast.kernels.{room}.triton_kernel").OPS
     cases = importlib.import_module(f"deepseek_fast.kernels.{room}.gpu_cases")
     seen: set[tuple[str, str]] = set()

@@ -223,7 +223,7 @@ def test_the_measured_rows_are_right_when_small():
 
 
 @pytest.mark.skipif(
-    interpreted(), reason="CUDA C++ runs on a GPU only; tests/test_cuda_block.py has its rules on the host"
+    interpreted(), reason="CUDA C++ runs on a GPU only; tests/test_cuda_block.py has its rules"
 )
 @pytest.mark.parametrize("engine", ["cuda", "triton"])
 @pytest.mark.parametrize(("mode", "scale"), KINDS)
