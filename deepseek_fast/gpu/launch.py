@@ -26,12 +26,14 @@ class Launch:
     kernel: str
     arch: int
     constants: dict[str, Any]
-    compiled: Any
+    compiled: Any  # None where it was only planned
+    dtypes: tuple[Any, ...] = ()  # of the tensors, and the flags and words among the other arguments
 
 
 @dataclass
 class _Compiling:
     arch: int
+    only_plan: bool
     launches: list[Launch] = field(default_factory=list)
 
 
@@ -63,8 +65,9 @@ def shared_bytes() -> int:
 def launch(kernel: Any, grid: tuple[int, ...] | Callable[..., tuple[int, ...]], *args: Any, **options: Any) -> None:
     """kernel[grid](*args, **options); a grid without blocks launches nothing."""
     if _compiling is not None:
-        compiled = kernel.warmup(*args, grid=(1,), **options)
-        _compiling.launches.append(Launch(kernel.fn.__name__, _compiling.arch, options, compiled))
+        compiled = None if _compiling.only_plan else kernel.warmup(*args, grid=(1,), **options)
+        dtypes = tuple(arg if isinstance(arg, (bool, str)) else getattr(arg, "dtype", None) for arg in args)
+        _compiling.launches.append(Launch(kernel.fn.__name__, _compiling.arch, options, compiled, dtypes))
         return
     if not callable(grid) and 0 in grid:
         return
@@ -72,14 +75,14 @@ def launch(kernel: Any, grid: tuple[int, ...] | Callable[..., tuple[int, ...]], 
 
 
 @contextlib.contextmanager
-def compiling(arch: int) -> Iterator[list[Launch]]:
-    """Launches inside are compiled for arch, not run; the list fills with them."""
+def compiling(arch: int, only_plan: bool = False) -> Iterator[list[Launch]]:
+    """Launches inside are compiled for arch, or only planned, and not run; the list fills with them."""
     global _compiling
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
     outer, before = _compiling, _active_driver(driver)
-    _compiling = _Compiling(arch)
+    _compiling = _Compiling(arch, only_plan)
     driver.set_active(_NoGpu(GPUTarget("cuda", arch, 32)))
     try:
         yield _compiling.launches

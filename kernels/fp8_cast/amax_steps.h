@@ -1,7 +1,7 @@
 // The largest sizes of whole blocks and of whole vectors; cpu_body.h takes what is left.
 #pragma once
-#include "csrc/gemm/quantize.h"
 #include "csrc/gemm/epilogue.h"
+#include "csrc/gemm/quantize.h"
 #include "kernels/fp8_cast/encode.h"
 
 namespace dsf::fp8_cast {

@@ -222,9 +222,7 @@ def test_the_measured_rows_are_right_when_small():
         assert row.error(inputs, tuple(wrong) if isinstance(result, tuple) else wrong[0]) > 1, row.name
 
 
-@pytest.mark.skipif(
-    interpreted(), reason="CUDA C++ runs on a GPU only; tests/test_cuda_block.py has its rules"
-)
+@pytest.mark.skipif(interpreted(), reason="CUDA C++ runs on a GPU only; tests/test_cuda_block.py has its rules")
 @pytest.mark.parametrize("engine", ["cuda", "triton"])
 @pytest.mark.parametrize(("mode", "scale"), KINDS)
 def test_both_engines_give_the_references_bits(engine, mode, scale, generator):

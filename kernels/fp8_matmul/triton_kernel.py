@@ -70,7 +70,8 @@ def fp8_matmul(
     end = end_of(x, N, bias, residual, activation, gated)
     rows = Operand(as_rows(x), None, (1, STEP))
     if activations == "fp8" and rows.values.numel():
-        rows = Operand(*cast_rows(rows.values, native()), (1, STEP))
+        codes, scales = cast_rows(rows.values, native())
+        rows = Operand(codes, scales, (1, STEP))
     _multiply(rows, Operand(as_rows(weight), scale, (block_n, block_k)), end, N)
     return end.y.view(*x.shape[:-1], N)
 

@@ -159,7 +159,7 @@ def _inputs(N: int, C: int, H: int, filters: int, side: int, stride: int, option
 
 def _cudnn(inputs: dict[str, Any]) -> Callable[[], Tensor]:
     """torch's own fused operators, of cuDNN, then its pool."""
-    x, weight, bias, residual = (inputs.get(name) for name in ("x", "weight", "bias", "residual"))
+    x, weight, bias, residual = inputs["x"], inputs["weight"], inputs.get("bias"), inputs.get("residual")
     window = ([inputs["stride"]] * 2, [inputs["padding"]] * 2, [1, 1], 1)
     pool = inputs.get("max_pool")
 

@@ -1,6 +1,7 @@
 """The assembly that decodes the weight, which Triton's interpreter does not run: each instruction as PTX defines it."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def fma(a: int, b: int, c: int, dtype: torch.dtype) -> int:
     return int(low | high << 16)
 
 
-RULES = {
+RULES: dict[str, Callable[..., int]] = {
     "mov.b32": lambda a: a,
     "mul.lo.u32": lambda a, b: a * b & WORD,
     "shr.u32": lambda a, b: a >> b,

@@ -173,7 +173,7 @@ def test_a_page_out_of_range_is_not_read() -> None:
 
 def test_refusals_are_the_cpu_ops_sentences() -> None:
     q = torch.ones(4, 64, 128).to(torch.float8_e4m3fn)
-    inputs = {"q": q, "k": q[0], "k_scale": torch.ones(64), "weights": torch.ones(4, 64)}
+    inputs: dict[str, Any] = {"q": q, "k": q[0], "k_scale": torch.ones(64), "weights": torch.ones(4, 64)}
     with pytest.raises(TypeError, match="fp8_mqa_logits: q must be float8_e4m3fn; got dtype bfloat16"):
         gpu.call(deepseek_fast.fp8_mqa_logits, **inputs | {"q": q.bfloat16()})
     with pytest.raises(ValueError, match=r"weights must have shape \(4, 64\), one a query and head; got shape"):
