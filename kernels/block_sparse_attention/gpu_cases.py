@@ -9,7 +9,7 @@ from deepseek_fast.gpu.cases import Call, Expect
 from deepseek_fast.kernels.block_sparse_attention.gpu_bench_cases import BENCH as BENCH
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
-_LOOP_BYTES = 192 * 1024  # of a loop with several unrolled products, three of TF32 each at most, and its masks
+_LOOP_BYTES = 224 * 1024  # of a loop with several unrolled products, three of TF32 each at most, and its masks
 _PRODUCTS = Expect(tensor_cores=True, async_copies=True, warpgroups=lambda c: c["BLOCK_M"] >= 64, max_bytes=_LOOP_BYTES)
 EXPECTS = {
     "_attend": _PRODUCTS,

@@ -25,10 +25,11 @@ def _scaled_mm(
     """Arguments of fp8_scaled_mm; rows of mat_a have `spare` bytes between them."""
     a, b = torch.empty(M, K + spare, dtype=dtypes[0])[:, :K], torch.empty(N, K, dtype=dtypes[1])
     steps = -(-K // 128)
-    scales = {TENSOR: (1, 1), ROW: (1, None), PER_128: (steps, None), PER_128X128: (steps, 128)}
+    scales = {TENSOR: (1, -1), ROW: (1, None), PER_128: (steps, None), PER_128X128: (steps, 128)}
 
     def scale(recipe: int, rows: int) -> torch.Tensor:
         columns, block = scales[recipe]
+        block = rows if block == -1 else block
         return torch.empty(columns, rows if block is None else -(-rows // block)).t()
 
     named = {"scale_recipe_a": recipes[0], "scale_recipe_b": recipes[1], "output_dtype": output_dtype}

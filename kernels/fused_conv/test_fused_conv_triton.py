@@ -179,7 +179,7 @@ def test_x_and_residual_lie_anywhere() -> None:
         (3, 2, 1, False, "NHWC"),
         (2, None, 0, False, "NCHW"),
         ((3, 4), (2, 3), (1, 2), True, "NHWC"),
-        (7, 1, 3, False, "NCHW"),
+        pytest.param(7, 1, 3, False, "NCHW", marks=pytest.mark.slow),
     ],
 )
 def test_pools(kernel: Any, stride: Any, padding: Any, ceil_mode: bool, layout: str) -> None:
@@ -211,8 +211,13 @@ def test_a_pool_has_nan_where_its_window_has() -> None:
         assert_same(y, want[:, 1:2], f"after a convolution, {max_pool}")
 
 
+NORMS = [case for case in LRN_CASES if case[1] < 100 and case[0][1] < 1000][::3]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("sizes", [case for case in LRN_CASES if case[1] < 100 and case[0][1] < 1000][::3], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [pytest.param(case, marks=[pytest.mark.slow] * (case[1] > 20), id=str(case)) for case in NORMS]
+)
 def test_norms(sizes: Any, layout: str) -> None:
     shape, size = sizes
     x = torch.randn(shape)

@@ -98,7 +98,7 @@ def test_selections_are_exact(case: TopkCase) -> None:
     assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("parts", [1, 5])
+@pytest.mark.parametrize("parts", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_any_order_of_scores(parts: int, monkeypatch: Any, generator: torch.Generator) -> None:
     from deepseek_fast.kernels.lightning_indexer import triton_launch
 

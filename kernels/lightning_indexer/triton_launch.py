@@ -68,6 +68,12 @@ SELECT = Table(
         Row({"SIZE": 4096, "SAMPLE": 1024, "TILE": 4096, "num_warps": 8}, n=4096, why="derived: 16 keys a thread"),
         Row({"SIZE": 8192, "SAMPLE": 4096, "TILE": 8192, "num_warps": 16}, n=8192, why="derived: the same"),
         Row(
+            {"SIZE": 4096, "SAMPLE": 4096, "TILE": 4096, "num_warps": 16},
+            k=1024,
+            archs=(120,),
+            why="compiled: 16 scores of a tile a thread spill 24 bytes there",
+        ),
+        Row(
             {"SIZE": 4096, "SAMPLE": 4096, "TILE": 8192, "num_warps": 16},
             k=1024,
             why="derived: 1.4 times k reach a guess, 4 times hold them; 16 scores of a tile a thread",

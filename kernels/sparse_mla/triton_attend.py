@@ -227,8 +227,9 @@ def scores(q, k, z, is_true, APART: tl.constexpr):
 def chunked_scores(q_rows, inside, kv, place, counts, D: tl.constexpr, DTYPE: tl.constexpr):
     """q @ k.T a few columns at a time, both read again: of float32 and of wide rows no multiprocessor holds a block."""
     z = tl.zeros([inside.shape[0], counts.shape[0]], tl.float32)
-    for first in tl.range(0, D, 64, num_stages=2):
-        c = first + tl.arange(0, 64)
+    CHUNK: tl.constexpr = 32  # columns: with 64 the parts of float32 spill on 10.0
+    for first in tl.range(0, D, CHUNK, num_stages=2):
+        c = first + tl.arange(0, CHUNK)
         a = tl.load(q_rows[:, None] + c[None, :], inside[:, None] & (c < D)[None, :], 0.0).to(DTYPE)
         b = tl.load(kv + place[:, None] + c[None, :], counts[:, None] & (c < D)[None, :], 0.0).to(DTYPE)
         z = dot(a, tl.trans(b), z)
