@@ -6,7 +6,7 @@ Every call of the rooms' gpu_cases.py goes through the room's launcher with tens
 capability. A kernel fails with spilled registers, without the instructions that its room expects, with more shared
 memory than the chip has for a block, or with a cubin of unexpected size; a call whose results are not of the sizes,
 strides and dtypes that its Meta kernel says; a table with a row that no call reaches. For sm_90 every call is
-compiled, for other chips those that bring a kernel, a table's row, a word, a flag or a dtype; --full: every one.
+compiled, for other chips those that bring a kernel, a table's row or a dtype; --full: every one for every chip.
 """
 
 import argparse
@@ -114,11 +114,8 @@ def _compile_calls(room: str, arch: int, full: bool, results: list[Result], reac
 
 
 def _features(launch: Any) -> set[Any]:
-    """What a launch has of a kernel: each word and flag among its constants, each argument's dtype. Sizes: the tables."""
-    named = launch.constants.items()
-    constants = {(launch.kernel, name, str(value)) for name, value in named if not isinstance(value, (int, float))}
-    constants |= {(launch.kernel, name, value) for name, value in named if isinstance(value, bool)}
-    return constants | {(launch.kernel, place, dtype) for place, dtype in enumerate(launch.dtypes)}
+    """What a launch has of a kernel: the dtype of its first tensor. Tiles and sizes: the tables' rows."""
+    return {(launch.kernel, next((dtype for dtype in launch.dtypes if dtype is not None), None))}
 
 
 def _check_layout(made: Any, promised: Any) -> None:
