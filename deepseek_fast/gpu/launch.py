@@ -47,11 +47,11 @@ def arch() -> int:
         return _compiling.arch
     if _assumed is not None:
         return _assumed
-    return _device_arch(torch.cuda.current_device()) if torch.cuda.is_available() else 90
+    return _device_arch(torch.cuda.current_device()) if _has_cuda() else 90
 
 
 def multiprocessors() -> int:
-    if _compiling is not None or _assumed is not None or not torch.cuda.is_available():
+    if _compiling is not None or _assumed is not None or not _has_cuda():
         return MULTIPROCESSORS.get(arch(), 132)
     return _device_multiprocessors(torch.cuda.current_device())
 
@@ -127,6 +127,12 @@ def _active_driver(driver: Any) -> Any:
         return driver.active if torch.cuda.is_available() else None
     except RuntimeError:
         return None
+
+
+@functools.cache
+def _has_cuda() -> bool:
+    """Asked at every launch, and not cheap to ask torch."""
+    return torch.cuda.is_available()
 
 
 @functools.cache

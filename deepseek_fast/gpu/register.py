@@ -62,10 +62,12 @@ def _on_host(name: str, *args: Any, **named: Any) -> Any:
     overload = getattr(torch.ops.deepseek_fast, name).default
     if all(tensor.device.type == "cpu" for tensor in tensors):  # interpreted
         return overload.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **named)
+    device = next(tensor.device for tensor in tensors if tensor.device.type != "cpu")
     args, named = pytree.tree_map_only(Tensor, Tensor.cpu, (args, named))
-    device = tensors[0].device
     return pytree.tree_map_only(Tensor, lambda result: result.to(device), overload(*args, **named))
 
 
 def _refuse(name: str, instead: str, *_: Any, **__: Any) -> Any:
-    raise RuntimeError(f"{name}: packed must be a CPU tensor; got one on a GPU, {instead}")
+    args = [arg.name for arg in getattr(torch.ops.deepseek_fast, name).default._schema.arguments]
+    arg = "packed" if "packed" in args else args[0]
+    raise RuntimeError(f"{name}: {arg} must be a CPU tensor; got one on a GPU, {instead}")

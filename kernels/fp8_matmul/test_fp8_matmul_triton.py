@@ -189,5 +189,5 @@ def test_refusals() -> None:
         gpu.call(deepseek_fast.fp8_matmul, torch.zeros(2, 64).double(), weight, scale)
     with pytest.raises(ValueError, match=r"^fp8_matmul: scale must have shape \(1, 1\), one value a block; got shape"):
         gpu.call(deepseek_fast.fp8_matmul, torch.zeros(2, 64), weight, torch.ones(2, 1))
-    with pytest.raises(RuntimeError, match=r"^fp8_matmul_pack: packed must be a CPU tensor; .*use fp8_matmul with the"):
+    with pytest.raises(RuntimeError, match=r"^fp8_matmul_pack: weight must be a CPU tensor; .*use fp8_matmul with the"):
         gpu.call(torch.ops.deepseek_fast.fp8_matmul_pack, weight, scale)

@@ -124,7 +124,7 @@ def test_refusals_have_the_cpu_ops_sentences() -> None:
     packed = ops.int4_matmul_pack(q, scale)
     with pytest.raises(RuntimeError, match=r"int4_matmul_packed: packed must be a CPU tensor; .*use int4_matmul with"):
         gpu.call(ops.int4_matmul_packed, x, packed, out_features=3)
-    with pytest.raises(RuntimeError, match=r"int4_matmul_pack: packed must be a CPU tensor; .*use int4_matmul with"):
+    with pytest.raises(RuntimeError, match=r"int4_matmul_pack: q must be a CPU tensor; .*use int4_matmul with"):
         gpu.call(ops.int4_matmul_pack, q, scale)
 
 

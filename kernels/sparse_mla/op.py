@@ -82,7 +82,7 @@ def sparse_mla_decode(
     Returns out: (b, s_q, h_q, d_v) of q's dtype and lse: (b, h_q, s_q) float32, +inf where nothing counts.
     Raises ValueError for shapes, numbers and pages out of range, TypeError for dtypes. No gradient.
     Numerics: numbers of FP8 caches are code * scale rounded to bfloat16; every 512 entries are summed by themselves and
-    merged in their order, so that bits depend neither on threads nor on how requests are batched.
+    merged in their order, so that bits depend neither on threads nor, on a CPU, on how requests are batched.
 
     >>> q, cache = torch.randn(1, 1, 64, 576).bfloat16(), deepseek_fast.mla_cache_empty(16, 64, layout="v32")
     >>> deepseek_fast.mla_cache_write(cache, torch.randn(1024, 576), layout="v32")
