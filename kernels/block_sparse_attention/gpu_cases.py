@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deepseek_fast.gpu.cases import Call, Expect
-from deepseek_fast.kernels.block_sparse_attention.gpu_bench_cases import BENCH as BENCH
+from deepseek_fast.kernels.block_sparse_attention.gpu_bench import BENCH as BENCH
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 _LOOP_BYTES = 224 * 1024  # of a loop with several unrolled products, three of TF32 each at most, and its masks
