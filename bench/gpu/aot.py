@@ -6,7 +6,7 @@ Every call of the rooms' gpu_cases.py goes through the room's launcher with tens
 capability. A kernel fails with spilled registers, without the instructions that its room expects, with more shared
 memory than the chip has for a block, or with a cubin of unexpected size; a call whose results are not of the sizes,
 strides and dtypes that its Meta kernel says; a table with a row that no call reaches. For sm_90 every call is
-compiled, for other chips those that bring a kernel, a table's row or a dtype; --full: every one for every chip.
+compiled, for other chips each kernel once with each tile and dtype; --full: every one for every chip.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+TILE = ("BLOCK", "num_")  # how the constants begin that a table's row has
 EVERY = 90  # the chip that every call is compiled for
 JOBS = 2  # a process holds torch and triton: 1 GiB
 TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
@@ -87,35 +88,30 @@ def _compile_calls(room: str, arch: int, full: bool, results: list[Result], reac
     cases = importlib.import_module(f"deepseek_fast.kernels.{room}.gpu_cases")
     seen: set[tuple[str, str]] = set()
     covered: set[Any] = set()
+
+    def wanted(planned: launch.Launch) -> bool:
+        tile = tuple(sorted(item for item in planned.constants.items() if item[0].startswith(TILE)))
+        new = (planned.kernel, planned.dtype, tile) not in covered
+        covered.add((planned.kernel, planned.dtype, tile))
+        return full or new
+
     for call in cases.COMPILED:
         if call.archs is not None and arch not in call.archs:
             continue
         with torch.device("meta"):
             args, named = call.arguments(), call.named()
-        with torch.device("meta"), launch.compiling(arch, only_plan=True) as planned, tiles.asked() as asked:
-            launchers[call.op](*args, **named)
-            rows = {(table.name, table.rows.index(table.row(**sizes))) for table, sizes in asked.values()}
-        for name, row in rows:
-            reached.setdefault(name, set()).add(row)
-        features = rows.union(*map(_features, planned))
-        if not full and features <= covered:
-            continue
-        covered |= features
-        with torch.device("meta"), launch.compiling(arch) as launches:
+        with torch.device("meta"), launch.compiling(arch, wanted) as launches, tiles.asked() as asked:
             try:
                 made = launchers[call.op](*args, **named)
                 _check_layout(made, getattr(torch.ops.deepseek_fast, call.op).default(*args, **named))
             except Exception as error:
                 raise RuntimeError(f"{call.op} {call.name}: {error}") from error
+            for table, sizes in asked.values():
+                reached.setdefault(table.name, set()).add(table.rows.index(table.row(**sizes)))
         for one in launches:
             if (one.kernel, one.compiled.hash) not in seen:
                 seen.add((one.kernel, one.compiled.hash))
                 results.append(_held_to(room, call.name, one, cases.EXPECTS[one.kernel]))
-
-
-def _features(launch: Any) -> set[Any]:
-    """What a launch has of a kernel: the dtype of its first tensor. Tiles and sizes: the tables' rows."""
-    return {(launch.kernel, next((dtype for dtype in launch.dtypes if dtype is not None), None))}
 
 
 def _check_layout(made: Any, promised: Any) -> None:

@@ -21,19 +21,19 @@ SHARED_BYTES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120
 
 @dataclass
 class Launch:
-    """A launch that was compiled: its kernel, its name and options, Triton's compiled kernel."""
+    """A launch that was or is to be compiled: its kernel's name and options, Triton's compiled kernel."""
 
     kernel: str
     arch: int
     constants: dict[str, Any]
-    compiled: Any  # None where it was only planned
-    dtypes: tuple[Any, ...] = ()  # of the tensors, and the flags and words among the other arguments
+    dtype: Any  # of the first tensor
+    compiled: Any = None
 
 
 @dataclass
 class _Compiling:
     arch: int
-    only_plan: bool
+    wanted: Callable[[Launch], bool]
     launches: list[Launch] = field(default_factory=list)
 
 
@@ -65,9 +65,11 @@ def shared_bytes() -> int:
 def launch(kernel: Any, grid: tuple[int, ...] | Callable[..., tuple[int, ...]], *args: Any, **options: Any) -> None:
     """kernel[grid](*args, **options); a grid without blocks launches nothing."""
     if _compiling is not None:
-        compiled = None if _compiling.only_plan else kernel.warmup(*args, grid=(1,), **options)
-        dtypes = tuple(arg if isinstance(arg, (bool, str)) else getattr(arg, "dtype", None) for arg in args)
-        _compiling.launches.append(Launch(kernel.fn.__name__, _compiling.arch, options, compiled, dtypes))
+        dtype = next((arg.dtype for arg in args if hasattr(arg, "dtype")), None)
+        planned = Launch(kernel.fn.__name__, _compiling.arch, options, dtype)
+        if _compiling.wanted(planned):
+            planned.compiled = kernel.warmup(*args, grid=(1,), **options)
+            _compiling.launches.append(planned)
         return
     if not callable(grid) and 0 in grid:
         return
@@ -75,14 +77,14 @@ def launch(kernel: Any, grid: tuple[int, ...] | Callable[..., tuple[int, ...]], 
 
 
 @contextlib.contextmanager
-def compiling(arch: int, only_plan: bool = False) -> Iterator[list[Launch]]:
-    """Launches inside are compiled for arch, or only planned, and not run; the list fills with them."""
+def compiling(arch: int, wanted: Callable[[Launch], bool] = lambda launch: True) -> Iterator[list[Launch]]:
+    """Launches inside are compiled for arch where they are wanted, and not run; the list fills with them."""
     global _compiling
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
     outer, before = _compiling, _active_driver(driver)
-    _compiling = _Compiling(arch, only_plan)
+    _compiling = _Compiling(arch, wanted)
     driver.set_active(_NoGpu(GPUTarget("cuda", arch, 32)))
     try:
         yield _compiling.launches
