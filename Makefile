@@ -124,7 +124,7 @@ format: build ## let ruff and clang-format rewrite the sources
 
 gpu: build ## what can be checked on a GPU machine
 	@$(BIN)/python -c 'import torch; print("CUDA device:", torch.cuda.get_device_name() if torch.cuda.is_available() else "none")'
-	$(BIN)/pytest -m gpu $(ARGS)
+	$(BIN)/pytest -m 'gpu and not slow' $(ARGS)
 
 clean: ## remove the environment and everything built
 	@rm -rf $(VENV) build demo-output .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

@@ -1,14 +1,16 @@
 """What the GPU kernels share, as far as no GPU and no interpreter is needed: checks, tables, tuning, the gate."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import deepseek_fast
-from deepseek_fast.gpu import checks, launch, tiles, tune
+from deepseek_fast.gpu import checks, launch, register, tiles, tune
 from deepseek_fast.gpu.cases import Expect
 from deepseek_fast.gpu.tiles import Row, Table
 
@@ -94,6 +96,22 @@ def test_tensors_of_two_devices_are_refused() -> None:
     tensors = (torch.ones(2, 3, device="meta"), torch.ones(4, 3, dtype=torch.int8), torch.ones(4, device="meta"))
     with pytest.raises(RuntimeError, match="int8_matmul: q must be on x's device meta; got cpu"):
         checks.check(op, tensors, {})
+
+
+def test_a_gpu_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    sentence = (
+        r"int8_cast: x must be on a GPU of compute capability 8.0 or later; got 7.5 \(Tesla T4\), move it to the CPU"
+    )
+    with FakeTensorMode(), pytest.raises(RuntimeError, match=sentence):
+        checks.check(overload(), (torch.empty(3, 5, device="cuda"),), {})
+
+
+def test_without_triton_the_op_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(RuntimeError, match="int8_cast: triton must be installed for CUDA tensors; got"):
+        register.kernels("fp8_cast", OP)
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")

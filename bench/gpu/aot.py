@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TILE = ("BLOCK", "num_")  # how the constants begin that a table's row has
 EVERY = 90  # the chip that every call is compiled for
 JOBS = 2  # a process holds torch and triton: 1 GiB
 TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
@@ -90,7 +89,8 @@ def _compile_calls(room: str, arch: int, full: bool, results: list[Result], reac
     covered: set[Any] = set()
 
     def wanted(planned: launch.Launch) -> bool:
-        tile = tuple(sorted(item for item in planned.constants.items() if item[0].startswith(TILE)))
+        of_rows = {name for table in tiles.TABLES.values() for row in table.rows for name in row.config}
+        tile = tuple(sorted(item for item in planned.constants.items() if item[0] in of_rows))
         new = (planned.kernel, planned.dtype, tile) not in covered
         covered.add((planned.kernel, planned.dtype, tile))
         return full or new

@@ -8,7 +8,9 @@ Writes <out>/<date>-<gpu>.json after every row, and a table beside it. Rows that
 import argparse
 import datetime
 import importlib
+import importlib.util
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -46,7 +48,10 @@ def facts() -> dict[str, Any]:
 def numerics(rooms: list[str], seconds: float) -> dict[str, Any]:
     """The rooms' GPU tests: how many passed, and the ids and last lines of those that did not."""
     files = [str(path) for room in rooms for path in sorted((ROOT / "kernels" / room).glob("test_*triton*.py"))]
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=line", "-rf", *files, "tests/test_gpu_ops.py"]
+    # Most of the time is Triton's compiler: as many processes as pytest-xdist gives, where it is there.
+    spread = ["-n", str(os.cpu_count() or 1)] if importlib.util.find_spec("xdist") else []
+    command = [sys.executable, "-m", "pytest", "-m", "gpu and not slow", "-q", "--tb=line", "-rf", *spread, *files]
+    command.append("tests/test_gpu_ops.py")
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
         text = done.stdout

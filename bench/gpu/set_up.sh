@@ -3,6 +3,6 @@
 cp build/gpu-bundle/*.so deepseek_fast/
 ln -sfn ../kernels deepseek_fast/kernels
 if ls build/gpu-bundle/*.whl >/dev/null 2>&1; then
-  python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/deepseek-fast-peers build/gpu-bundle/*.whl
+  python3 -m pip install -q --no-index --no-deps --no-compile --target build/gpu-peers build/gpu-bundle/*.whl
 fi
-export PYTHONPATH="$PWD:/tmp/deepseek-fast-peers" OMP_WAIT_POLICY=PASSIVE
+export PYTHONPATH="$PWD:$PWD/build/gpu-peers" OMP_WAIT_POLICY=PASSIVE

@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 
+from deepseek_fast.gpu.register import interpreted
+
 ARCHS = (80, 86, 89, 90, 100, 120)  # compute capabilities that every kernel is compiled for
+FP8_ARCH = 89  # the first with e4m3
 # Streaming multiprocessors: of the largest product of each, for grids that are as large as the chip.
 MULTIPROCESSORS = {80: 108, 86: 84, 89: 142, 90: 132, 100: 148, 120: 188}
 # Bytes of shared memory a block may have: CUDA C++ Programming Guide, technical specifications per compute capability.
@@ -56,10 +59,9 @@ def multiprocessors() -> int:
     return _device_multiprocessors(torch.cuda.current_device())
 
 
-def shared_bytes() -> int:
-    """Bytes of shared memory a block may have."""
-    known = SHARED_BYTES.get(arch())
-    return known if known is not None else SHARED_BYTES[86]  # the least of those from 8.0 on
+def has_fp8() -> bool:
+    """Whether the chip converts and multiplies e4m3 itself, from 8.9 on; the interpreter does it wrongly."""
+    return arch() >= FP8_ARCH and not interpreted()
 
 
 def launch(kernel: Any, grid: tuple[int, ...] | Callable[..., tuple[int, ...]], *args: Any, **options: Any) -> None:

@@ -46,11 +46,15 @@ def kernels(room: str, op: str) -> dict[str, Callable[..., Any]]:
     return launchers
 
 
+@functools.cache
+def _resolved(room: str, name: str) -> tuple[Callable[..., Any], Any]:
+    return kernels(room, name)[name], getattr(torch.ops.deepseek_fast, name).default
+
+
 def _launch(room: str, name: str, *args: Any, **named: Any) -> Any:
     from deepseek_fast.gpu import checks
 
-    launcher = kernels(room, name)[name]
-    overload = getattr(torch.ops.deepseek_fast, name).default
+    launcher, overload = _resolved(room, name)
     checks.check(overload, args, named)
     with checks.on_device_of(args, named):
         return launcher(*args, **named)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepseek_fast import _linear
 from deepseek_fast.kernels.block_sparse_attention import meta
 
 _OP = meta.OP
@@ -45,6 +46,6 @@ class BlockSparseAttention(torch.autograd.Function):
         q, k, v, out, lse, *masks = ctx.saved_tensors
         if dout is None:
             dout = torch.zeros_like(out)
-        with torch.autocast("cuda" if q.is_cuda else "cpu", enabled=False):
+        with torch.autocast(_linear.autocast_device(q), enabled=False):
             dq, dk, dv, dsink = _BACKWARD(dout, dlse, q, k, v, out, lse, *masks, *ctx.options)
         return (dq, dk, dv, *[None] * 4, dsink if ctx.has_sink else None, *[None] * (4 + len(ctx.options)))

@@ -101,7 +101,7 @@ def _with_gradient(
         raise ValueError(f"{_NAME}: token_bias must need no gradient; got one that does")
     k = k.view(k.shape) if k is q else k  # torch.compile takes no tensor twice (torch 2.13)
     v = v.view(v.shape) if v is q or v is k else v
-    device = "cuda" if q.is_cuda else "cpu"
+    device = _linear.autocast_device(q)
     if not torch.is_autocast_enabled(device):  # torch.export would put the op into a graph within
         return call(grad.BlockSparseAttention.apply, q, k, v, kept, row_offsets, columns, token_bias, *rest)
     q, k, v = (_linear.autocast(tensor, device=device) for tensor in (q, k, v))

@@ -13,7 +13,7 @@ ENGINE = Table(
         Row(
             {"engine": "cuda"},
             values=1 << 22,
-            why="derived: 4 Mi values of bfloat16 take 4 us at 3 TB/s, a Triton launch costs the host ten times that",
+            why="derived: up to 4 us of bfloat16 at 3 TB/s, less than a launch from Python may cost; not measured",
         ),
         Row({"engine": "triton"}, why="derived: both are one pass; not measured yet, `deepseek_fast.tune` tries them"),
     ),

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_fast.gpu.launch import arch, launch
-from deepseek_fast.gpu.register import interpreted
+from deepseek_fast.gpu.launch import has_fp8, launch
 from deepseek_fast.kernels.fp8_cast.triton_blocks import _cast_blocks
 from deepseek_fast.kernels.fp8_cast.triton_parts import _amax, _encode, _inverse_rms
 from deepseek_fast.kernels.fp8_cast.triton_tiles import (
@@ -208,11 +207,6 @@ def _inverses(call: Cast) -> Tensor:
         enable_fp_fusion=False,
     )  # fmt: skip
     return inverses
-
-
-def has_fp8() -> bool:
-    """Whether the chip converts to and from e4m3 itself."""
-    return arch() >= 89 and not interpreted()
 
 
 def scale_bytes(scale: Tensor) -> tuple[Tensor, tuple[int, int]]:

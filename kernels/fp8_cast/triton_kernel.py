@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_fast.gpu.launch import launch
+from deepseek_fast.gpu.launch import has_fp8, launch
 from deepseek_fast.gpu.linear import as_rows
 from deepseek_fast.kernels.fp8_cast.cuda_kernel import cast_1x128
 from deepseek_fast.kernels.fp8_cast.meta import codes_like, new_scale
-from deepseek_fast.kernels.fp8_cast.triton_cast import FORMATS, IGNORES_NAN, Cast, has_fp8, run, scale_bytes
+from deepseek_fast.kernels.fp8_cast.triton_cast import FORMATS, IGNORES_NAN, Cast, run, scale_bytes
 from deepseek_fast.kernels.fp8_cast.triton_dequantize import _dequantize
 from deepseek_fast.kernels.fp8_cast.triton_int8 import _int8_cast
 from deepseek_fast.kernels.fp8_cast.triton_pair import _cast_pair

@@ -104,12 +104,12 @@ def _codes_inputs(M: int, N: int, K: int) -> dict[str, Any]:
     """fp8_scaled_mm's arguments in torch's layouts, and what they were cast from."""
     from torch.nn.functional import ScalingType
 
+    from deepseek_fast.gpu.launch import has_fp8
     from deepseek_fast.kernels.fp8_matmul.triton_cast import cast_rows
-    from deepseek_fast.kernels.fp8_matmul.triton_kernel import native
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a, b = (torch.randn(rows, K, device=device).to(BF16) for rows in (M, N))
-    codes, scale_a = cast_rows(a, native())
+    codes, scale_a = cast_rows(a, has_fp8())
     padded = torch.nn.functional.pad(b.float(), (0, -K % 128, 0, -N % 128))
     blocks = padded.reshape(padded.shape[0] // 128, 128, -1, 128)
     scale_b = blocks.abs().amax((1, 3)).clamp_min(1e-4) / 448

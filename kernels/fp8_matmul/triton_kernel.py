@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import ScalingType
 
-from deepseek_fast.gpu.launch import arch, launch, multiprocessors
+from deepseek_fast.gpu.launch import has_fp8, launch, multiprocessors
 from deepseek_fast.gpu.linear import End, as_rows, end_of
-from deepseek_fast.gpu.register import interpreted
 from deepseek_fast.kernels.fp8_matmul.triton_cast import STEP, cast_rows
 from deepseek_fast.kernels.fp8_matmul.triton_product import _fp8_matmul
 from deepseek_fast.kernels.fp8_matmul.triton_tiles import CODES, NUMBERS
@@ -70,7 +69,7 @@ def fp8_matmul(
     end = end_of(x, N, bias, residual, activation, gated)
     rows = Operand(as_rows(x), None, (1, STEP))
     if activations == "fp8" and rows.values.numel():
-        codes, scales = cast_rows(rows.values, native())
+        codes, scales = cast_rows(rows.values, has_fp8())
         rows = Operand(codes, scales, (1, STEP))
     _multiply(rows, Operand(as_rows(weight), scale, (block_n, block_k)), end, N)
     return end.y.view(*x.shape[:-1], N)
@@ -92,11 +91,6 @@ def fp8_scaled_mm(
     a = Operand(as_rows(mat_a), scale_a, BLOCK_OF_RECIPE[scale_recipe_a])
     _multiply(a, Operand(as_rows(mat_b), scale_b, BLOCK_OF_RECIPE[scale_recipe_b]), end, N)
     return end.y
-
-
-def native() -> bool:
-    """Whether kernels are given codes as the chip's own type."""
-    return arch() >= 89 and not interpreted()
 
 
 def _multiply(x: Operand, weight: Operand, end: End, N: int) -> None:
@@ -185,7 +179,7 @@ def _values(
 ) -> tuple[Any, ...]:
     """x, its scale, weight and its scale, as a launch takes them."""
     rows, codes = (
-        side.values if side.format == NUMBER or native() else side.values.view(torch.uint8) for side in (x, weight)
+        side.values if side.format == NUMBER or has_fp8() else side.values.view(torch.uint8) for side in (x, weight)
     )
     if not config["TMA"]:
         return rows, x_scale, codes, codes, scale

@@ -75,7 +75,7 @@ def fused_conv(
     options = (*window, groups, activation, params)
     if not _linear.needs_grad(x, weight, bias, residual):
         return _call(_OP, x, weight, bias, *options, residual, residual_at, pool, algorithm)
-    device = "cuda" if x.is_cuda else "cpu"
+    device = _linear.autocast_device(x)
     if torch.is_autocast_enabled(device):
         x, weight, bias, residual = (_linear.autocast(t, meta.FLOATS, device) for t in (x, weight, bias, residual))
     with torch.autocast(device, enabled=False):

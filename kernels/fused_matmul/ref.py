@@ -109,6 +109,16 @@ def bound(
     return epilogue_bound(z, error, x.dtype, bias=bias is not None, **rest)  # type: ignore[arg-type]
 
 
+def tensor_core_roundings(K: int) -> int:
+    """How many u of sum|x||w| a GPU's tensor cores may lose of a sum of K exact products.
+
+    They align the b products of a step, 4 to 16, and the sum before them to the largest of them, cut each off below
+    2 u of it, and the new sum too (Fasi, Higham, Mikaitis, Pranesh: Numerical behavior of NVIDIA tensor cores, 2021):
+    (b + 2) 2u sum|x||w| a step, K / b + 1 steps, 3 K + 36 at most.
+    """
+    return 3 * K + 36
+
+
 def matmul_bound(x: Tensor, weight: Tensor, *, tensor_cores: bool = False) -> Tensor:
     """Error of the sum of products, before the bias.
 
@@ -119,17 +129,14 @@ def matmul_bound(x: Tensor, weight: Tensor, *, tensor_cores: bool = False) -> Te
     BFDOT does the same and rounds to odd, which errs by up to 2 u; but it adds two products first, and the first such
     sum to zero, so that a product meets at most (K + 1) / 2 roundings: (1 + 2u)^((K + 1) / 2) <= 1 + gamma(K + 1).
 
-    tensor_cores: a GPU's align the b products of a step, 4 to 16, and the sum before them to the largest of them, cut
-    each off below 2 u of it, and the new sum too (Fasi, Higham, Mikaitis, Pranesh: Numerical behavior of NVIDIA tensor
-    cores, 2021): (b + 2) 2u sum|x||w| a step, K / b + 1 steps, 3 K + 36 at most. A float32 is two parts of TF32, the
-    large one rounded to 11 bits, the small one cut off to them: both lose 2^-21, and the small parts' product, 2^-22,
-    is left out, 20 u. The sums of each tile of K, at least 16, are added once more: 4 K + 64 in all. A small part
-    below 2^-126 may count as zero.
+    tensor_cores: `tensor_core_roundings`, and: a float32 is two parts of TF32, the large one rounded to 11 bits, the
+    small one cut off to them: both lose 2^-21, and the small parts' product, 2^-22, is left out, 20 u. The sums of each
+    tile of K, at least 16, are added once more: 4 K + 64 in all. A small part below 2^-126 may count as zero.
     """
     K = x.shape[-1]
     x_abs, weight_abs = x.double().abs(), weight.double().abs()
     magnitude = x_abs @ weight_abs.T
-    roundings = 4 * K + 64 if tensor_cores else K + 2
+    roundings = tensor_core_roundings(K) + K + 28 if tensor_cores else K + 2
     error = roundings * U / (1 - roundings * U) * magnitude + K * F32_MIN_SUBNORMAL
     if x.dtype == torch.bfloat16 or tensor_cores:
         error = error + F32_MIN_NORMAL * (x_abs.sum(-1, keepdim=True) + weight_abs.sum(-1) + K)

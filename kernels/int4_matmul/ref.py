@@ -17,6 +17,7 @@ from deepseek_fast.kernels.fused_matmul.ref import (
     epilogue,
     epilogue_bound,
     matmul_bound,
+    tensor_core_roundings,
 )
 from deepseek_fast.kernels.int8_matmul.ref import quantize_rows
 
@@ -172,15 +173,13 @@ def bound(
 def tensor_core_bound(x: Tensor, weight: Tensor) -> Tensor:
     """Error of a block's sum of products on a GPU's tensor cores.
 
-    They align the b products of a step, 4 to 16, and the sum before them to the largest of them, cut each off below
-    2 u of it, and the new sum too (Fasi, Higham, Mikaitis, Pranesh: Numerical behavior of NVIDIA tensor cores, 2021):
-    (b + 2) 2u sum|x||w| a step, K / b + 1 steps, 3 K + 36 at most. A float32 x is the exact sum of three bfloat16:
-    three times the steps. What is below the smallest normal number may count as zero.
+    A float32 x is the exact sum of three bfloat16: three times the steps. What is below the smallest normal number may
+    count as zero.
     """
     K = x.shape[-1]
     x_abs, weight_abs = x.double().abs(), weight.double().abs()
     magnitude = x_abs @ weight_abs.T
-    roundings = (3 * K + 36) * (3 if x.dtype == torch.float32 else 1)
+    roundings = tensor_core_roundings(K) * (3 if x.dtype == torch.float32 else 1)
     error = roundings * U / (1 - roundings * U) * magnitude
     error = error + F32_MIN_NORMAL * (x_abs.sum(-1, keepdim=True) + weight_abs.sum(-1) + K)
     return torch.where(magnitude + error > F32_MAX, torch.inf, error)

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from deepseek_fast.gpu import launch as gpu
-from deepseek_fast.gpu.register import interpreted
 from deepseek_fast.gpu.tiles import Config, Row, Table
 from deepseek_fast.kernels.lightning_indexer import triton_logits, triton_select
 
 # Where a query's tokens end, as window of triton_window.py has it.
 NO_ENDS, ENDS_OF_QUERIES, ENDS_OF_REQUESTS = 0, 1, 2
-FP8_ARCH = 89  # from where the tensor cores take e4m3; before, codes become float16, exactly
 LARGEST_GROUP = 256  # queries that one tile of tokens meets
 FILL = 6  # products of a tile that the loading of its tokens takes as long as, when groups are sized
 SCALE_BYTES = 4
@@ -138,18 +136,14 @@ def paged_windows(context_lens: Tensor, next_n: int) -> Windows:
 
 
 def dense_operands(q: Tensor, k: Tensor, k_scale: Tensor, weights: Tensor) -> Dense:
-    fp8 = takes_fp8()
+    fp8 = gpu.has_fp8()
     k = k if k.shape[-1] == 1 or k.stride(-1) == 1 else k.contiguous()
     k = k if fp8 else k.view(torch.uint8)
     return Dense(heads_of(q, fp8), k, k_scale.contiguous(), rows_of(weights), {"FP8": fp8})
 
 
 def paged_operands(q: Tensor, cache: Tensor, weights: Tensor, table: Tensor) -> Paged:
-    return Paged(heads_of(q, takes_fp8()), cache, rows_of(weights), rows_of(table), {"FP8": takes_fp8()})
-
-
-def takes_fp8() -> bool:
-    return not interpreted() and gpu.arch() >= FP8_ARCH
+    return Paged(heads_of(q, gpu.has_fp8()), cache, rows_of(weights), rows_of(table), {"FP8": gpu.has_fp8()})
 
 
 def heads_of(q: Tensor, fp8: bool) -> Tensor:
@@ -210,7 +204,7 @@ def paged(
     tiles = -(-columns // config["BLOCK_KV"])
     gpu.launch(
         triton_logits._paged_logits, (tiles * (rows // next_n),),
-        operands.q, cache.view(torch.float8_e4m3fn) if takes_fp8() else cache, cache, operands.weights, windows.ends,
+        operands.q, cache.view(torch.float8_e4m3fn) if gpu.has_fp8() else cache, cache, operands.weights, windows.ends,
         operands.table, out, first, next_n, tokens, H, D, cache.shape[0], cache.shape[1], cache.stride(0),
         operands.table.stride(0), operands.weights.stride(0), out.stride(0), columns, tiles,
         GROUP=max(16, _power(next_n)), CUT=cut, ENDS=windows.constants["ENDS"], **sizes, **operands.constants, **config,

@@ -36,7 +36,7 @@ def weights_of_float16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def within(got: Any, want: Any, bound: Any, what: str) -> None:
+def assert_all_within(got: Any, want: Any, bound: Any, what: str) -> None:
     for i, (g, w, e) in enumerate(zip(got, want, bound, strict=True)):
         if w is None:
             assert g.numel() == 0
@@ -48,7 +48,7 @@ def within(got: Any, want: Any, bound: Any, what: str) -> None:
 def test_prefill(case: Case, generator: torch.Generator) -> None:
     inputs = case.inputs(generator)
     got = gpu.call(deepseek_fast.sparse_mla, **inputs)
-    within(got, ref.sparse_mla_ref(**inputs), ref.bound(**inputs), case.id)
+    assert_all_within(got, ref.sparse_mla_ref(**inputs), ref.bound(**inputs), case.id)
 
 
 # One of each form: wgmma's 64 heads, heads apart or not, columns in chunks, the merge of splits.
@@ -75,7 +75,7 @@ def test_every_form(form: str, layout: str, generator: torch.Generator, monkeypa
     table = "sparse_mla" if layout == "plain" else "sparse_mla_fp8"
     with tiles.forced(table, config | {"num_warps": 8}):
         got = gpu.call(deepseek_fast.sparse_mla_decode, **arguments(inputs))
-    within(got, ref.sparse_mla_decode_ref(**inputs), ref.decode_bound(**inputs), form)
+    assert_all_within(got, ref.sparse_mla_decode_ref(**inputs), ref.decode_bound(**inputs), form)
 
 
 def _decodes() -> Iterator[Any]:
@@ -94,14 +94,14 @@ def test_decode(case: DecodeCase, generator: torch.Generator) -> None:
             for table in ("sparse_mla", "sparse_mla_fp8") if case.dtype == "bfloat16" else ():
                 stack.enter_context(tiles.forced(table, FORMS["64-heads"][0] | {"BLOCK_H": 16, "num_warps": 8}))
         got = gpu.call(deepseek_fast.sparse_mla_decode, **arguments(inputs), arch=80 if case.page == 53 else 90)
-    within(got, ref.sparse_mla_decode_ref(**inputs), ref.decode_bound(**inputs), case.id)
+    assert_all_within(got, ref.sparse_mla_decode_ref(**inputs), ref.decode_bound(**inputs), case.id)
 
 
 @pytest.mark.parametrize("arch", gpu.ARCHS)
 def test_every_chip_s_tables(arch: int, generator: torch.Generator) -> None:
     inputs = Case(9, 40, 50, 40, 40, 24, attn_sink="finite").inputs(generator)
     got = gpu.call(deepseek_fast.sparse_mla, **inputs, arch=arch)
-    within(got, ref.sparse_mla_ref(**inputs), ref.bound(**inputs), str(arch))
+    assert_all_within(got, ref.sparse_mla_ref(**inputs), ref.bound(**inputs), str(arch))
 
 
 def gradients(inputs: dict[str, Any], dout: torch.Tensor) -> Any:
@@ -123,7 +123,7 @@ def gradients(inputs: dict[str, Any], dout: torch.Tensor) -> Any:
 def test_backward(case: Case, generator: torch.Generator) -> None:
     inputs, dout = case.inputs(generator), case.dout(generator)
     want, bound = ref.sparse_mla_backward_ref(dout, **inputs), ref.backward_bound(dout, **inputs)
-    within(gradients(inputs, dout), want, bound, case.id)
+    assert_all_within(gradients(inputs, dout), want, bound, case.id)
 
 
 def test_backward_of_many_chunks_and_64_heads(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_backward_of_many_chunks_and_64_heads(generator: torch.Generator, monkey
     monkeypatch.setattr(triton_kernel, "CHUNK_BYTES", 1)
     config = {"BLOCK_H": 64, "BLOCK_T": 32, "STAGES": 2, "APART": True, "CHUNKED": False, "num_warps": 8}
     with tiles.forced("sparse_mla_query_gradient", config):
-        within(gradients(inputs, dout), want, bound, case.id)
+        assert_all_within(gradients(inputs, dout), want, bound, case.id)
 
 
 def test_autograd_runs_the_kernels(generator: torch.Generator) -> None:

@@ -1,5 +1,5 @@
-"""sparse_mla's family on CUDA tensors: launchers and tile tables. Kernels: triton_attend.py, triton_backward.py,
-triton_cache.py; where tokens lie: triton_tokens.py."""
+"""sparse_mla's family on CUDA tensors: the launchers. Kernels: triton_attend.py, triton_backward.py, triton_cache.py;
+where tokens lie: triton_tokens.py; tile tables: triton_tiles.py."""
 
 import functools
 from collections.abc import Callable
@@ -7,111 +7,24 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from deepseek_fast.gpu.launch import arch, launch, multiprocessors
-from deepseek_fast.gpu.register import interpreted
-from deepseek_fast.gpu.tiles import Config, Row, Table
+from deepseek_fast.gpu.launch import has_fp8, launch, multiprocessors
+from deepseek_fast.gpu.linear import DTYPES
 from deepseek_fast.kernels.sparse_mla.meta import NUMBERS
 from deepseek_fast.kernels.sparse_mla.triton_attend import _attend, _combine
 from deepseek_fast.kernels.sparse_mla.triton_backward import _entry_gradient, _query_gradient, _row_gradient, _shares
 from deepseek_fast.kernels.sparse_mla.triton_cache import _cache_read, _cache_write
+from deepseek_fast.kernels.sparse_mla.triton_tiles import ENTRY_GRADIENT, FP8_TILES, PLAIN_TILES, QUERY_GRADIENT
 from deepseek_fast.kernels.sparse_mla.triton_tokens import PLAIN, V4, V32
 
-FP8_ARCH = 89  # from here on the chip converts e4m3
 LAYOUTS = {"plain": PLAIN.value, "v32": V32.value, "v4": V4.value}
-DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 MOST_ENTRIES = 2**31 - 1024  # of a list, so that a place in its last block is an int32
 COMBINED = 8  # splits at a time
 CHUNK_BYTES = 1 << 30  # of what backward keeps of a chunk of queries: 186 of 2,048 entries and 128 heads
 SHARE_LINES = 8  # of a program: 16 bytes of dout and out a thread, four times
 READERS = 4  # entries of a row of kv at a time
 READ_TOKENS = 8  # of a program: 16 bytes of codes a thread, twice
-
-
-def _block(H: int, T: int, stages: int, *, apart: bool = True, chunked: bool = False) -> Config:
-    """Heads and tokens of a step. apart, chunked: triton_attend.py."""
-    return {"BLOCK_H": H, "BLOCK_T": T, "STAGES": stages, "APART": apart, "CHUNKED": chunked, "num_warps": 8}
-
-
-# heads: that share one of kv's; queries: times heads of kv; width: numbers of a row, in powers of two; bytes: of one.
-# All: registers and shared memory as compiled, no spills; nothing was measured.
-PLAIN_TILES = Table(
-    "sparse_mla",
-    "heads queries width",
-    (
-        Row(
-            _block(16, 64, 2), heads=32, width=576, bytes=2, archs=(90, 100),
-            why="derived: the mma's own 16 heads, 95 KB; 8 warps part 64 tokens",
-        ),
-        Row(
-            _block(16, 64, 2), queries=8, width=576, bytes=2, archs=(90, 100),
-            why="derived: few queries: more programs, each less to leave for the merge",
-        ),
-        Row(
-            _block(64, 64, 2), width=576, bytes=2, archs=(90,),
-            why="derived: wgmma's 64 rows; q, two blocks of 64 tokens and the weights take 225 of 227 KB",
-        ),
-        Row(_block(16, 32, 2), heads=32, width=576, bytes=2, why="derived: as on 9.0, 57 KB"),
-        Row(_block(16, 32, 2), queries=8, width=576, bytes=2, why="derived: few queries"),
-        Row(
-            _block(64, 32, 2, apart=False), width=576, bytes=2, archs=(80,),
-            why="derived: 112 KB; half the reads of L2 of 32 heads",
-        ),
-        Row(_block(16, 32, 2), width=576, bytes=2, why="derived: 99 KB hold no more heads beside two blocks"),
-        Row(
-            _block(16, 16, 2, apart=False, chunked=True),
-            why="derived: float32 or wide rows, of which 16 tokens take all registers",
-        ),
-    ),
-)  # fmt: skip
-FP8_TILES = Table(
-    "sparse_mla_fp8",
-    "heads queries width",
-    (
-        Row(
-            _block(16, 16, 2, apart=False), archs=(80, 86, 100, 120),
-            why="derived: 8.0, 8.6: integer operations decode; all four would spill with warps apart",
-        ),
-        Row(_block(16, 16, 3), heads=32, why="derived: codes become bf16 in registers; 32 would spill"),
-        Row(_block(16, 16, 3), queries=8, why="derived: few queries: more programs"),
-        Row(
-            _block(32, 32, 2), width=512, archs=(90,),
-            why="derived: v4's four parts leave no registers for 64 heads",
-        ),
-        Row(
-            _block(64, 64, 2), archs=(90,),
-            why="derived: wgmma's 64 rows share what decodes a token; 194 KB",
-        ),
-        Row(_block(16, 16, 3), why="derived: as with few heads"),
-    ),
-)  # fmt: skip
-QUERY_GRADIENT = Table(
-    "sparse_mla_query_gradient",
-    "heads width",
-    (
-        Row(
-            _block(16, 32, 2), width=576, bytes=2,
-            why="derived: sums of 576 columns beside q and dout; 64 heads would spill 248 bytes a thread",
-        ),
-        Row(_block(16, 16, 2, apart=False, chunked=True), why="derived: float32 or wide rows"),
-    ),
-)  # fmt: skip
-ENTRY_GRADIENT = Table(
-    "sparse_mla_entry_gradient",
-    "heads width",
-    (
-        Row(
-            {"BLOCK_E": 128, "BLOCK_C": 128, "BLOCK_K": 64, "STAGES": 3, "num_warps": 8}, bytes=2,
-            why="derived: the tile of a matrix product with K from 64 on",
-        ),
-        Row(
-            {"BLOCK_E": 32, "BLOCK_C": 64, "BLOCK_K": 16, "STAGES": 2, "num_warps": 4},
-            why="derived: three TF32 products a step",
-        ),
-    ),
-)  # fmt: skip
 
 
 class Store(NamedTuple):
@@ -255,7 +168,7 @@ def _launch(
         D=D, D_V=d_v, W0=widths[0], W1=widths[1], W2=widths[2], W3=widths[3], LAYOUT=LAYOUTS[layout], DENSE=dense,
         CAUSAL=causal, PAGED=store.paged, EXTRA_PAGED=extra.paged, EXTRA=has_extra,
         LENGTHS=lists.lengths is not None, EXTRA_LENGTHS=extra_lists.lengths is not None, LENGTH_A_QUERY=a_query,
-        SPLIT=splits > 1, DTYPE=DTYPES[dtype], NATIVE=native(), **config,
+        SPLIT=splits > 1, DTYPE=DTYPES[dtype], NATIVE=has_fp8(), **config,
     )  # fmt: skip
     if splits > 1:
         launch(
@@ -382,7 +295,7 @@ def mla_cache_read(cache: Tensor, layout: str) -> Tensor:
     store = store_of(cache, layout)
     launch(
         _cache_read, (triton.cdiv(store.tokens, READ_TOKENS),), store.data, numbers, store.tokens, store.page,
-        store.page_stride, store.token_stride, store.scales_at, D=D, LAYOUT=LAYOUTS[layout], NATIVE=native(),
+        store.page_stride, store.token_stride, store.scales_at, D=D, LAYOUT=LAYOUTS[layout], NATIVE=has_fp8(),
         BLOCK_T=READ_TOKENS, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return numbers
@@ -452,10 +365,6 @@ def _lists(indices: Tensor | None, length: Tensor | None) -> Lists:
 
 def scale_of(scale: float | None, D: int) -> float:
     return float(D**-0.5 if scale is None else scale)
-
-
-def native() -> bool:
-    return arch() >= FP8_ARCH and not interpreted()
 
 
 OPS: dict[str, Callable[..., Any]] = {
