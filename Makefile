@@ -50,7 +50,7 @@ test-all: build ## `make test` and the slow tests
 
 .PHONY: emulated
 emulated: build
-	@$(LOCKED) $(EMULATED)/aarch64/build.ninja $(EMULATED)/amx_model/build.ninja
+	@$(LOCKED) $(EMULATED)/aarch64/build.ninja
 
 test-emulated: emulated ## numerics on CPUs that are not here: aarch64, x86-64 without AVX and with AVX2, AMX
 	@$(BIN)/pytest -m '' tests/test_emulated.py tests/test_emulated_casts.py tests/test_emulated_convs.py \
@@ -168,17 +168,13 @@ $(VENV)/build.stamp: $(VENV)/deps.stamp $(VENV)/names.txt CMakeLists.txt pyproje
 	@$(call run,build,$(BIN)/python -m pip install --no-build-isolation --no-deps -e .)
 	touch $@
 
-# _C_core for aarch64 and with a model of AMX; the tests keep both up to date. Without the cross compiler the former's are
-# skipped, and say so.
+# _C_core for aarch64; the tests keep it up to date. Without the cross compiler they are skipped, and say so.
 CROSS := aarch64-linux-gnu
 CORE = PATH="$$PWD/$(BIN):$$PATH" cmake -S . -B $(@D) -G Ninja -D CMAKE_BUILD_TYPE=Release -D DSF_DOORS=OFF
 $(EMULATED)/aarch64/build.ninja: $(VENV)/deps.stamp CMakeLists.txt
 	@if ! command -v $(CROSS)-g++ >/dev/null; then echo "test-emulated: no $(CROSS)-g++"; exit 0; fi
 	$(call run,aarch64,$(CORE) -D CMAKE_SYSTEM_NAME=Linux -D CMAKE_SYSTEM_PROCESSOR=aarch64 \
 	  -D CMAKE_C_COMPILER=$(CROSS)-gcc -D CMAKE_CXX_COMPILER=$(CROSS)-g++ && $(BIN)/cmake --build $(@D))
-	touch $@
-$(EMULATED)/amx_model/build.ninja: $(VENV)/deps.stamp CMakeLists.txt
-	@$(call run,amx-model,$(CORE) -D DSF_EMULATE_AMX=ON && $(BIN)/cmake --build $(@D))
 	touch $@
 
 build/openvino.stamp: $(VENV)/deps.stamp bench/peers.txt

@@ -102,8 +102,6 @@ def refusal(cache: str) -> str | None:
     sanitizers = re.search(r"^DSF_SANITIZE:\w+=(.+)$", cache, re.MULTILINE)
     if sanitizers:
         return f"bench: the kernels must be built without sanitizers; got {sanitizers[1]}; run `make clean build`"
-    if re.search(r"^DSF_EMULATE_AMX:\w+=ON$", cache, re.MULTILINE):
-        return "bench: the kernels must be built without a model of AMX; got DSF_EMULATE_AMX=ON; run `make clean build`"
     found = kind[1] if kind else "none"
     if found != "Release":
         return f"bench: the kernels must be a Release build; got {found}; run `make clean build`"

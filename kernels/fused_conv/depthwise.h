@@ -1,9 +1,9 @@
 // One channel a group: vectors over channels, a run of output pixels of two rows at a time. A value of x is loaded once
 // for all the taps that read it; sums are in registers, in the order r, s.
 #pragma once
+#include "csrc/gemm/unroll.h"
 #include "kernels/fused_conv/depthwise_strips.h"
 #include "kernels/fused_conv/lanes.h"
-#include "kernels/fused_conv/unrolled.h"
 #include "kernels/fused_conv/windows.h"
 
 namespace dsf::fused_conv {
@@ -29,35 +29,38 @@ template <class V, Dtype dtype, int S, int stride, bool whole, bool above, bool 
                                            typename Lanes<V, dtype>::Vector (&sums)[2][pixels][1]) {
   using L = Lanes<V, dtype>;
   typename L::Vector w[2][S];
-  unrolled<S>([&](auto s) __attribute__((always_inline)) {
-    const auto load = [&](int64_t r) __attribute__((always_inline)) {
-      return L::weight(run.weight + (r * S + s) * lanes.weight_step, V::LANES);
-    };
-    if (above) w[0][s] = load(row);
-    if (below) w[1][s] = load(row - run.lower);
-  });
+  const auto weight = [&](int64_t r, int s) __attribute__((always_inline)) {
+    return L::weight(run.weight + (r * S + s) * lanes.weight_step, V::LANES);
+  };
+  DSF_UNROLL
+  for (int s = 0; s < S; ++s) {
+    if (above) w[0][s] = weight(row, s);
+    if (below) w[1][s] = weight(row - run.lower, s);
+  }
   const char* x = run.x + row * run.x_row;
-  unrolled_while<(pixels - 1) * stride + S>([&](auto j) __attribute__((always_inline)) {
-    if (j >= run.columns.end) return false;
+  DSF_UNROLL_32
+  for (int j = 0; j < (pixels - 1) * stride + S; ++j) {
+    if (j >= run.columns.end) break;
     if (j >= S - 1 || j >= run.columns.begin) {
       auto v = lanes.load(x, whole ? V::LANES : run.n);
       V::keep(v);  // else GCC loads it once a tap
-      unrolled<S>([&](auto s) __attribute__((always_inline)) {
-        constexpr int i = (j - s) / stride;
-        if constexpr (j >= s && (j - s) % stride == 0 && i < pixels) {
+      DSF_UNROLL
+      for (int s = 0; s < S; ++s) {
+        const int i = (j - s) / stride;
+        if (j >= s && (j - s) % stride == 0 && i < pixels) {
           if (above) sums[0][i][0] = L::madd(v, w[0][s], sums[0][i][0]);
           if (below) sums[1][i][0] = L::madd(v, w[1][s], sums[1][i][0]);
         }
-      });
+      }
     }
     x += run.x_column;
     asm("" : "+r"(x));  // one pointer, not an offset in memory for every column
-    return true;
-  });
-  unrolled<pixels>([&](auto i) __attribute__((always_inline)) {
+  }
+  DSF_UNROLL
+  for (int i = 0; i < pixels; ++i) {
     if (above) V::keep(sums[0][i][0]);
     if (below) V::keep(sums[1][i][0]);
-  });
+  }
 }
 
 // The same of one output row and any window.
@@ -68,11 +71,12 @@ template <class V, Dtype dtype, bool whole, int pixels>
   const char* x = run.x + row * run.x_row;
   for (int64_t s = 0; s < run.S; ++s) {
     const auto w = L::weight(run.weight + (row * run.S + s) * lanes.weight_step, V::LANES);
-    unrolled<pixels>([&](auto i) __attribute__((always_inline)) {
+    DSF_UNROLL
+    for (int i = 0; i < pixels; ++i) {
       const int64_t j = i * run.stride + s * run.dilation;
       if (j >= run.columns.begin && j < run.columns.end)
         sums[i][0] = L::madd(lanes.load(x + j * run.x_column, whole ? V::LANES : run.n), w, sums[i][0]);
-    });
+    }
   }
 }
 
@@ -84,7 +88,8 @@ template <class V, Dtype dtype, int S, int stride, bool whole, int rows, int pix
   typename L::Vector sums[2][pixels][1];
   const int n = whole ? V::LANES : run.n;
   const auto start = lanes.start(f, n);
-  unrolled<pixels>([&](auto i) __attribute__((always_inline)) { sums[0][i][0] = sums[1][i][0] = start; });
+  DSF_UNROLL
+  for (int i = 0; i < pixels; ++i) sums[0][i][0] = sums[1][i][0] = start;
   for (int64_t row = run.rows.begin; row < run.rows.end; ++row) {
     if constexpr (S == 0) {
       add_any_row<V, dtype, whole>(run, lanes, row, sums[0]);

@@ -4,8 +4,9 @@
 // after. So x comes from beyond L1 once, and an output takes 27 instructions where the tile of depthwise.h takes 42
 // (3x3 of 14x14x272 f32: 5.5 cycles a vector against 7.5, of which the FMAs are 4.2; Zen 5, November 2026).
 #pragma once
+#include "csrc/gemm/unroll.h"
 #include "kernels/fused_conv/lanes.h"
-#include "kernels/fused_conv/unrolled.h"
+#include "kernels/fused_conv/steps.h"
 #include "kernels/fused_conv/windows.h"
 
 namespace dsf::fused_conv {
@@ -50,24 +51,27 @@ template <class V, Dtype dtype, int stride, Row how, class... Parts>
   using L = Lanes<V, dtype>;
   constexpr int COLUMNS = (STRIP_PIXELS - 1) * stride + STRIP_TAPS;
   Steps<const char> columns(x, strip.x_column);
-  unrolled<COLUMNS>([&](auto j) __attribute__((always_inline)) {
+  DSF_UNROLL
+  for (int j = 0; j < COLUMNS; ++j) {
     const char* column = how == Row::copy ? nullptr : columns.at(j);
-    if (j == 0 && !strip.has_first) return;
-    if (j == COLUMNS - 1 && !strip.has_last) return;
+    if (j == 0 && !strip.has_first) continue;
+    if (j == COLUMNS - 1 && !strip.has_last) continue;
     auto v = how == Row::copy ? L::load_ready(copy + j * 64) : lanes.load(column, V::LANES);
     V::keep(v);  // else GCC loads it once a tap
     if (how == Row::copied) L::store_ready(copy + j * 64, v);
     [[maybe_unused]] const auto add = [&](auto part) __attribute__((always_inline)) {
-      unrolled<STRIP_TAPS>([&](auto s) __attribute__((always_inline)) {
-        constexpr int i = (j - s) / stride;
-        if constexpr (j >= s && (j - s) % stride == 0 && i < STRIP_PIXELS)
+      DSF_UNROLL
+      for (int s = 0; s < STRIP_TAPS; ++s) {
+        const int i = (j - s) / stride;
+        if (j >= s && (j - s) % stride == 0 && i < STRIP_PIXELS)
           part.sums[i][0] = L::madd(v, w[part.R][s], part.sums[i][0]);
-      });
+      }
     };
     (add(parts), ...);
-  });
+  }
   [[maybe_unused]] const auto keep = [&](auto part) __attribute__((always_inline)) {
-    unrolled<STRIP_PIXELS>([&](auto i) __attribute__((always_inline)) { V::keep(part.sums[i][0]); });
+    DSF_UNROLL
+    for (int i = 0; i < STRIP_PIXELS; ++i) V::keep(part.sums[i][0]);
   };
   (keep(parts), ...);
 }
@@ -100,16 +104,18 @@ template <class V, Dtype dtype, int stride, bool in_registers>
   for (; f.begin < f.end; f.begin += V::LANES, state += STRIP_STATE_BYTES) {
     StripWeights<V, dtype> w;
     const char* weight = lanes.packed + f.begin * L::WEIGHT_BYTES;
-    unrolled<STRIP_TAPS * STRIP_TAPS>([&](auto tap) __attribute__((always_inline)) {
+    DSF_UNROLL
+    for (int tap = 0; tap < STRIP_TAPS * STRIP_TAPS; ++tap) {
       w[tap / STRIP_TAPS][tap % STRIP_TAPS] = L::weight(weight + tap * lanes.weight_step, V::LANES);
       V::keep(w[tap / STRIP_TAPS][tap % STRIP_TAPS]);
-    });
+    }
     const char* x = strip.x + rows.begin * strip.x_row + f.begin * L::VALUE_BYTES;
     Ends ends{strip.ends.y + first_out * strip.y_row, nullptr};
     Sums sums, next;
     const auto start = [&](Sums& these) __attribute__((always_inline)) {
       const auto value = lanes.start(f.begin, V::LANES);
-      unrolled<STRIP_PIXELS>([&](auto i) __attribute__((always_inline)) { these[i][0] = value; });
+      DSF_UNROLL
+      for (int i = 0; i < STRIP_PIXELS; ++i) these[i][0] = value;
     };
     const auto add = [&](auto how, int64_t row, auto... parts) __attribute__((always_inline)) {
       if (row >= strip.inside.begin && row < strip.inside.end)
@@ -123,15 +129,18 @@ template <class V, Dtype dtype, int stride, bool in_registers>
       ends.y += strip.y_row;
     };
     const auto next_is_sums = [&]() __attribute__((always_inline)) {
-      unrolled<STRIP_PIXELS>([&](auto i) __attribute__((always_inline)) { sums[i][0] = next[i][0]; });
+      DSF_UNROLL
+      for (int i = 0; i < STRIP_PIXELS; ++i) sums[i][0] = next[i][0];
     };
     start(next);
     start(sums);
-    if (rows.begin > 0)
-      unrolled<STRIP_PIXELS>([&](auto i) __attribute__((always_inline)) {
+    if (rows.begin > 0) {
+      DSF_UNROLL
+      for (int i = 0; i < STRIP_PIXELS; ++i) {
         sums[i][0] = L::load_ready(state + i * 64);
         if (TWO_ROWS) next[i][0] = L::load_ready(state + (STRIP_PIXELS + i) * 64);
-      });
+      }
+    }
     for (int64_t row = rows.begin; row < rows.end; ++row, x += strip.x_row) {
       if constexpr (stride == 1) {
         if (COPIES && row < 2) add(first_time, row);
@@ -157,11 +166,13 @@ template <class V, Dtype dtype, int stride, bool in_registers>
         next_is_sums();
       }
     }
-    if (rows.end <= last_row)
-      unrolled<STRIP_PIXELS>([&](auto i) __attribute__((always_inline)) {
+    if (rows.end <= last_row) {
+      DSF_UNROLL
+      for (int i = 0; i < STRIP_PIXELS; ++i) {
         L::store_ready(state + i * 64, sums[i][0]);
         if (TWO_ROWS) L::store_ready(state + (STRIP_PIXELS + i) * 64, next[i][0]);
-      });
+      }
+    }
   }
 }
 

@@ -4,7 +4,7 @@
 #pragma once
 #include "csrc/gemm/unroll.h"
 #include "kernels/fused_conv/lanes.h"
-#include "kernels/fused_conv/unrolled.h"
+#include "kernels/fused_conv/steps.h"
 #include "kernels/fused_conv/windows.h"
 
 namespace dsf::fused_conv {
@@ -102,32 +102,36 @@ template <class V, Dtype dtype, int C, int S, int stride, bool whole, int pixels
   constexpr int COLUMNS = (pixels - 1) * stride + S;
   const int64_t begin = -run.column, end = least(run.W - run.column, (run.count - 1) * stride + S);
   typename V::i32 lane[C];
-  unrolled<C>([&](auto c) __attribute__((always_inline)) {
+  DSF_UNROLL
+  for (int c = 0; c < C; ++c) {
     lane[c] = V::add_i32(V::load_i32(run.first), c);
     V::keep(lane[c]);  // else GCC adds it up every time
-  });
+  }
   const char* row = run.x;
   const char* weight = run.weight;
   for (int64_t r = run.rows; r > 0; --r, row += run.x_row, weight += S * C * STEP) {
     Steps<const char> columns(row, run.x_column);
-    unrolled_while<COLUMNS>([&](auto j) __attribute__((always_inline)) {
-      constexpr bool may_be_outside = !whole || j == 0 || j == COLUMNS - 1;
+    DSF_UNROLL
+    for (int j = 0; j < COLUMNS; ++j) {
+      const bool may_be_outside = !whole || j == 0 || j == COLUMNS - 1;
       const char* column = columns.at(j);
-      if (may_be_outside && j >= end) return false;
-      if (may_be_outside && j < S - 1 && j < begin) return true;
+      if (may_be_outside && j >= end) break;
+      if (may_be_outside && j < S - 1 && j < begin) continue;
       const auto values = lanes.load(column, V::LANES);
-      unrolled<C>([&](auto c) __attribute__((always_inline)) {
+      DSF_UNROLL
+      for (int c = 0; c < C; ++c) {
         auto v = L::permute(values, lane[c]);
         V::keep(v);
-        unrolled<S>([&](auto s) __attribute__((always_inline)) {
-          constexpr int i = (j - s) / stride;
-          if constexpr (j >= s && (j - s) % stride == 0 && i < pixels)
+        DSF_UNROLL
+        for (int s = 0; s < S; ++s) {
+          const int i = (j - s) / stride;
+          if (j >= s && (j - s) % stride == 0 && i < pixels)
             sums[i][0] = L::madd(v, L::load_ready(weight + (s * C + c) * STEP), sums[i][0]);
-        });
-      });
-      return true;
-    });
-    unrolled<pixels>([&](auto i) __attribute__((always_inline)) { V::keep(sums[i][0]); });
+        }
+      }
+    }
+    DSF_UNROLL
+    for (int i = 0; i < pixels; ++i) V::keep(sums[i][0]);
   }
 }
 
@@ -138,7 +142,8 @@ template <class V, Dtype dtype, Spread spread, int C_, Walk walk, int stride, in
   typename L::Vector sums[pixels][1];
   const int n = spread == Spread::whole ? V::LANES : run.n;
   const auto start = lanes.start(f, n);
-  unrolled<pixels>([&](auto i) __attribute__((always_inline)) { sums[i][0] = start; });
+  DSF_UNROLL
+  for (int i = 0; i < pixels; ++i) sums[i][0] = start;
   if constexpr (walk == Walk::taps)
     add_taps<V, dtype, spread, C_>(run, lanes, sums);
   else

@@ -1,5 +1,7 @@
 // The table of runs of a tile of pixels, and where its pixels end: what tiles.h makes once for all panels.
 #pragma once
+#include <initializer_list>
+
 #include "kernels/fused_conv/finish.h"
 
 namespace dsf::fused_conv {
