@@ -94,7 +94,7 @@ def test_blocks_next_to_every_power_of_two(mode, scale):
     x[4, 6], x[5:7], x[7, :4] = math.inf, math.nan, 0
     x[8:10] = 0
     format = FORMATS[KINDS.index((mode, scale)) % 5] if scale != "e4m3" else "float4_e2m1fn_x2"
-    options: dict[str, Any] = {"mode": mode, "scale": scale, "dtype": getattr(torch, format)}
+    options = {"mode": mode, "scale": scale, "dtype": getattr(torch, format)}
     if scale == "e4m3":
         options["tensor_scale"] = torch.tensor(3e-3)
     with large_tiles():
