@@ -170,8 +170,8 @@ def text(result: dict[str, Any]) -> str:
     cosine, int8, fp32 = (result["goals"][name] for name in ("cosine", "int8_time", "fp32_time"))
     verdicts = [
         f"{_word(cosine)}  min pooled cosine to fp32 {cosine['value']:.4f}, must be >= {MIN_COSINE}",
-        f"{_word(int8)}  time of w8a8 {int8['value']:.2f} x ORT dynamic int8, must be <= {INT8_GOAL:.2f}",
-        f"{_word(fp32)}  time of fp32 {fp32['value']:.2f} x stock ORT, must be <= {FP32_GOAL:.2f}",
+        f"{_word(int8, 'MISS')}  time of w8a8 {int8['value']:.2f} x ORT dynamic int8, goal <= {INT8_GOAL:.2f}",
+        f"{_word(fp32, 'MISS')}  time of fp32 {fp32['value']:.2f} x stock ORT, goal <= {FP32_GOAL:.2f}",
         *(f"{_word(check)}  verify {check['file']}: {check['summary']}" for check in result["checks"]),
     ]
     explanation = (
@@ -186,8 +186,9 @@ def text(result: dict[str, Any]) -> str:
     )
 
 
-def _word(check: dict[str, Any]) -> str:
-    return "PASS" if check["ok"] else "FAIL"
+def _word(check: dict[str, Any], otherwise: str = "FAIL") -> str:
+    """FAIL: a wrong answer; MISS: a goal of time, which depends on the machine."""
+    return "PASS" if check["ok"] else otherwise
 
 
 def _stock(path: Path) -> Forward:
