@@ -48,10 +48,10 @@ def facts() -> dict[str, Any]:
 def numerics(rooms: list[str], seconds: float) -> dict[str, Any]:
     """The rooms' GPU tests: how many passed, and the ids and last lines of those that did not."""
     files = [str(path) for room in rooms for path in sorted((ROOT / "kernels" / room).glob("test_*triton*.py"))]
+    files += [str(path) for path in sorted((ROOT / "tests").glob("test_gpu_*.py"))]
     # Most of the time is Triton's compiler: as many processes as pytest-xdist gives, where it is there.
     spread = ["-n", str(os.cpu_count() or 1)] if importlib.util.find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", "-m", "gpu and not slow", "-q", "--tb=line", "-rf", *spread, *files]
-    command.append("tests/test_gpu_ops.py")
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
         text = done.stdout
