@@ -146,7 +146,7 @@ def test_the_gate_finds_what_is_wrong(
     from bench.gpu import aot
 
     monkeypatch.setattr(aot, "_resources", lambda cubin: (32, stack))
-    one = launch.Launch("kernel", 90, {}, None, _Compiled(ptx, shared))
+    one = launch.Launch("kernel", 90, {}, None, (1,), _Compiled(ptx, shared))
     assert aot._held_to("room", "call", one, expect).faults == ([fault] if fault else [])
 
 

@@ -24,12 +24,13 @@ SHARED_BYTES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120
 
 @dataclass
 class Launch:
-    """A launch that was or is to be compiled: its kernel's name and options, Triton's compiled kernel."""
+    """A launch that was or is to be compiled: its kernel's name, grid and options, Triton's compiled kernel."""
 
     kernel: str
     arch: int
     constants: dict[str, Any]
     dtype: Any  # of the first tensor
+    grid: tuple[int, ...]
     compiled: Any = None
 
 
@@ -64,16 +65,16 @@ def has_fp8() -> bool:
     return arch() >= FP8_ARCH and not interpreted()
 
 
-def launch(kernel: Any, grid: tuple[int, ...] | Callable[..., tuple[int, ...]], *args: Any, **options: Any) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """kernel[grid](*args, **options); a grid without blocks launches nothing."""
     if _compiling is not None:
         dtype = next((arg.dtype for arg in args if hasattr(arg, "dtype")), None)
-        planned = Launch(kernel.fn.__name__, _compiling.arch, options, dtype)
+        planned = Launch(kernel.fn.__name__, _compiling.arch, options, dtype, grid)
         if _compiling.wanted(planned):
             planned.compiled = kernel.warmup(*args, grid=(1,), **options)
             _compiling.launches.append(planned)
         return
-    if not callable(grid) and 0 in grid:
+    if 0 in grid:
         return
     kernel[grid](*args, **options)
 

@@ -70,9 +70,9 @@ def transposed(call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         "BLOCK_Q": call.block_q, "BLOCK_K": call.block_k, "SEQUENCES": call.sequences > 0 or call.ends_q is not None,
         "ROWS": _ROWS, "num_warps": 1,
     }  # fmt: skip
-    launch(_count, (chunks, number), *shared, **constants)
+    launch(_count, (number * chunks,), *shared, **constants)
     launch(_running_sums, (number,), counts, starts, ends, most, columns, chunks, num_warps=8)
-    launch(_fill, (chunks, number), *shared, found[0], found[1], most, **constants)
+    launch(_fill, (number * chunks,), *shared, found[0], found[1], most, **constants)
     return starts, ends, found[0], found[1]
 
 
@@ -99,7 +99,7 @@ def _count(
     num_sequences, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, SEQUENCES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """counts[list, column, chunk]: rows of the chunk that keep the column."""
-    chunk, number = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    chunk, number = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
     list_at = number // heads * list_b + number % heads * list_head
     for row in range(chunk * ROWS, tl.minimum(chunk * ROWS + ROWS, rows)):
         e0, e1, first, count = _row_of_list(
@@ -139,7 +139,7 @@ def _fill(
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, SEQUENCES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """One row after the other, so that a column's rows ascend: counts are places, which a row moves on by one."""
-    chunk, number = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    chunk, number = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
     list_at = number // heads * list_b + number % heads * list_head
     for row in range(chunk * ROWS, tl.minimum(chunk * ROWS + ROWS, rows)):
         e0, e1, first, count = _row_of_list(

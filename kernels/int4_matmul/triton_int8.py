@@ -15,8 +15,9 @@ def _int4_quantize_x(
     x, x_q, x_scale, K, blocks, x_stride, x_q_stride, x_scale_stride, BLOCK_K: tl.constexpr, BLOCKS: tl.constexpr
 ):
     """x_q: (M, blocks * BLOCK_K) int8, zeros from K on; x_scale: (blocks, M)."""
-    row = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
+    parts = tl.cdiv(blocks, BLOCKS)  # of a row: a program's
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    block = tl.program_id(0) % parts * BLOCKS + tl.arange(0, BLOCKS)
     k = block[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
     v = tl.load(x + row * x_stride + k, k < K, 0.0).to(tl.float32)
     # amax = x.abs().amax(-1): as bits, of which NaN's are the largest

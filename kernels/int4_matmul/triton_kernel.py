@@ -219,7 +219,7 @@ def _int8(x: Tensor, weight: _Weight, end: End) -> None:
     x_scale = x.new_empty((blocks, M), dtype=torch.float32)
     at_a_time = max(1, 1024 // block_k)  # blocks of k: 8 values a thread
     launch(
-        _int4_quantize_x, (M, triton.cdiv(blocks, at_a_time)), x, x_q, x_scale, K, blocks,
+        _int4_quantize_x, (M * triton.cdiv(blocks, at_a_time),), x, x_q, x_scale, K, blocks,
         x.stride(0), x_q.stride(0), x_scale.stride(0), BLOCK_K=block_k, BLOCKS=at_a_time,
         num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip

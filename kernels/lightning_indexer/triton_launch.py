@@ -282,8 +282,8 @@ def _order(scores: Tensor, k: int, out: Tensor) -> None:
         )
         return
     packed = scores.new_empty((rows, k), dtype=torch.int64)
-    grid = (rows, -(-k // 1024))
-    gpu.launch(triton_select._packed_by_value, grid, scores, out, packed, scores.stride(0), k, SIZE=1024)
+    programs = rows * -(-k // 1024)
+    gpu.launch(triton_select._packed_by_value, (programs,), scores, out, packed, scores.stride(0), k, SIZE=1024)
     packed = packed.sort(-1, descending=True).values
     out.copy_(torch.where(packed == -(2**63), -1, 0x7FFFFFFF - (packed & 0x7FFFFFFF)))
 

@@ -267,10 +267,13 @@ def _from_the_row(
 
 
 @triton.jit
-def _pack(scores, places, score_stride, k, SIZE: tl.constexpr):
-    """int64 of the chosen places of a row: larger for a larger score, then for a lower place; the least for -1."""
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+def _pack(scores, places, score_stride, k, parts, SIZE: tl.constexpr):
+    """int64 of the chosen places of a row: larger for a larger score, then for a lower place; the least for -1.
+
+    A row has `parts` programs, of SIZE places each.
+    """
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    at = tl.program_id(0) % parts * SIZE + tl.arange(0, SIZE)
     place = tl.load(places + row * k + at, at < k, -1)
     key = order_of(tl.load(scores + row * score_stride + place, place >= 0, 0), False)
     packed = (key.to(tl.int64) << 32) | (0x7FFFFFFF - place).to(tl.int64)
@@ -280,7 +283,7 @@ def _pack(scores, places, score_stride, k, SIZE: tl.constexpr):
 @triton.jit
 def _by_value(scores, places, score_stride, k, SIZE: tl.constexpr):
     """Sorts the k chosen places of a row, at most SIZE, by their scores, in place."""
-    row, at, packed = _pack(scores, places, score_stride, k, SIZE)
+    row, at, packed = _pack(scores, places, score_stride, k, 1, SIZE)
     packed = tl.sort(packed, 0, descending=True)
     place = 0x7FFFFFFF - (packed & 0x7FFFFFFF).to(tl.int32)
     tl.store(places + row * k + at, tl.where(packed != -(2**63), place, -1), at < k)
@@ -289,7 +292,7 @@ def _by_value(scores, places, score_stride, k, SIZE: tl.constexpr):
 @triton.jit
 def _packed_by_value(scores, places, packed, score_stride, k, SIZE: tl.constexpr):
     """For more than _by_value sorts: packed (rows, k), for torch.sort."""
-    row, at, values = _pack(scores, places, score_stride, k, SIZE)
+    row, at, values = _pack(scores, places, score_stride, k, tl.cdiv(k, SIZE), SIZE)
     tl.store(packed + row * k + at, values, at < k)
 
 

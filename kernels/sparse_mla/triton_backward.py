@@ -146,10 +146,14 @@ def _entry_gradient(
     D: tl.constexpr, D_V: tl.constexpr, DTYPE: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """(entries, heads) @ (heads, columns), twice; entries from the list's length on are not read by anyone."""
-    column = tl.program_id(0) * BLOCK_C
-    first = tl.program_id(1) * BLOCK_E
-    of_chunk = tl.program_id(2)
+    """(entries, heads) @ (heads, columns), twice; entries from the list's length on are not read by anyone.
+
+    The grid: (blocks of columns, of entries, lists of the chunk), the first fastest.
+    """
+    block = tl.program_id(0) // tl.cdiv(D, BLOCK_C)
+    column = tl.program_id(0) % tl.cdiv(D, BLOCK_C) * BLOCK_C
+    of_chunk = block // tl.cdiv(topk, BLOCK_E)
+    first = block % tl.cdiv(topk, BLOCK_E) * BLOCK_E
     group = h_q // h_kv
     head = of_chunk % h_kv
     query = first_query + (of_chunk // h_kv).to(tl.int64)

@@ -245,10 +245,10 @@ class Backward(NamedTuple):
                 of_values, self.scale, first, h_q, h_kv, *strides, *self.indices.stride()[:2], topk, s_kv,
                 *self.kv.stride()[:2], D=D, D_V=d_v, W0=widths[0], W1=widths[1], DTYPE=DTYPES[dtype], **of_query,
             )  # fmt: skip
-            grid = (triton.cdiv(D, of_entry["BLOCK_C"]), triton.cdiv(topk, of_entry["BLOCK_E"]), groups)
+            blocks = triton.cdiv(D, of_entry["BLOCK_C"]) * triton.cdiv(topk, of_entry["BLOCK_E"]) * groups
             launch(
-                _entry_gradient, grid, of_scores, of_values, self.q, self.dout, self.lengths, entry_sums, first, h_q,
-                h_kv, *strides, topk, D=D, D_V=d_v, DTYPE=DTYPES[dtype], **of_entry,
+                _entry_gradient, (blocks,), of_scores, of_values, self.q, self.dout, self.lengths, entry_sums, first,
+                h_q, h_kv, *strides, topk, D=D, D_V=d_v, DTYPE=DTYPES[dtype], **of_entry,
             )  # fmt: skip
             launch(
                 _row_gradient, (rows,), entry_sums, order, bounds, sums, dkv, number * (rows + 1), first * h_kv * topk,
