@@ -47,8 +47,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     if torch.cuda.is_available():
         return
-    kept = [item for item in items if (item.get_closest_marker("gpu") is not None) == interpreted()]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        is_of_gpu = item.get_closest_marker("gpu") is not None
+        (kept if is_of_gpu == interpreted() else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
     items[:] = kept
     if interpreted():  # by NumPy, which warns where a chip gives infinity or NaN
         for item in items:
