@@ -19,6 +19,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(VENV)/constraints.txt
 # torch's and ORT's threads spin against each other otherwise.
 export OMP_WAIT_POLICY := PASSIVE
+# Without bytecode each of the tests' many processes compiles the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Only one build at a time in a checkout, however many calls of make there are.
 LOCKED = mkdir -p $(LOG); exec flock $(LOG)/lock $(MAKE) -s
@@ -48,12 +50,17 @@ test: build ## the CPU test suite
 test-all: build ## `make test` and the slow tests
 	@$(BIN)/pytest -m '' $(ARGS)
 
-# Its lock is its own: no other target waits for this build.
-.PHONY: emulated
-emulated: build
-	@mkdir -p $(LOG); exec flock $(LOG)/emulated.lock $(MAKE) -s $(EMULATED)/aarch64/build.ninja
+.PHONY: tools emulated
+tools:
+	@$(LOCKED) $(VENV)/tools.stamp
 
-test-emulated: emulated ## numerics on CPUs that are not here: aarch64, x86-64 without AVX and with AVX2, AMX
+# Its lock is its own: it can run beside everything else.
+emulated:
+	@mkdir -p $(LOG)
+	[ -e $(VENV)/tools.stamp ] || flock $(LOG)/lock $(MAKE) -s $(VENV)/tools.stamp
+	exec flock $(LOG)/emulated.lock $(MAKE) -s $(EMULATED)/aarch64/build.ninja
+
+test-emulated: build emulated ## numerics on CPUs that are not here: aarch64, x86-64 without AVX and with AVX2, AMX
 	@$(BIN)/pytest -m '' tests/test_emulated.py tests/test_emulated_casts.py tests/test_emulated_convs.py \
 	  tests/test_emulated_indexer.py tests/test_emulated_mla.py tests/test_aarch64_loops.py $(ARGS)
 
@@ -135,10 +142,14 @@ help: ## this list
 	echo '  ARGS="..." is handed on; PYTHON=python3.12 chooses the interpreter of a new .venv'
 
 # --- how it is set up ------------------------------------------------------------------------------------------------
-$(VENV)/torch.stamp:
-	@$(call run,environment,$(PYTHON) -m venv $(VENV))
-	echo '$(TORCH)' >$(VENV)/constraints.txt
-	$(call run,torch,$(BIN)/python -m pip install '$(TORCH)')
+TOOLS := 'cmake>=3.25' ninja
+$(VENV)/tools.stamp:
+	@$(call run,environment,$(PYTHON) -m venv $(VENV) && echo '$(TORCH)' >$(VENV)/constraints.txt && \
+	  $(BIN)/python -m pip install $(TOOLS))
+	touch $@
+
+$(VENV)/torch.stamp: $(VENV)/tools.stamp
+	@$(call run,torch,$(BIN)/python -m pip install '$(TORCH)')
 	touch $@
 
 # Every requirement that pyproject.toml names, all extras included; torch stays what it is (PIP_CONSTRAINT).
@@ -146,7 +157,7 @@ define REQUIREMENTS
 import tomllib
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)
-wanted = project["build-system"]["requires"] + project["project"]["dependencies"] + ["cmake>=3.25", "ninja"]
+wanted = project["build-system"]["requires"] + project["project"]["dependencies"]
 wanted += sum(project["project"]["optional-dependencies"].values(), [])
 print("\n".join(name for name in wanted if not name.startswith("deepseek-fast")))
 endef
@@ -172,7 +183,7 @@ $(VENV)/build.stamp: $(VENV)/deps.stamp $(VENV)/names.txt CMakeLists.txt pyproje
 # _C_core for aarch64; the tests keep it up to date. Without the cross compiler they are skipped, and say so.
 CROSS := aarch64-linux-gnu
 CORE = PATH="$$PWD/$(BIN):$$PATH" cmake -S . -B $(@D) -G Ninja -D CMAKE_BUILD_TYPE=Release -D DSF_DOORS=OFF
-$(EMULATED)/aarch64/build.ninja: $(VENV)/deps.stamp CMakeLists.txt
+$(EMULATED)/aarch64/build.ninja: $(VENV)/tools.stamp CMakeLists.txt
 	@if ! command -v $(CROSS)-g++ >/dev/null; then echo "test-emulated: no $(CROSS)-g++"; exit 0; fi
 	$(call run,aarch64,$(CORE) -D CMAKE_SYSTEM_NAME=Linux -D CMAKE_SYSTEM_PROCESSOR=aarch64 \
 	  -D CMAKE_C_COMPILER=$(CROSS)-gcc -D CMAKE_CXX_COMPILER=$(CROSS)-g++ && $(BIN)/cmake --build $(@D))
