@@ -57,7 +57,7 @@ tools:
 # Its lock is its own: it can run beside everything else.
 emulated:
 	@mkdir -p $(LOG)
-	[ -e $(VENV)/tools.stamp ] || flock $(LOG)/lock $(MAKE) -s $(VENV)/tools.stamp
+	[ -e $(VENV)/tools.stamp ] || $(MAKE) tools
 	exec flock $(LOG)/emulated.lock $(MAKE) -s $(EMULATED)/aarch64/build.ninja
 
 test-emulated: build emulated ## numerics on CPUs that are not here: aarch64, x86-64 without AVX and with AVX2, AMX
@@ -142,10 +142,9 @@ help: ## this list
 	echo '  ARGS="..." is handed on; PYTHON=python3.12 chooses the interpreter of a new .venv'
 
 # --- how it is set up ------------------------------------------------------------------------------------------------
-TOOLS := 'cmake>=3.25' ninja
 $(VENV)/tools.stamp:
 	@$(call run,environment,$(PYTHON) -m venv $(VENV) && echo '$(TORCH)' >$(VENV)/constraints.txt && \
-	  $(BIN)/python -m pip install $(TOOLS))
+	  $(BIN)/python -m pip install 'cmake>=3.25' ninja)
 	touch $@
 
 $(VENV)/torch.stamp: $(VENV)/tools.stamp

@@ -2,6 +2,7 @@
 what a chip takes. Launchers run with tensors of device "meta", and nothing is compiled."""
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from deepseek_fast.gpu import launch
 from deepseek_fast.gpu.register import kernels
 from tests import gpu
+from tests.doors import EVERY_ROOM
 
 pytestmark = gpu.gpu
 MANY = 1 << 20  # above 65,535 blocks of up to 15
@@ -42,8 +44,24 @@ def cast(op: Any, M: int, K: int, block_rows: int, block_cols: int) -> None:
     op(of(M, K), None, None, block_rows, block_cols, False, E4M3)
 
 
+def fp8_weight(op: Any, M: int, N: int, K: int, activations: str) -> None:
+    scale = of(-(-N // 128), -(-K // 128), dtype=F32)
+    op(of(M, K), of(N, K, dtype=E4M3), scale, activations=activations)
+
+
 def conv(op: Any, N: int, C: int, filters: int, groups: int = 1) -> None:
     op(of(N, C, 8, 8), of(filters, C // groups, 3, 3), None, [1, 1], [1] * 4, [1, 1], groups)
+
+
+def conv_int8(op: Any, N: int, C: int, filters: int, groups: int = 1) -> None:
+    x, weight = of(N, C, 8, 8, dtype=U8), of(filters, C // groups, 3, 3, dtype=I8)
+    op(x, weight, 0.1, 3, of(filters, dtype=F32), 0.1, 4, None, [1, 1], [1] * 4, [1, 1], groups, U8)
+
+
+def stem(op: Any, N: int) -> None:
+    """A first layer with its pool, which has a kernel of its own."""
+    x = of(N, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    op(x, of(64, 3, 7, 7), None, [2, 2], [3] * 4, [1, 1], 1, "relu", [], None, "before", [3, 3, 2, 2, 1, 1, 1, 1, 0])
 
 
 def attention(op: Any, B: int, S: int, *, H: int = 2) -> None:
@@ -64,14 +82,14 @@ def mla_backward(op: Any, s_q: int, h_kv: int, s_kv: int, topk: int) -> None:
     op(q, q, of(s_kv, h_kv, 64), of(s_q, h_kv, topk, dtype=I32), q, lse, None, 64, None, None)
 
 
-def mqa(op: Any, s_q: int, s_kv: int) -> None:
+def mqa(s_q: int, s_kv: int) -> tuple[Tensor, ...]:
     scale, weights = of(s_kv, dtype=F32), of(s_q, 4, dtype=F32)
-    op(of(s_q, 4, 64, dtype=E4M3), of(s_kv, 64, dtype=E4M3), scale, weights, None, None, 0, F32)
+    return of(s_q, 4, 64, dtype=E4M3), of(s_kv, 64, dtype=E4M3), scale, weights
 
 
-def paged_mqa(op: Any, b: int) -> None:
+def paged_mqa(b: int) -> tuple[Tensor, ...]:
     cache, lists = of(9, 64, 1, 68, dtype=U8), (of(b, dtype=I32), of(b, 2, dtype=I32))
-    op(of(b, 1, 4, 64, dtype=E4M3), cache, of(b, 4, dtype=F32), *lists, 128, F32)
+    return of(b, 1, 4, 64, dtype=E4M3), cache, of(b, 4, dtype=F32), *lists
 
 
 # Of each op: its room, and calls of its launcher, each with a large number in another place.
@@ -90,6 +108,20 @@ LARGE: dict[str, tuple[str, tuple[Callable[[Any], Any], ...]]] = {
             lambda op: int8(op, 16 * MANY, 64, 64),
             lambda op: int8(op, 4, 32 * MANY, 64),
             lambda op: int8(op, 4, 64, 64 * MANY),
+        ),
+    ),
+    "int8_quantize_weight": (
+        "int8_matmul",
+        (lambda op: op(of(16 * MANY, 64, dtype=F32)), lambda op: op(of(4, 64 * MANY, dtype=F32))),
+    ),
+    "fp8_matmul": (
+        "fp8_matmul",
+        (
+            lambda op: fp8_weight(op, 16 * MANY, 128, 128, "float"),
+            lambda op: fp8_weight(op, 4, 32 * MANY, 128, "float"),
+            lambda op: fp8_weight(op, 4, 128, 64 * MANY, "float"),
+            lambda op: fp8_weight(op, 16 * MANY, 128, 128, "fp8"),
+            lambda op: fp8_weight(op, 4, 128, 64 * MANY, "fp8"),
         ),
     ),
     "fp8_scaled_mm": (
@@ -121,6 +153,21 @@ LARGE: dict[str, tuple[str, tuple[Callable[[Any], Any], ...]]] = {
             lambda op: cast(op, 64 * MANY, 128, -1, -1),
         ),
     ),
+    "fp8_amax": (
+        "fp8_cast",
+        (
+            lambda op: op(of(64 * MANY, 128), 1, 128),
+            lambda op: op(of(4, 128 * MANY), 1, 128),
+            lambda op: op(of(64 * MANY, 128), -1, -1),
+        ),
+    ),
+    "silu_mul_cast": (
+        "fp8_cast",
+        (
+            lambda op: op(of(64 * MANY, 256), None, 1, 128, E4M3),
+            lambda op: op(of(4, 256 * MANY), None, 1, 128, E4M3),
+        ),
+    ),
     "fp8_cast_transposed": (
         "fp8_cast",
         (
@@ -144,8 +191,18 @@ LARGE: dict[str, tuple[str, tuple[Callable[[Any], Any], ...]]] = {
             lambda op: conv(op, 1, 16, 16 * MANY),
             lambda op: conv(op, 1, 2 * MANY, 2 * MANY, MANY),
             lambda op: conv(op, 1, MANY, MANY, MANY),
+            lambda op: stem(op, MANY),
         ),
     ),
+    "fused_conv_int8": (
+        "fused_conv",
+        (
+            lambda op: conv_int8(op, MANY, 16, 16),
+            lambda op: conv_int8(op, 1, 16, 16 * MANY),
+            lambda op: conv_int8(op, 1, MANY, MANY, MANY),
+        ),
+    ),
+    "local_response_norm": ("fused_conv", (lambda op: op(of(MANY, 16, 8, 8), 5), lambda op: op(of(1, MANY, 8, 8), 5))),
     "pool2d": ("fused_conv", (lambda op: op(of(MANY, 16, 8, 8), [2, 2, 2, 2, 0, 0, 0, 0, 0]),)),
     "block_sparse_attention": (
         "block_sparse_attention",
@@ -182,8 +239,25 @@ LARGE: dict[str, tuple[str, tuple[Callable[[Any], Any], ...]]] = {
         (lambda op: op(of(MANY, 64, 1, 656, dtype=U8), of(64 * MANY, 576), None, "v32"),),
     ),
     "mla_cache_read": ("sparse_mla", (lambda op: op(of(MANY, 64, 1, 656, dtype=U8), "v32"),)),
-    "fp8_mqa_logits": ("lightning_indexer", (lambda op: mqa(op, 64 * MANY, 64), lambda op: mqa(op, 4, 64 * MANY))),
-    "fp8_paged_mqa_logits": ("lightning_indexer", (lambda op: paged_mqa(op, MANY),)),
+    "fp8_mqa_logits": (
+        "lightning_indexer",
+        (
+            lambda op: op(*mqa(64 * MANY, 64), None, None, 0, F32),
+            lambda op: op(*mqa(4, 64 * MANY), None, None, 0, F32),
+        ),
+    ),
+    "fp8_paged_mqa_logits": ("lightning_indexer", (lambda op: op(*paged_mqa(MANY), 128, F32),)),
+    "lightning_indexer": (
+        "lightning_indexer",
+        (
+            lambda op: op(*mqa(MANY, 64), 8, None, None, "value"),
+            lambda op: op(*mqa(4, 64 * MANY), 2048, None, None, "value"),
+        ),
+    ),
+    "lightning_indexer_paged": (
+        "lightning_indexer",
+        (lambda op: op(*paged_mqa(MANY), 8, "value", True),),
+    ),
     "topk_indices": (
         "lightning_indexer",
         (
@@ -192,6 +266,11 @@ LARGE: dict[str, tuple[str, tuple[Callable[[Any], Any], ...]]] = {
         ),
     ),
 }
+
+
+def test_every_launcher_is_among_them() -> None:
+    launchers = {op for room in EVERY_ROOM for op in import_module(f"deepseek_fast.kernels.{room}.triton_kernel").OPS}
+    assert launchers == set(LARGE)
 
 
 @pytest.mark.parametrize("arch", gpu.ARCHS)

@@ -22,16 +22,17 @@ def cast_rows(x: Tensor, native: bool) -> tuple[Tensor, Tensor]:
     codes = x.new_empty((M, K), dtype=torch.float8_e4m3fn)
     scale = x.new_empty((steps, M), dtype=torch.float32).t()
     launch(
-        _cast_rows, (-(-M // ROWS), steps), x, codes if native else codes.view(torch.uint8), scale, M, K, x.stride(0),
-        scale.stride(1), ROWS=ROWS, STEP=STEP, NATIVE=native, num_warps=4, enable_fp_fusion=False,
+        _cast_rows, (-(-M // ROWS) * steps,), x, codes if native else codes.view(torch.uint8), scale, M, K,
+        x.stride(0), scale.stride(1), ROWS=ROWS, STEP=STEP, NATIVE=native, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return codes, scale
 
 
 @triton.jit(do_not_specialize=["M", "scale_k"])
 def _cast_rows(x, codes, scale, M, K, x_stride, scale_k, ROWS: tl.constexpr, STEP: tl.constexpr, NATIVE: tl.constexpr):
-    m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    step = tl.program_id(1)
+    parts = tl.cdiv(M, ROWS)  # of a step: programs that follow each other
+    m = tl.program_id(0) % parts * ROWS + tl.arange(0, ROWS)
+    step = tl.program_id(0) // parts
     k = step * STEP + tl.arange(0, STEP)
     rows, inside = m.to(tl.int64)[:, None], (m < M)[:, None] & (k < K)[None, :]
     v = tl.load(x + rows * x_stride + k[None, :], inside, 0.0).to(tl.float32)
